@@ -1,0 +1,13 @@
+//! The rules of disaggregated serving, without anything that does I/O: names, block identity, KV events, the prefix
+//! index, placement, choice of workers, and the handoff machine.
+//!
+//! Invariant of this crate: no clock, no randomness, no async, no global state. Time and seeds are arguments, so
+//! every decision can be replayed from its inputs.
+
+pub mod ids;
+pub mod kv_event;
+pub mod role;
+
+pub use ids::{BlockHash, BlockId, Epoch, HandoffId, KvCompat, ModelFingerprint, SequenceId, WorkerId};
+pub use kv_event::KvEvent;
+pub use role::Role;

@@ -1,0 +1,14 @@
+//! The inference engine without the arithmetic: sequences, the block pool with its prefix cache, the scheduler,
+//! sampling, and the trait that a backend implements.
+//!
+//! Invariant of this crate: it knows no tokio, no tonic, no tensor library, no clock and no randomness of its own.
+//! `Engine::step` is schedule, execute, postprocess; everything in it can be driven by a test with a fake backend.
+
+pub mod backend;
+pub mod engine;
+pub mod kv;
+pub mod request;
+
+pub use backend::{Backend, BackendError, Batch, SampleRow, SampledToken, StepTokens, TokenInput};
+pub use kv::{KvAccessError, KvDtype, KvLayout, KvMemory, KvPush, KvTransport, NoTransport};
+pub use request::{FinishReason, Request, SamplingParams, StopRules};
