@@ -1,1 +1,4 @@
-//! Placeholder until the module lands.
+//! A worker of disaggregated serving: prefills, decodes, or both.
+
+pub mod backend;
+pub mod model;

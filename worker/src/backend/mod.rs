@@ -1,0 +1,1 @@
+//! What computes: implementations of [`disagg_engine::Backend`].
