@@ -1,1 +1,10 @@
-//! Placeholder until the module lands.
+//! What a user writes, and how it is checked: the router's settings and, behind the feature `crd`, the
+//! `DisaggDeployment` resource.
+//!
+//! Invariant of this crate: it only describes and validates. Nothing here does I/O, and operator, router and CLI get
+//! their opinion of what is valid from here alone. Without the feature `crd` it compiles no Kubernetes crate, so the
+//! worker and the router stay free of them.
+
+pub mod settings;
+
+pub use settings::{FallbackPolicy, RouterSettings, SettingsError, SettingsErrors};

@@ -1,0 +1,403 @@
+//! The router's settings: what the ConfigMap of a deployment holds, and a settings file without a cluster.
+//!
+//! They are flat keys with short values, so that `kubectl edit configmap` reads well:
+//!
+//! ```yaml
+//! maxLocalPrefillLength: "512"
+//! maxPrefillQueueDepth: "2"
+//! fallbackPolicy: Local
+//! ```
+//!
+//! Operator and router both call [`RouterSettings::from_pairs`], so they can not disagree on what is valid.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize};
+
+/// Key of [`RouterSettings::max_local_prefill_length`].
+pub const MAX_LOCAL_PREFILL_LENGTH: &str = "maxLocalPrefillLength";
+/// Key of [`RouterSettings::max_prefill_queue_depth`].
+pub const MAX_PREFILL_QUEUE_DEPTH: &str = "maxPrefillQueueDepth";
+/// Key of [`RouterSettings::fallback_policy`].
+pub const FALLBACK_POLICY: &str = "fallbackPolicy";
+/// Every key, in the order in which they are written.
+pub const KEYS: [&str; 3] = [MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, FALLBACK_POLICY];
+
+/// What [`MAX_LOCAL_PREFILL_LENGTH`] may be, in tokens. The upper end is beyond any model's context, and stands for
+/// "always local".
+pub const MAX_LOCAL_PREFILL_LENGTH_RANGE: RangeInclusive<u32> = 0..=16_777_216;
+/// What [`MAX_PREFILL_QUEUE_DEPTH`] may be, in requests.
+pub const MAX_PREFILL_QUEUE_DEPTH_RANGE: RangeInclusive<u32> = 1..=1024;
+
+/// When a prompt is worth a remote prefill. Every value is in its range: there is no way to make others from text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RouterSettings {
+    /// A prompt is prefilled remotely only if its net-new tokens (prompt minus what the decode worker has cached) are
+    /// **more** than this.
+    pub max_local_prefill_length: u32,
+    /// A prefill worker is used only while **fewer** requests than this are queued or running on it.
+    pub max_prefill_queue_depth: u32,
+    /// What becomes of a request that should be prefilled remotely when no prefill worker can take it.
+    pub fallback_policy: FallbackPolicy,
+}
+
+/// What to do when a prompt is worth a remote prefill and no prefill worker can take it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum FallbackPolicy {
+    /// Prefill on the decode worker.
+    #[default]
+    Local,
+    /// Answer 503 with Retry-After.
+    Fail,
+}
+
+/// One problem of the settings.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// No such key.
+    #[error("{key}: unknown key; known are {}", KEYS.join(", "))]
+    UnknownKey {
+        /// The key as it was written, cut to a printable length.
+        key: String,
+    },
+    /// The value breaks the key's rule.
+    #[error("{key}: {value:?} is not allowed; it must be {rule}")]
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// The value as it was written, cut to a printable length.
+        value: String,
+        /// What is allowed, to follow "must be".
+        rule: String,
+    },
+    /// The text is no flat YAML mapping.
+    #[error("the settings are not a YAML mapping of keys to plain values: {0}")]
+    Syntax(String),
+}
+
+/// Every problem of the settings, in the order of the keys given. Never empty.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}", display_all(.0))]
+pub struct SettingsErrors(pub Vec<SettingsError>);
+
+fn display_all(errors: &[SettingsError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Default for RouterSettings {
+    fn default() -> Self {
+        Self {
+            max_local_prefill_length: 512,
+            max_prefill_queue_depth: 2,
+            fallback_policy: FallbackPolicy::Local,
+        }
+    }
+}
+
+impl RouterSettings {
+    /// Reads flat keys. A key that is absent has its default; white space around a value does not count, since a
+    /// block scalar in an edited ConfigMap ends in a newline.
+    ///
+    /// Reports every problem, not only the first.
+    pub fn from_pairs<'a>(
+        pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, SettingsErrors> {
+        let mut settings = Self::default();
+        let mut errors = Vec::new();
+        for (key, value) in pairs {
+            if let Err(error) = settings.set(key, value) {
+                errors.push(error);
+            }
+        }
+        if errors.is_empty() { Ok(settings) } else { Err(SettingsErrors(errors)) }
+    }
+
+    /// Reads a settings file: the ConfigMap's keys as one flat YAML mapping, values quoted or not. An empty file
+    /// means all defaults; a key written twice is an error.
+    pub fn from_yaml(text: &str) -> Result<Self, SettingsErrors> {
+        if is_blank_yaml(text) {
+            return Ok(Self::default());
+        }
+        let pairs: BTreeMap<String, PlainValue> = serde_yaml::from_str(text).map_err(|error| {
+            SettingsErrors(vec![SettingsError::Syntax(printable(&error.to_string(), 400))])
+        })?;
+        Self::from_pairs(pairs.iter().map(|(key, value)| (key.as_str(), value.0.as_str())))
+    }
+
+    /// Sets one key. Nothing is changed when the key or the value is bad.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingsError> {
+        match key {
+            MAX_LOCAL_PREFILL_LENGTH => {
+                let range = MAX_LOCAL_PREFILL_LENGTH_RANGE;
+                self.max_local_prefill_length = number(MAX_LOCAL_PREFILL_LENGTH, value, range, "tokens")?;
+            }
+            MAX_PREFILL_QUEUE_DEPTH => {
+                let range = MAX_PREFILL_QUEUE_DEPTH_RANGE;
+                self.max_prefill_queue_depth = number(MAX_PREFILL_QUEUE_DEPTH, value, range, "requests")?;
+            }
+            FALLBACK_POLICY => {
+                self.fallback_policy =
+                    value.trim().parse().map_err(|UnknownPolicy| SettingsError::BadValue {
+                        key: FALLBACK_POLICY,
+                        value: printable(value, 64),
+                        rule: "Local or Fail".to_owned(),
+                    })?;
+            }
+            unknown => return Err(SettingsError::UnknownKey { key: printable(unknown, 64) }),
+        }
+        Ok(())
+    }
+
+    /// The same settings as flat keys; [`Self::from_pairs`] of them gives the settings back.
+    pub fn to_pairs(&self) -> [(&'static str, String); 3] {
+        [
+            (MAX_LOCAL_PREFILL_LENGTH, self.max_local_prefill_length.to_string()),
+            (MAX_PREFILL_QUEUE_DEPTH, self.max_prefill_queue_depth.to_string()),
+            (FALLBACK_POLICY, self.fallback_policy.to_string()),
+        ]
+    }
+
+    /// The same settings as the text of a settings file.
+    pub fn to_yaml(&self) -> String {
+        self.to_pairs().map(|(key, value)| format!("{key}: {value}\n")).concat()
+    }
+}
+
+impl fmt::Display for FallbackPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "Local",
+            Self::Fail => "Fail",
+        })
+    }
+}
+
+/// The name is none of a policy's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the policy must be Local or Fail")]
+pub struct UnknownPolicy;
+
+impl FromStr for FallbackPolicy {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "Local" => Ok(Self::Local),
+            "Fail" => Ok(Self::Fail),
+            _ => Err(UnknownPolicy),
+        }
+    }
+}
+
+/// Decimal digits only: no sign, no `1e3`, no `0x`.
+fn number(
+    key: &'static str,
+    value: &str,
+    range: RangeInclusive<u32>,
+    unit: &str,
+) -> Result<u32, SettingsError> {
+    let digits = value.trim();
+    let parsed = if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None };
+    parsed.filter(|number| range.contains(number)).ok_or_else(|| SettingsError::BadValue {
+        key,
+        value: printable(value, 64),
+        rule: format!("a whole number of {unit} from {} to {}", range.start(), range.end()),
+    })
+}
+
+/// At most `limit` characters, for values that go into Events, conditions and logs.
+fn printable(text: &str, limit: usize) -> String {
+    let mut chars = text.chars();
+    let mut cut: String = chars.by_ref().take(limit).collect();
+    if chars.next().is_some() {
+        cut.push('…');
+    }
+    cut
+}
+
+/// Only comments, blank lines and document markers. The YAML parser would call that a null, not a mapping.
+fn is_blank_yaml(text: &str) -> bool {
+    text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#') || line == "---")
+}
+
+/// A scalar, kept as text: `512` and `"512"` mean the same.
+struct PlainValue(String);
+
+impl<'de> Deserialize<'de> for PlainValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Scalar;
+        impl Visitor<'_> for Scalar {
+            type Value = PlainValue;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a plain value")
+            }
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.to_string()))
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.to_string()))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.to_string()))
+            }
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.to_string()))
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.to_owned()))
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<PlainValue, E> {
+                Ok(PlainValue(String::new()))
+            }
+        }
+        deserializer.deserialize_any(Scalar)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn error_of(text: &str) -> String {
+        RouterSettings::from_yaml(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn absent_keys_have_the_documented_defaults() {
+        let defaults = RouterSettings::default();
+        assert_eq!(defaults.max_local_prefill_length, 512);
+        assert_eq!(defaults.max_prefill_queue_depth, 2);
+        assert_eq!(defaults.fallback_policy, FallbackPolicy::Local);
+        for text in ["", "\n# nothing set\n", "---\n", "{}"] {
+            assert_eq!(RouterSettings::from_yaml(text).unwrap(), defaults, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn values_may_be_quoted_or_not() {
+        let expected = RouterSettings { max_local_prefill_length: 128, ..RouterSettings::default() };
+        for text in [
+            "maxLocalPrefillLength: 128",
+            "maxLocalPrefillLength: \"128\"",
+            "maxLocalPrefillLength: |\n  128\n",
+            "maxLocalPrefillLength: 0128",
+        ] {
+            assert_eq!(RouterSettings::from_yaml(text).unwrap(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_ranges_are_allowed_and_nothing_beyond() {
+        let with = |key: &'static str, value: &'static str| RouterSettings::from_pairs([(key, value)]);
+        for good in ["0", "16777216"] {
+            assert!(with(MAX_LOCAL_PREFILL_LENGTH, good).is_ok(), "{good}");
+        }
+        for bad in ["-1", "16777217", "99999999999999999999", "", "+5", "1e3", "0x10", "5.0", "many"] {
+            assert!(with(MAX_LOCAL_PREFILL_LENGTH, bad).is_err(), "{bad}");
+        }
+        for good in ["1", "1024"] {
+            assert!(with(MAX_PREFILL_QUEUE_DEPTH, good).is_ok(), "{good}");
+        }
+        for bad in ["0", "1025"] {
+            assert!(with(MAX_PREFILL_QUEUE_DEPTH, bad).is_err(), "{bad}");
+        }
+        assert!(with(FALLBACK_POLICY, "Fail").is_ok());
+        assert!(with(FALLBACK_POLICY, "fail").is_err());
+    }
+
+    #[test]
+    fn an_error_names_key_value_and_rule() {
+        assert_eq!(
+            error_of("maxLocalPrefillLength: lots"),
+            "maxLocalPrefillLength: \"lots\" is not allowed; it must be a whole number of tokens from 0 to 16777216"
+        );
+        assert_eq!(
+            error_of("fallbackPolicy: Never"),
+            "fallbackPolicy: \"Never\" is not allowed; it must be Local or Fail"
+        );
+        assert_eq!(
+            error_of("maxLocalPrefilLength: 5"),
+            "maxLocalPrefilLength: unknown key; known are maxLocalPrefillLength, maxPrefillQueueDepth, fallbackPolicy"
+        );
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let errors = RouterSettings::from_pairs([
+            ("speed", "fast"),
+            (MAX_PREFILL_QUEUE_DEPTH, "0"),
+            (MAX_LOCAL_PREFILL_LENGTH, "512"),
+            (FALLBACK_POLICY, "x"),
+        ])
+        .unwrap_err();
+        assert_eq!(errors.0.len(), 3, "{errors}");
+    }
+
+    #[test]
+    fn what_is_no_flat_mapping_is_refused() {
+        for text in [
+            "- 1\n- 2\n",
+            "512",
+            "maxLocalPrefillLength: {a: 1}",
+            "a: [1]",
+            "maxLocalPrefillLength: 1\nmaxLocalPrefillLength: 2\n",
+            "{",
+        ] {
+            assert!(
+                matches!(RouterSettings::from_yaml(text).unwrap_err().0[..], [SettingsError::Syntax(_)]),
+                "{text:?}"
+            );
+        }
+        assert!(error_of("maxLocalPrefillLength:").contains("\"\" is not allowed"));
+    }
+
+    #[test]
+    fn long_values_are_cut_in_errors() {
+        let value = "9".repeat(100_000);
+        let error = RouterSettings::from_pairs([(MAX_LOCAL_PREFILL_LENGTH, value.as_str())]).unwrap_err();
+        assert!(error.to_string().len() < 300);
+        let error = RouterSettings::from_pairs([(value.as_str(), "1")]).unwrap_err();
+        assert!(error.to_string().len() < 300);
+    }
+
+    #[test]
+    fn a_bad_value_changes_nothing() {
+        let mut settings = RouterSettings::default();
+        settings.set(MAX_LOCAL_PREFILL_LENGTH, "7").unwrap();
+        let before = settings.clone();
+        settings.set(MAX_LOCAL_PREFILL_LENGTH, "x").unwrap_err();
+        settings.set(FALLBACK_POLICY, "x").unwrap_err();
+        settings.set("x", "x").unwrap_err();
+        assert_eq!(settings, before);
+    }
+
+    proptest! {
+        #[test]
+        fn pairs_and_yaml_round_trip(
+            length in MAX_LOCAL_PREFILL_LENGTH_RANGE,
+            depth in MAX_PREFILL_QUEUE_DEPTH_RANGE,
+            fail: bool,
+        ) {
+            let settings = RouterSettings {
+                max_local_prefill_length: length,
+                max_prefill_queue_depth: depth,
+                fallback_policy: if fail { FallbackPolicy::Fail } else { FallbackPolicy::Local },
+            };
+            let pairs = settings.to_pairs();
+            let read = RouterSettings::from_pairs(pairs.iter().map(|(key, value)| (*key, value.as_str())));
+            prop_assert_eq!(read.unwrap(), settings.clone());
+            prop_assert_eq!(RouterSettings::from_yaml(&settings.to_yaml()).unwrap(), settings);
+        }
+
+        #[test]
+        fn no_text_panics(text in "(?s).{0,200}") {
+            let _ = RouterSettings::from_yaml(&text);
+        }
+    }
+}
