@@ -1,0 +1,442 @@
+//! Flags of a worker, and the checked configuration that the rest of the crate runs on.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+use disagg_core::{Role, WorkerId};
+
+/// Longest worker name, in bytes; the length of a Kubernetes pod name.
+const NAME_BYTES_MAX: usize = 253;
+
+/// How weights come to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum LoadFormat {
+    /// Read safetensors from the model folder.
+    #[default]
+    Auto,
+    /// Make random weights of the folder's config from `--seed`: for benchmarks and tests.
+    Dummy,
+}
+
+/// What computes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum Device {
+    /// The best device there is.
+    #[default]
+    Auto,
+    /// The CPU backend (candle).
+    Cpu,
+}
+
+/// A number of bytes, written as `1073741824`, `512MiB` or `1GiB`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ByteSize(pub u64);
+
+/// Text that is no number of bytes.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is no size: write bytes as a whole number, or with KiB, MiB, GiB, for example 512MiB")]
+pub struct BadByteSize(String);
+
+impl FromStr for ByteSize {
+    type Err = BadByteSize;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || BadByteSize(text.to_owned());
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let unit = match text[digits.len()..].trim() {
+            "" | "B" => 1,
+            "Ki" | "KiB" => 1 << 10,
+            "Mi" | "MiB" => 1 << 20,
+            "Gi" | "GiB" => 1 << 30,
+            _ => return Err(bad()),
+        };
+        let number: u64 = digits.parse().map_err(|_| bad())?;
+        number.checked_mul(unit).map(Self).ok_or_else(bad)
+    }
+}
+
+/// Run one worker: it loads a model and serves prefill, decode or both over gRPC.
+///
+/// A decode worker answers requests on its own. With prefill workers beside it, the router sends long prompts there
+/// first; their KV is pushed into the decode worker as it is computed.
+#[derive(Clone, PartialEq, Debug, Args)]
+#[allow(clippy::struct_excessive_bools)] // each is a flag of its own
+pub struct WorkerArgs {
+    /// Stable name of this worker, shown in `x-disagg-placement` and logs [default: <role>-0]
+    #[arg(long, env = "DISAGG_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// What this worker does: prefill (for others only), decode (prefills short prompts itself), or both
+    #[arg(long, env = "DISAGG_ROLE", default_value = "both", value_name = "prefill|decode|both")]
+    pub role: Role,
+
+    /// Address of the gRPC server; port 0 takes a free one
+    #[arg(long, env = "DISAGG_LISTEN", default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    pub listen: String,
+
+    /// Address under which other workers reach this one [default: the address it listens on]
+    #[arg(long, env = "DISAGG_ADVERTISE", value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+
+    /// Address of /metrics, /health and /ready over HTTP; absent: not served
+    #[arg(long, env = "DISAGG_METRICS_LISTEN", value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
+
+    /// Model folder in the Hugging Face layout: config.json, tokenizer.json, *.safetensors
+    #[arg(long, env = "DISAGG_MODEL", value_name = "FOLDER")]
+    pub model: PathBuf,
+
+    /// Name that clients put into `model` [default: the folder's name]
+    #[arg(long, env = "DISAGG_SERVED_MODEL_NAME", value_name = "NAME")]
+    pub served_model_name: Option<String>,
+
+    /// Where weights come from: the folder's safetensors, or random numbers of the right shapes
+    #[arg(long, env = "DISAGG_LOAD_FORMAT", value_enum, default_value_t)]
+    pub load_format: LoadFormat,
+
+    /// Seed of `--load-format dummy`; workers of one deployment need the same
+    #[arg(long, env = "DISAGG_SEED", default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+
+    /// What computes
+    #[arg(long, env = "DISAGG_DEVICE", value_enum, default_value_t)]
+    pub device: Device,
+
+    /// Prompt and output together, in tokens [default: what the model's config.json allows]
+    #[arg(long, env = "DISAGG_MAX_MODEL_LEN", value_name = "TOKENS")]
+    pub max_model_len: Option<u32>,
+
+    /// Tokens computed in one step: smaller keeps decoding smooth, larger prefills faster
+    #[arg(long, env = "DISAGG_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "TOKENS")]
+    pub max_num_batched_tokens: u32,
+
+    /// Sequences computed in one step
+    #[arg(long, env = "DISAGG_MAX_NUM_SEQS", default_value_t = 64, value_name = "N")]
+    pub max_num_seqs: u32,
+
+    /// Tokens in one KV block; workers that hand KV to each other need the same
+    #[arg(long, env = "DISAGG_BLOCK_SIZE", default_value_t = 64, value_name = "TOKENS")]
+    pub block_size: u32,
+
+    /// KV blocks in the pool; instead of --kv-cache-bytes
+    #[arg(long, env = "DISAGG_NUM_BLOCKS", value_name = "N", conflicts_with = "kv_cache_bytes")]
+    pub num_blocks: Option<u32>,
+
+    /// Memory for the KV pool, for example 4GiB [default: 512MiB]
+    #[arg(long, env = "DISAGG_KV_CACHE_BYTES", value_name = "SIZE")]
+    pub kv_cache_bytes: Option<ByteSize>,
+
+    /// Requests that may wait to run; more are refused with 429
+    #[arg(long, env = "DISAGG_MAX_WAITING", default_value_t = 256, value_name = "N")]
+    pub max_waiting: u32,
+
+    /// Prefills for other workers queued or running; more are refused, and the asker tries another worker
+    #[arg(long, env = "DISAGG_MAX_PREFILL_QUEUE", default_value_t = 8, value_name = "N")]
+    pub max_prefill_queue: u32,
+
+    /// Split long prompts over steps, so that decoding goes on meanwhile
+    #[arg(long, env = "DISAGG_ENABLE_CHUNKED_PREFILL", default_value_t = true, action = ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub enable_chunked_prefill: bool,
+
+    /// The same as --enable-chunked-prefill false
+    #[arg(long, conflicts_with = "enable_chunked_prefill")]
+    pub no_enable_chunked_prefill: bool,
+
+    /// Reuse the KV of earlier prompts that begin alike
+    #[arg(long, env = "DISAGG_ENABLE_PREFIX_CACHING", default_value_t = true, action = ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub enable_prefix_caching: bool,
+
+    /// Silence of a peer after which a handoff is given up, in milliseconds (100 to 60000)
+    #[arg(long, env = "DISAGG_HANDOFF_LEASE_MS", default_value_t = 2000, value_name = "MS")]
+    pub handoff_lease_ms: u32,
+
+    /// On SIGTERM: time for running requests to end, in seconds (at most 3600)
+    #[arg(long, env = "DISAGG_DRAIN_SECONDS", default_value_t = 30, value_name = "SECONDS")]
+    pub drain_seconds: u32,
+
+    /// Threads of the CPU backend [default: one per core]
+    #[arg(long, env = "DISAGG_THREADS", value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// End when standard input closes; used by parents that must not leave orphans behind
+    #[arg(long, env = "DISAGG_EXIT_WITH_STDIN")]
+    pub exit_with_stdin: bool,
+}
+
+/// Size of the KV pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PoolSize {
+    /// So many blocks.
+    Blocks(u32),
+    /// As many blocks as fit these bytes.
+    Bytes(u64),
+}
+
+/// Which model, and how to get it into memory.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelConfig {
+    /// Folder in the Hugging Face layout.
+    pub folder: PathBuf,
+    /// Name that clients use.
+    pub served_model_name: String,
+    /// Where weights come from.
+    pub load_format: LoadFormat,
+    /// Seed of dummy weights.
+    pub seed: u64,
+    /// What computes.
+    pub device: Device,
+    /// Limit asked for, in tokens.
+    pub max_model_len: Option<u32>,
+    /// Tokens in one KV block.
+    pub block_size: u32,
+    /// Size of the KV pool.
+    pub pool: PoolSize,
+    /// Threads of the CPU backend.
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// Bounds and switches of the engine that flags set; the rest comes from the model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EngineLimits {
+    /// Tokens in one step.
+    pub max_num_batched_tokens: u32,
+    /// Sequences in one step.
+    pub max_num_seqs: u32,
+    /// Requests that may wait.
+    pub max_waiting: u32,
+    /// Remote prefills queued or running.
+    pub max_prefill_queue: u32,
+    /// Split prompts over steps.
+    pub enable_chunked_prefill: bool,
+    /// Reuse blocks of earlier prompts.
+    pub enable_prefix_caching: bool,
+}
+
+/// How the process serves; independent of the model.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServeConfig {
+    /// Stable name.
+    pub name: WorkerId,
+    /// What it does.
+    pub role: Role,
+    /// gRPC listen address.
+    pub listen: String,
+    /// Address peers use, if not the listen address.
+    pub advertise: Option<String>,
+    /// HTTP address of metrics.
+    pub metrics_listen: Option<String>,
+    /// Engine limits.
+    pub limits: EngineLimits,
+    /// Silence that ends a handoff.
+    pub lease: Duration,
+    /// Bound of a drain.
+    pub drain: Duration,
+}
+
+/// Checked flags.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WorkerConfig {
+    /// The model to load.
+    pub model: ModelConfig,
+    /// How to serve it.
+    pub serve: ServeConfig,
+    /// Whether closing standard input ends the process.
+    pub exit_with_stdin: bool,
+}
+
+/// A flag whose value cannot work.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("--{flag}: {message}")]
+pub struct ArgsError {
+    flag: &'static str,
+    message: String,
+}
+
+impl ArgsError {
+    pub(crate) fn new(flag: &'static str, message: impl Into<String>) -> Self {
+        Self { flag, message: message.into() }
+    }
+}
+
+impl WorkerArgs {
+    /// Checks everything that can be checked without the model, and fills in defaults.
+    pub fn resolve(self) -> Result<WorkerConfig, ArgsError> {
+        let name = self.name.unwrap_or_else(|| format!("{}-0", self.role));
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            let message = format!("{} bytes given; 1 to {NAME_BYTES_MAX} are allowed", name.len());
+            return Err(ArgsError::new("name", message));
+        }
+        host_port("listen", &self.listen)?;
+        if let Some(address) = &self.advertise {
+            let port = host_port("advertise", address)?;
+            if port == 0 {
+                return Err(ArgsError::new("advertise", "port 0 cannot be reached; give the real port"));
+            }
+        }
+        if let Some(address) = &self.metrics_listen {
+            host_port("metrics-listen", address)?;
+        }
+        at_least_one("max-num-batched-tokens", self.max_num_batched_tokens)?;
+        at_least_one("max-num-seqs", self.max_num_seqs)?;
+        at_least_one("max-waiting", self.max_waiting)?;
+        at_least_one("max-prefill-queue", self.max_prefill_queue)?;
+        if let Some(tokens) = self.max_model_len
+            && tokens < 2
+        {
+            return Err(ArgsError::new("max-model-len", "at least 2: one prompt token and one of output"));
+        }
+        if !(1..=1024).contains(&self.block_size) {
+            let message = format!("{} given; 1 to 1024 tokens are allowed", self.block_size);
+            return Err(ArgsError::new("block-size", message));
+        }
+        if !(100..=60_000).contains(&self.handoff_lease_ms) {
+            let message = format!("{} given; 100 to 60000 are allowed", self.handoff_lease_ms);
+            return Err(ArgsError::new("handoff-lease-ms", message));
+        }
+        if self.drain_seconds > 3600 {
+            let message = format!("{} given; at most 3600 are allowed", self.drain_seconds);
+            return Err(ArgsError::new("drain-seconds", message));
+        }
+        let pool = match (self.num_blocks, self.kv_cache_bytes) {
+            (Some(0), _) => return Err(ArgsError::new("num-blocks", "at least 1 is needed")),
+            (Some(blocks), _) => PoolSize::Blocks(blocks),
+            (None, Some(ByteSize(bytes))) => PoolSize::Bytes(bytes),
+            (None, None) => PoolSize::Bytes(512 << 20),
+        };
+        let served_model_name = match self.served_model_name {
+            Some(name) if name.is_empty() => {
+                return Err(ArgsError::new("served-model-name", "must not be empty"));
+            }
+            Some(name) => name,
+            None => folder_name(&self.model)?,
+        };
+        Ok(WorkerConfig {
+            model: ModelConfig {
+                folder: self.model,
+                served_model_name,
+                load_format: self.load_format,
+                seed: self.seed,
+                device: self.device,
+                max_model_len: self.max_model_len,
+                block_size: self.block_size,
+                pool,
+                threads: self.threads,
+            },
+            serve: ServeConfig {
+                name: WorkerId::new(name),
+                role: self.role,
+                listen: self.listen,
+                advertise: self.advertise,
+                metrics_listen: self.metrics_listen,
+                limits: EngineLimits {
+                    max_num_batched_tokens: self.max_num_batched_tokens,
+                    max_num_seqs: self.max_num_seqs,
+                    max_waiting: self.max_waiting,
+                    max_prefill_queue: self.max_prefill_queue,
+                    enable_chunked_prefill: self.enable_chunked_prefill && !self.no_enable_chunked_prefill,
+                    enable_prefix_caching: self.enable_prefix_caching,
+                },
+                lease: Duration::from_millis(self.handoff_lease_ms.into()),
+                drain: Duration::from_secs(self.drain_seconds.into()),
+            },
+            exit_with_stdin: self.exit_with_stdin,
+        })
+    }
+}
+
+/// The port of `address`, if it has the form HOST:PORT.
+fn host_port(flag: &'static str, address: &str) -> Result<u16, ArgsError> {
+    address
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty())
+        .and_then(|(_, port)| port.parse().ok())
+        .ok_or_else(|| {
+            ArgsError::new(flag, format!("{address:?} is not HOST:PORT, for example 127.0.0.1:9000"))
+        })
+}
+
+fn at_least_one(flag: &'static str, value: u32) -> Result<(), ArgsError> {
+    if value == 0 { Err(ArgsError::new(flag, "at least 1 is needed")) } else { Ok(()) }
+}
+
+fn folder_name(folder: &std::path::Path) -> Result<String, ArgsError> {
+    // `.` and `..` have no name until they are resolved.
+    let resolved = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    resolved.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
+        ArgsError::new("served-model-name", format!("needed, since {} has no usable name", folder.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: WorkerArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<WorkerConfig, String> {
+        let flags = ["worker", "--model", "/models/tiny"].iter().chain(flags);
+        Cli::try_parse_from(flags)
+            .map_err(|error| error.to_string())?
+            .args
+            .resolve()
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_come_from_role_and_folder() {
+        let config = parse(&["--role", "decode"]).unwrap();
+        assert_eq!(config.serve.name.as_str(), "decode-0");
+        assert_eq!(config.model.served_model_name, "tiny");
+        assert_eq!(config.model.pool, PoolSize::Bytes(512 << 20));
+        assert!(config.serve.limits.enable_chunked_prefill);
+    }
+
+    #[test]
+    fn chunked_prefill_can_be_turned_off_in_both_ways() {
+        for flags in [&["--enable-chunked-prefill", "false"][..], &["--no-enable-chunked-prefill"]] {
+            assert!(!parse(flags).unwrap().serve.limits.enable_chunked_prefill, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!("1GiB".parse(), Ok(ByteSize(1 << 30)));
+        assert_eq!("3 Mi".parse(), Ok(ByteSize(3 << 20)));
+        assert_eq!("17".parse(), Ok(ByteSize(17)));
+        for bad in ["", "GiB", "1GB", "-1", "99999999999GiB"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bad_values_name_the_flag() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["--listen", "9000"], "--listen"),
+            (&["--advertise", "host:0"], "--advertise"),
+            (&["--max-num-seqs", "0"], "--max-num-seqs"),
+            (&["--max-waiting", "0"], "--max-waiting"),
+            (&["--block-size", "0"], "--block-size"),
+            (&["--num-blocks", "0"], "--num-blocks"),
+            (&["--num-blocks", "8", "--kv-cache-bytes", "1GiB"], "--num-blocks"),
+            (&["--handoff-lease-ms", "99"], "--handoff-lease-ms"),
+            (&["--drain-seconds", "3601"], "--drain-seconds"),
+            (&["--max-model-len", "1"], "--max-model-len"),
+            (&["--name", ""], "--name"),
+        ];
+        for (flags, named) in cases {
+            let error = parse(flags).unwrap_err();
+            assert!(error.contains(named), "{flags:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! `disagg-worker`: one worker process. Everything is in the library; this sets up logs, the runtime and signals.
+
+use clap::Parser;
+use disagg_worker::WorkerArgs;
+use tracing_subscriber::EnvFilter;
+
+/// One worker of disaggregated LLM serving.
+#[derive(Parser)]
+#[command(name = "disagg-worker", version)]
+struct Cli {
+    #[command(flatten)]
+    worker: WorkerArgs,
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));
+    // Whatever a task still holds ends with the process.
+    runtime.shutdown_background();
+    result
+}
