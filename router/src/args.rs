@@ -1,0 +1,83 @@
+//! Command line and environment of the router, and the validated configuration made from them.
+
+use std::path::PathBuf;
+
+use clap::builder::RangedU64ValueParser;
+
+/// Arguments of the router. Every flag can also be set by the environment variable named beside it.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RouterArgs {
+    /// Address to serve HTTP on. Port 0 takes a free one, which is logged.
+    #[arg(long, env = "DISAGG_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:8181")]
+    pub listen: String,
+
+    /// A worker's gRPC address; repeat it for each worker. Workers may start, restart and leave in any order: the
+    /// router keeps trying and learns role, model and epoch from the worker itself.
+    #[arg(
+        long = "worker",
+        env = "DISAGG_WORKERS",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub workers: Vec<String>,
+
+    /// YAML file with the routing settings (maxLocalPrefillLength, maxPrefillQueueDepth, fallbackPolicy). It is
+    /// watched: an edit applies to new requests within a second. A bad edit changes nothing and is logged.
+    #[arg(long, env = "DISAGG_SETTINGS", value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+
+    /// Prompts with more net-new tokens than this are prefilled remotely. Used unless --settings has the key.
+    /// [default: 512]
+    #[arg(long, env = "DISAGG_MAX_LOCAL_PREFILL_LENGTH", value_name = "TOKENS")]
+    pub max_local_prefill_length: Option<u32>,
+
+    /// A prefill worker with this many prefills queued is not given another. Used unless --settings has the key.
+    /// [default: 2]
+    #[arg(long, env = "DISAGG_MAX_PREFILL_QUEUE_DEPTH", value_name = "N")]
+    pub max_prefill_queue_depth: Option<u32>,
+
+    /// What to do with a prompt that needs a remote prefill when none can be had: Local or Fail. Used unless
+    /// --settings has the key. [default: Local]
+    #[arg(long, env = "DISAGG_FALLBACK_POLICY", value_name = "POLICY")]
+    pub fallback_policy: Option<String>,
+
+    /// Requests that may be in progress at once; more are answered 429 with Retry-After.
+    #[arg(long, env = "DISAGG_MAX_IN_FLIGHT", value_name = "N", default_value_t = 1024,
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=1_000_000))]
+    pub max_in_flight: u32,
+
+    /// Longest time a request may take, its whole answer included.
+    #[arg(long, env = "DISAGG_REQUEST_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 600,
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=86_400))]
+    pub request_timeout_seconds: u32,
+
+    /// How long a request waits for a worker when none is ready, before it is answered 503 with Retry-After.
+    #[arg(long, env = "DISAGG_MAX_WAIT_FOR_WORKER_SECONDS", value_name = "SECONDS", default_value_t = 30,
+          value_parser = RangedU64ValueParser::<u32>::new().range(0..=3600))]
+    pub max_wait_for_worker_seconds: u32,
+
+    /// A client that takes nothing from its open answer for this long is given up, and its request cancelled.
+    #[arg(long, env = "DISAGG_READER_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 60,
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=3600))]
+    pub reader_timeout_seconds: u32,
+
+    /// Largest request body, in bytes; larger ones are answered 413.
+    #[arg(long, env = "DISAGG_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 8 * 1024 * 1024,
+          value_parser = RangedU64ValueParser::<u32>::new().range(1024..=256 * 1024 * 1024))]
+    pub max_body_bytes: u32,
+
+    /// Prompts that are tokenized at once; others wait their turn. [default: number of CPUs]
+    #[arg(long, env = "DISAGG_TOKENIZER_THREADS", value_name = "N",
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=256))]
+    pub tokenizer_threads: Option<u32>,
+
+    /// On shutdown, how long open answers may go on before they are cut.
+    #[arg(long, env = "DISAGG_DRAIN_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 60,
+          value_parser = RangedU64ValueParser::<u32>::new().range(0..=3600))]
+    pub drain_timeout_seconds: u32,
+
+    /// Shut down when standard input ends. A parent that keeps the pipe open thereby never leaves a router behind.
+    #[arg(long, env = "DISAGG_EXIT_WITH_STDIN")]
+    pub exit_with_stdin: bool,
+}

@@ -1,0 +1,34 @@
+//! The `disagg-router` binary: arguments, logging, signals; the rest is the library's.
+
+use std::future::Future;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// OpenAI-compatible HTTP in front of disaggregated prefill and decode workers.
+#[derive(Parser)]
+#[command(name = "disagg-router", version)]
+struct Cli {
+    #[command(flatten)]
+    router: disagg_router::RouterArgs,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    disagg_router::run(cli.router, terminated()?).await
+}
+
+/// Resolves on SIGTERM or Ctrl-C.
+fn terminated() -> anyhow::Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
