@@ -1,1 +1,70 @@
 //! Reading a model: its configuration, its weights, and the card that the router serves it from.
+//!
+//! A model is a folder as `huggingface_hub` lays it out: `config.json`, tokenizer files, and one or several
+//! safetensors files. Everything in it comes from outside and is checked here; the backends trust what they get.
+
+pub mod card;
+pub mod config;
+mod error;
+pub mod tiny;
+pub mod weights;
+
+use std::path::PathBuf;
+
+pub use card::{CardFile, ModelCard, kv_compat};
+pub use config::{Family, ModelConfig, RopeScaling};
+pub use error::ModelError;
+pub use weights::Weights;
+
+/// Where the numbers come from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, clap::ValueEnum)]
+pub enum LoadFormat {
+    /// The folder's safetensors files.
+    #[default]
+    Auto,
+    /// Random weights of the shapes that `config.json` gives; for benchmarks.
+    Dummy,
+}
+
+/// Which model to load, and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModelSource {
+    /// Folder of the model.
+    pub path: PathBuf,
+    /// Where the weights come from.
+    pub format: LoadFormat,
+    /// Seed of dummy weights; without effect for [`LoadFormat::Auto`].
+    pub seed: u64,
+    /// Name that clients use; the folder's own name if `None`.
+    pub served_model_name: Option<String>,
+}
+
+/// A model in memory.
+#[derive(Clone, Debug)]
+pub struct LoadedModel {
+    /// Shapes and constants of the model.
+    pub config: ModelConfig,
+    /// What the router needs to serve it.
+    pub card: ModelCard,
+    /// The weights, as f32.
+    pub weights: Weights,
+}
+
+impl LoadedModel {
+    /// Reads everything. Takes as long as reading the weights takes; call it off the async threads.
+    pub fn load(source: &ModelSource) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(&source.path)?;
+        let (weights, weights_digest) = match source.format {
+            LoadFormat::Auto => {
+                let files = weights::SafetensorsFolder::open(&source.path)?;
+                (Weights::build(&config, &files)?, files.digest()?)
+            }
+            LoadFormat::Dummy => {
+                let dummy = weights::DummyWeights::new(source.seed);
+                (Weights::build(&config, &dummy)?, dummy.digest())
+            }
+        };
+        let card = ModelCard::read(source, &config, weights_digest)?;
+        Ok(Self { config, card, weights })
+    }
+}

@@ -1,0 +1,127 @@
+//! The model card: what a router needs to serve a model whose files only the workers read.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use disagg_core::{KvCompat, ModelFingerprint};
+use disagg_engine::KvLayout;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use super::config::{CONFIG_FILE, ModelConfig};
+use super::error::{ModelError, read_bounded};
+use super::{LoadFormat, ModelSource};
+
+/// Of all files of a card together.
+pub const CARD_BYTES_MAX: u64 = 64 << 20;
+
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// In the order in which they are sent and hashed. Those that a folder lacks are left out.
+const FILES: [&str; 6] = [
+    CONFIG_FILE,
+    "generation_config.json",
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// One file of the folder.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CardFile {
+    /// Its name in the folder.
+    pub name: &'static str,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
+/// What a worker tells of its model. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModelCard {
+    /// Name that clients use.
+    pub served_model_name: String,
+    /// Tells models apart: see [`ModelFingerprint`].
+    pub fingerprint: ModelFingerprint,
+    /// Longest sequence that the model is made for, in tokens; a worker may be set to less.
+    pub max_model_len: u32,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// When the model was read, in seconds since the Unix epoch.
+    pub created_seconds: u64,
+    /// `config.json` and what there is of tokenizer, chat template and generation settings.
+    pub files: Vec<CardFile>,
+}
+
+impl ModelCard {
+    /// Reads the card's files. `weights_digest` stands for the weights.
+    pub(super) fn read(
+        source: &ModelSource,
+        config: &ModelConfig,
+        weights_digest: u128,
+    ) -> Result<Self, ModelError> {
+        let mut files = Vec::new();
+        let mut left = CARD_BYTES_MAX;
+        for name in FILES {
+            let path = source.path.join(name);
+            if path.is_file() {
+                let bytes = read_bounded(&path, left)?;
+                left -= bytes.len() as u64;
+                files.push(CardFile { name, bytes: bytes.into() });
+            }
+        }
+        // Dummy weights serve benchmarks with token ids, for which a lone config.json will do.
+        if source.format == LoadFormat::Auto && !files.iter().any(|file| file.name == TOKENIZER_FILE) {
+            return Err(ModelError::Missing {
+                path: source.path.clone(),
+                message: format!(
+                    "{TOKENIZER_FILE} is not there; other tokenizer formats have to be converted"
+                ),
+            });
+        }
+        Ok(Self {
+            served_model_name: source.served_model_name.clone().unwrap_or_else(|| folder_name(&source.path)),
+            fingerprint: fingerprint(&files, weights_digest),
+            max_model_len: config.max_model_len,
+            vocab_size: config.vocab_size as u32,
+            created_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            files,
+        })
+    }
+
+    /// Content of one file.
+    pub fn file(&self, name: &str) -> Option<&Bytes> {
+        self.files.iter().find(|file| file.name == name).map(|file| &file.bytes)
+    }
+}
+
+/// Last part of the path, following links such as `.` and `latest`.
+fn folder_name(path: &Path) -> String {
+    let absolute = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    absolute.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// xxh3-128 over names, lengths and contents of the files, and the weights' digest.
+fn fingerprint(files: &[CardFile], weights_digest: u128) -> ModelFingerprint {
+    let mut hasher = Xxh3::new();
+    for file in files {
+        hasher.update(&(file.name.len() as u64).to_le_bytes());
+        hasher.update(file.name.as_bytes());
+        hasher.update(&(file.bytes.len() as u64).to_le_bytes());
+        hasher.update(&file.bytes);
+    }
+    hasher.update(&weights_digest.to_le_bytes());
+    ModelFingerprint(hasher.digest128())
+}
+
+/// What two workers must have equal to hand KV to each other: fingerprint, dtype and layout of the bytes, and block
+/// size. Layers and heads follow from the fingerprint; the number of heads per worker may differ.
+pub fn kv_compat(fingerprint: ModelFingerprint, layout: &KvLayout) -> KvCompat {
+    let identity = format!(
+        "{fingerprint} dtype={} layout={} block_size={}",
+        layout.dtype.as_str(),
+        KvLayout::VERSION,
+        layout.block_size
+    );
+    KvCompat(xxh3_128(identity.as_bytes()))
+}

@@ -1,0 +1,406 @@
+//! `config.json`, checked.
+
+use std::path::{Path, PathBuf};
+
+use disagg_engine::{KvDtype, KvLayout};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::{ModelError, read_bounded};
+
+/// Name of the file.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// No real configuration is near this.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Model families: one decoder architecture with small differences.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Family {
+    /// Llama 2, 3 and all that copy it.
+    Llama,
+    /// Llama without biases, in some models with a sliding window.
+    Mistral,
+    /// Llama with biases on q, k and v.
+    Qwen2,
+    /// Llama with a norm on each head of q and k, and a head size of its own.
+    Qwen3,
+}
+
+/// How rotary frequencies are stretched for long contexts.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// Over 0.
+        factor: f32,
+    },
+    /// Low frequencies divided by `factor`, high ones kept, those between interpolated (Llama 3.1).
+    Llama3 {
+        /// Over 0.
+        factor: f32,
+        /// Wavelengths over `original_max_position / low_freq_factor` are divided.
+        low_freq_factor: f32,
+        /// Wavelengths under `original_max_position / high_freq_factor` are kept.
+        high_freq_factor: f32,
+        /// Context length before stretching, in tokens.
+        original_max_position: u32,
+    },
+}
+
+/// Shapes and constants of a model. Every value has been checked.
+#[derive(Clone, PartialEq, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "independent switches, as in config.json")]
+pub struct ModelConfig {
+    /// Which family it is of.
+    pub family: Family,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Elements of a head; even. `num_heads * head_dim` need not be `hidden_size`.
+    pub head_dim: usize,
+    /// Added under the root of RMS norms.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// How they are stretched.
+    pub rope_scaling: RopeScaling,
+    /// The output matrix is the embedding.
+    pub tie_word_embeddings: bool,
+    /// q, k and v have biases.
+    pub qkv_bias: bool,
+    /// The attention's output projection has a bias.
+    pub attention_output_bias: bool,
+    /// The MLP's matrices have biases.
+    pub mlp_bias: bool,
+    /// q and k go through a norm per head.
+    pub qk_norm: bool,
+    /// Longest sequence in tokens: `max_position_embeddings`, or the sliding window if that is shorter. Up to the
+    /// window's length full attention and sliding-window attention are the same.
+    pub max_model_len: u32,
+}
+
+/// The keys that are looked at, as they come.
+#[derive(Deserialize)]
+struct RawConfig {
+    architectures: Option<Vec<String>>,
+    model_type: Option<String>,
+    vocab_size: Option<u64>,
+    hidden_size: Option<u64>,
+    intermediate_size: Option<u64>,
+    num_hidden_layers: Option<u64>,
+    num_attention_heads: Option<u64>,
+    num_key_value_heads: Option<u64>,
+    head_dim: Option<u64>,
+    max_position_embeddings: Option<u64>,
+    hidden_act: Option<String>,
+    rms_norm_eps: Option<f64>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RawRope>,
+    /// Since transformers 5: both of the above in one.
+    rope_parameters: Option<RawRope>,
+    tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    sliding_window: Option<u64>,
+    use_sliding_window: Option<bool>,
+    quantization_config: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct RawRope {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<u64>,
+    partial_rotary_factor: Option<f64>,
+}
+
+impl ModelConfig {
+    /// Reads and checks `config.json` in the model's folder.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join(CONFIG_FILE);
+        Self::parse(&path, &read_bounded(&path, CONFIG_BYTES_MAX)?)
+    }
+
+    /// Checks the bytes of a `config.json`; `path` is for errors.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
+        let raw: RawConfig = serde_json::from_slice(bytes)
+            .map_err(|source| ModelError::Json { path: path.to_owned(), source })?;
+        Checker { path }.check(&raw)
+    }
+
+    /// Shape of a KV pool for this model.
+    pub fn kv_layout(&self, block_size: u32, dtype: KvDtype) -> KvLayout {
+        KvLayout {
+            layers: self.num_layers as u32,
+            kv_heads: self.num_kv_heads as u32,
+            head_dim: self.head_dim as u32,
+            block_size,
+            dtype,
+        }
+    }
+
+    /// Rows of the query projection.
+    pub fn q_size(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Rows of the key (or value) projection.
+    pub fn kv_size(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+}
+
+/// Carries the path for errors.
+struct Checker<'a> {
+    path: &'a Path,
+}
+
+impl Checker<'_> {
+    fn refuse(&self, key: &str, message: impl Into<String>) -> ModelError {
+        ModelError::Config { path: PathBuf::from(self.path), key: key.to_owned(), message: message.into() }
+    }
+
+    /// A required whole number in `1..=max`.
+    fn size(&self, key: &str, value: Option<u64>, max: u64) -> Result<usize, ModelError> {
+        match value {
+            Some(value) if (1..=max).contains(&value) => Ok(value as usize),
+            Some(value) => Err(self.refuse(key, format!("{value} is not in 1..={max}"))),
+            None => Err(self.refuse(key, "missing")),
+        }
+    }
+
+    fn positive(&self, key: &str, value: Option<f64>) -> Result<f32, ModelError> {
+        match value {
+            Some(value) if value > 0.0 && (value as f32).is_finite() => Ok(value as f32),
+            Some(value) => Err(self.refuse(key, format!("{value} is not a number over 0"))),
+            None => Err(self.refuse(key, "missing")),
+        }
+    }
+
+    fn check(&self, raw: &RawConfig) -> Result<ModelConfig, ModelError> {
+        let family = self.family(raw)?;
+        if raw.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
+            return Err(self.refuse(
+                "quantization_config",
+                "quantized weights are not supported; use the model's float32, bfloat16 or float16 weights",
+            ));
+        }
+        if let Some(act) = raw.hidden_act.as_deref()
+            && !matches!(act, "silu" | "swish")
+        {
+            return Err(self.refuse("hidden_act", format!("{act:?} is not supported; silu is")));
+        }
+        let hidden_size = self.size("hidden_size", raw.hidden_size, 1 << 16)?;
+        let num_heads = self.size("num_attention_heads", raw.num_attention_heads, 1024)?;
+        let kv_heads = raw.num_key_value_heads.or(raw.num_attention_heads);
+        let num_kv_heads = self.size("num_key_value_heads", kv_heads, 1024)?;
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(self.refuse(
+                "num_key_value_heads",
+                format!("{num_kv_heads} does not divide num_attention_heads, {num_heads}"),
+            ));
+        }
+        // The default of Qwen3's own configuration class is 128, whatever the hidden size.
+        let default_head_dim = if family == Family::Qwen3 { 128 } else { hidden_size / num_heads };
+        let head_dim = self.size("head_dim", Some(raw.head_dim.unwrap_or(default_head_dim as u64)), 512)?;
+        if !head_dim.is_multiple_of(2) {
+            return Err(self.refuse("head_dim", format!("{head_dim} is odd; rotary embedding needs pairs")));
+        }
+        let (rope_theta, rope_scaling) = self.rope(raw)?;
+        let attention_bias = raw.attention_bias.unwrap_or(false);
+        let (qkv_bias, attention_output_bias) = match family {
+            Family::Llama | Family::Qwen3 => (attention_bias, attention_bias),
+            Family::Qwen2 => (true, false),
+            Family::Mistral => (false, false),
+        };
+        Ok(ModelConfig {
+            family,
+            vocab_size: self.size("vocab_size", raw.vocab_size, 1 << 22)?,
+            hidden_size,
+            intermediate_size: self.size("intermediate_size", raw.intermediate_size, 1 << 18)?,
+            num_layers: self.size("num_hidden_layers", raw.num_hidden_layers, 1024)?,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rms_norm_eps: self.positive("rms_norm_eps", Some(raw.rms_norm_eps.unwrap_or(1e-6)))?,
+            rope_theta,
+            rope_scaling,
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+            qkv_bias,
+            attention_output_bias,
+            mlp_bias: family == Family::Llama && raw.mlp_bias.unwrap_or(false),
+            qk_norm: family == Family::Qwen3,
+            max_model_len: self.max_model_len(raw, family)?,
+        })
+    }
+
+    fn family(&self, raw: &RawConfig) -> Result<Family, ModelError> {
+        let (key, name) = match (raw.architectures.as_deref(), &raw.model_type) {
+            (Some([name, ..]), _) => ("architectures", name),
+            (_, Some(name)) => ("model_type", name),
+            _ => return Err(self.refuse("architectures", "missing, and so is model_type")),
+        };
+        match name.as_str() {
+            "LlamaForCausalLM" | "llama" => Ok(Family::Llama),
+            "MistralForCausalLM" | "mistral" => Ok(Family::Mistral),
+            "Qwen2ForCausalLM" | "qwen2" => Ok(Family::Qwen2),
+            "Qwen3ForCausalLM" | "qwen3" => Ok(Family::Qwen3),
+            other => Err(self.refuse(
+                key,
+                format!(
+                    "{other:?} is not supported; LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and \
+                     Qwen3ForCausalLM are"
+                ),
+            )),
+        }
+    }
+
+    fn rope(&self, raw: &RawConfig) -> Result<(f32, RopeScaling), ModelError> {
+        let (key, rope) = match (&raw.rope_parameters, &raw.rope_scaling) {
+            (Some(rope), _) => ("rope_parameters", Some(rope)),
+            (None, rope) => ("rope_scaling", rope.as_ref()),
+        };
+        let theta = rope.and_then(|rope| rope.rope_theta).or(raw.rope_theta).unwrap_or(10_000.0);
+        let theta = self.positive("rope_theta", Some(theta))?;
+        let Some(rope) = rope else { return Ok((theta, RopeScaling::None)) };
+        if rope.partial_rotary_factor.is_some_and(|factor| (factor - 1.0).abs() > f64::EPSILON) {
+            return Err(self.refuse(&format!("{key}.partial_rotary_factor"), "only 1 is supported"));
+        }
+        let number = |name: &str, value| self.positive(&format!("{key}.{name}"), value);
+        let scaling = match rope.rope_type.as_deref().unwrap_or("default") {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: number("factor", rope.factor)? },
+            "llama3" => {
+                let low_freq_factor = number("low_freq_factor", rope.low_freq_factor)?;
+                let high_freq_factor = number("high_freq_factor", rope.high_freq_factor)?;
+                if high_freq_factor <= low_freq_factor {
+                    return Err(self.refuse(
+                        &format!("{key}.high_freq_factor"),
+                        format!("{high_freq_factor} is not over low_freq_factor, {low_freq_factor}"),
+                    ));
+                }
+                RopeScaling::Llama3 {
+                    factor: number("factor", rope.factor)?,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position: self.size(
+                        &format!("{key}.original_max_position_embeddings"),
+                        rope.original_max_position_embeddings,
+                        1 << 24,
+                    )? as u32,
+                }
+            }
+            other => {
+                return Err(self.refuse(
+                    &format!("{key}.rope_type"),
+                    format!("{other:?} is not supported; default, linear and llama3 are"),
+                ));
+            }
+        };
+        Ok((theta, scaling))
+    }
+
+    fn max_model_len(&self, raw: &RawConfig, family: Family) -> Result<u32, ModelError> {
+        let max = self.size("max_position_embeddings", raw.max_position_embeddings, 1 << 24)? as u32;
+        let windowed = match family {
+            Family::Llama => false,
+            Family::Mistral => true,
+            Family::Qwen2 | Family::Qwen3 => raw.use_sliding_window.unwrap_or(false),
+        };
+        if windowed && raw.sliding_window.is_some() {
+            return Ok(max.min(self.size("sliding_window", raw.sliding_window, 1 << 24)? as u32));
+        }
+        Ok(max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn base() -> Value {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "vocab_size": 512, "hidden_size": 64,
+            "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        })
+    }
+
+    fn parse(changes: &Value) -> Result<ModelConfig, String> {
+        let mut config = base();
+        for (key, value) in changes.as_object().expect("an object") {
+            config[key] = value.clone();
+        }
+        ModelConfig::parse(Path::new("m/config.json"), config.to_string().as_bytes())
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_family() {
+        let llama = parse(&json!({})).expect("valid");
+        assert_eq!((llama.head_dim, llama.qkv_bias, llama.qk_norm), (16, false, false));
+        assert_eq!(llama.rope_scaling, RopeScaling::None);
+        let qwen2 = parse(&json!({"architectures": ["Qwen2ForCausalLM"]})).expect("valid");
+        assert_eq!((qwen2.qkv_bias, qwen2.attention_output_bias), (true, false));
+        let qwen3 = parse(&json!({"architectures": null, "model_type": "qwen3"})).expect("valid");
+        assert_eq!((qwen3.head_dim, qwen3.qk_norm), (128, true));
+    }
+
+    #[test]
+    fn rope_is_read_in_both_spellings() {
+        let scaling = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256, "rope_theta": 500_000.0,
+        });
+        let old = parse(&json!({"rope_theta": 500_000.0, "rope_scaling": scaling})).expect("valid");
+        let new = parse(&json!({"rope_parameters": scaling})).expect("valid");
+        assert_eq!(old, new);
+        assert!(matches!(old.rope_scaling, RopeScaling::Llama3 { original_max_position: 256, .. }));
+    }
+
+    #[test]
+    fn a_sliding_window_shortens_the_longest_sequence() {
+        let window = json!({"architectures": ["MistralForCausalLM"], "sliding_window": 1024});
+        assert_eq!(parse(&window).expect("valid").max_model_len, 1024);
+        let unused = json!({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 1024});
+        assert_eq!(parse(&unused).expect("valid").max_model_len, 2048);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        for (changes, want) in [
+            (
+                json!({"architectures": ["GPT2LMHeadModel"]}),
+                "m/config.json: architectures: \"GPT2LMHeadModel\"",
+            ),
+            (json!({"hidden_act": "gelu"}), "hidden_act: \"gelu\" is not supported; silu is"),
+            (json!({"num_key_value_heads": 3}), "num_key_value_heads: 3 does not divide"),
+            (json!({"hidden_size": 0}), "hidden_size: 0 is not in 1..=65536"),
+            (json!({"vocab_size": null}), "vocab_size: missing"),
+            (json!({"rope_scaling": {"type": "yarn"}}), "rope_scaling.rope_type: \"yarn\""),
+            (json!({"quantization_config": {"quant_method": "fp8"}}), "quantization_config: quantized"),
+            (json!({"head_dim": 15}), "head_dim: 15 is odd"),
+            (json!({"rms_norm_eps": -1.0}), "rms_norm_eps: -1 is not a number over 0"),
+        ] {
+            let error = parse(&changes).expect_err(want);
+            assert!(error.contains(want), "{error}");
+        }
+    }
+}

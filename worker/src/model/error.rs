@@ -1,0 +1,93 @@
+//! What can be wrong with a model folder.
+
+use std::path::{Path, PathBuf};
+
+/// A model folder cannot be used. The message names the file, and what in it.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file that must be there is not.
+    #[error("{}: {message}", path.display())]
+    Missing {
+        /// The folder.
+        path: PathBuf,
+        /// Which file, and what may stand in its place.
+        message: String,
+    },
+    /// A file is larger than is accepted.
+    #[error("{}: {size} bytes, more than the {limit} bytes that are accepted", path.display())]
+    TooLarge {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The bound in bytes.
+        limit: u64,
+    },
+    /// A file is not the JSON that it should be.
+    #[error("{}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A key of `config.json` has a value that is not supported.
+    #[error("{}: {key}: {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it says, and what is supported.
+        message: String,
+    },
+    /// A safetensors file is damaged.
+    #[error("{}: {message}", path.display())]
+    WeightsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A tensor is missing or is not what `config.json` asks for.
+    #[error("{}: tensor {tensor}: {message}", path.display())]
+    Tensor {
+        /// The file, or the folder if no file has the tensor.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The tensor library refused something.
+    #[error("tensor library: {0}")]
+    Candle(#[from] candle_core::Error),
+    /// The small model's tokenizer could not be built.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+}
+
+impl ModelError {
+    /// For `map_err` on file operations.
+    pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Reads a whole file of at most `limit` bytes.
+pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
+    let size = std::fs::metadata(path).map_err(ModelError::io(path))?.len();
+    if size > limit {
+        return Err(ModelError::TooLarge { path: path.to_owned(), size, limit });
+    }
+    std::fs::read(path).map_err(ModelError::io(path))
+}

@@ -1,0 +1,1 @@
+//! A complete small model made on the spot.

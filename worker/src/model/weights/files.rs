@@ -1,0 +1,209 @@
+//! Safetensors files of a model folder.
+//!
+//! Tensors are read at their offsets, one at a time, and not mapped: every one is converted to f32 once, and a file
+//! that is changed or cut short under a mapping would end the process instead of giving an error.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use serde::Deserialize;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::TensorSource;
+use crate::model::error::{ModelError, read_bounded};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Of a header; the format's own limit.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+const SHARDS_MAX: usize = 4096;
+
+/// Bytes of each probe that [`SafetensorsFolder::digest`] takes.
+const PROBE_BYTES: usize = 4096;
+
+/// An open safetensors file.
+struct Shard {
+    name: String,
+    path: PathBuf,
+    file: File,
+    header: Vec<u8>,
+    metadata: Metadata,
+    /// Offset of the first tensor's bytes.
+    data_start: u64,
+}
+
+/// The safetensors files of a model: `model.safetensors`, or shards with an index.
+pub struct SafetensorsFolder {
+    folder: PathBuf,
+    /// Sorted by name.
+    shards: Vec<Shard>,
+    /// Tensor name to index in `shards`.
+    tensors: HashMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl SafetensorsFolder {
+    /// Opens the files and reads their headers.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let index = folder.join(INDEX_FILE);
+        let names = if folder.join(SINGLE_FILE).is_file() {
+            vec![SINGLE_FILE.to_owned()]
+        } else if index.is_file() {
+            shard_names(&index)?
+        } else {
+            return Err(ModelError::Missing {
+                path: folder.to_owned(),
+                message: format!(
+                    "neither {SINGLE_FILE} nor {INDEX_FILE} is there; weights in other formats have to be converted"
+                ),
+            });
+        };
+        let mut shards = Vec::with_capacity(names.len());
+        let mut tensors = HashMap::new();
+        for name in names {
+            let shard = Shard::open(folder, name)?;
+            for tensor in shard.metadata.offset_keys() {
+                if tensors.insert(tensor.clone(), shards.len()).is_some() {
+                    return Err(ModelError::Tensor {
+                        path: shard.path,
+                        tensor,
+                        message: "an earlier file has it too".to_owned(),
+                    });
+                }
+            }
+            shards.push(shard);
+        }
+        Ok(Self { folder: folder.to_owned(), shards, tensors })
+    }
+
+    /// Hash of the headers and of the first, middle and last bytes of every tensor: two fine-tunes of one model have
+    /// equal headers, so these alone would not tell them apart.
+    pub(crate) fn digest(&self) -> Result<u128, ModelError> {
+        let mut hasher = Xxh3::new();
+        let mut probe = vec![0; PROBE_BYTES];
+        for shard in &self.shards {
+            hasher.update(&(shard.name.len() as u64).to_le_bytes());
+            hasher.update(shard.name.as_bytes());
+            hasher.update(&(shard.header.len() as u64).to_le_bytes());
+            hasher.update(&shard.header);
+            for tensor in shard.metadata.offset_keys() {
+                let Some(info) = shard.metadata.info(&tensor) else { continue };
+                let (start, end) = info.data_offsets;
+                let length = (end - start).min(PROBE_BYTES);
+                for offset in [start, start + (end - start - length) / 2, end - length] {
+                    shard.read_at(offset, &mut probe[..length])?;
+                    hasher.update(&probe[..length]);
+                }
+            }
+        }
+        Ok(hasher.digest128())
+    }
+}
+
+/// The files that an index names, sorted.
+fn shard_names(index: &Path) -> Result<Vec<String>, ModelError> {
+    let bytes = read_bounded(index, INDEX_BYTES_MAX)?;
+    let Index { weight_map } = serde_json::from_slice(&bytes)
+        .map_err(|source| ModelError::Json { path: index.to_owned(), source })?;
+    let refuse = |message: String| ModelError::WeightsFile { path: index.to_owned(), message };
+    let mut names: Vec<String> = weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() || names.len() > SHARDS_MAX {
+        return Err(refuse(format!("names {} files; 1 to {SHARDS_MAX} are accepted", names.len())));
+    }
+    // Part of a path: must stay within the folder.
+    if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+        return Err(refuse(format!("{name:?} is not a file name")));
+    }
+    Ok(names)
+}
+
+impl Shard {
+    fn open(folder: &Path, name: String) -> Result<Self, ModelError> {
+        let path = folder.join(&name);
+        let file = File::open(&path).map_err(ModelError::io(&path))?;
+        let size = file.metadata().map_err(ModelError::io(&path))?.len();
+        let refuse = |message: String| ModelError::WeightsFile { path: path.clone(), message };
+        let mut length = [0; 8];
+        if size < 8 {
+            return Err(refuse(format!("{size} bytes are too few for a safetensors file")));
+        }
+        file.read_exact_at(&mut length, 0).map_err(ModelError::io(&path))?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > HEADER_BYTES_MAX.min(size - 8) {
+            return Err(refuse(format!(
+                "a header of {header_bytes} bytes does not fit; the file is damaged"
+            )));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact_at(&mut header, 8).map_err(ModelError::io(&path))?;
+        // Checks that offsets are in order, without gaps, and fit shapes and dtypes.
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|source| ModelError::Json { path: path.clone(), source })?;
+        let data_start = 8 + header_bytes;
+        let want = data_start + metadata.data_len() as u64;
+        if size != want {
+            return Err(refuse(format!("{size} bytes, but its header describes {want}; was it cut short?")));
+        }
+        Ok(Self { name, path, file, header, metadata, data_start })
+    }
+
+    fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        self.file.read_exact_at(out, self.data_start + offset as u64).map_err(ModelError::io(&self.path))
+    }
+}
+
+impl TensorSource for SafetensorsFolder {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let refuse = |path: &Path, message: String| ModelError::Tensor {
+            path: path.to_owned(),
+            tensor: name.to_owned(),
+            message,
+        };
+        let found = self.tensors.get(name).map(|&shard| &self.shards[shard]);
+        let Some((shard, info)) = found.and_then(|shard| Some((shard, shard.metadata.info(name)?))) else {
+            return Err(refuse(&self.folder, "missing in all safetensors files".to_owned()));
+        };
+        if info.shape != shape {
+            return Err(refuse(
+                &shard.path,
+                format!("has shape {:?}; config.json asks for {shape:?}", info.shape),
+            ));
+        }
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        shard.read_at(start, &mut bytes)?;
+        match info.dtype {
+            Dtype::F32 => Ok(convert(&bytes, f32::from_le_bytes)),
+            Dtype::BF16 => Ok(convert(&bytes, |b| half::bf16::from_le_bytes(b).to_f32())),
+            Dtype::F16 => Ok(convert(&bytes, |b| half::f16::from_le_bytes(b).to_f32())),
+            other => {
+                Err(refuse(&shard.path, format!("dtype {other} is not supported; F32, BF16 and F16 are")))
+            }
+        }
+    }
+}
+
+fn convert<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&chunk| element(chunk)).collect()
+}
+
+impl std::fmt::Debug for SafetensorsFolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SafetensorsFolder")
+            .field("folder", &self.folder)
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}

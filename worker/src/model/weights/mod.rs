@@ -1,0 +1,143 @@
+//! Weights in memory.
+
+mod dummy;
+mod files;
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+pub use dummy::DummyWeights;
+pub use files::SafetensorsFolder;
+
+use super::config::ModelConfig;
+use super::error::ModelError;
+
+/// Where weights come from.
+pub trait TensorSource: Sync {
+    /// The tensor as f32 in row-major order. An error if it is not there or has another shape.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError>;
+}
+
+/// A matrix `[out, in]` and perhaps a bias `[out]`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+}
+
+/// One decoder layer.
+#[derive(Clone, Debug)]
+pub struct LayerWeights {
+    /// `[hidden]`, before attention.
+    pub input_norm: Tensor,
+    /// Rows of q, then k, then v.
+    pub qkv: Linear,
+    /// `[head_dim]`, for every head of q.
+    pub q_norm: Option<Tensor>,
+    /// `[head_dim]`, for every head of k.
+    pub k_norm: Option<Tensor>,
+    /// From the heads back to the residual stream.
+    pub attention_output: Linear,
+    /// `[hidden]`, before the MLP.
+    pub mlp_norm: Tensor,
+    /// Rows of gate, then up.
+    pub gate_up: Linear,
+    /// Back to the residual stream.
+    pub down: Linear,
+}
+
+/// All weights of a model, f32 on the CPU.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// `[vocab, hidden]`.
+    pub embedding: Tensor,
+    /// In order.
+    pub layers: Vec<LayerWeights>,
+    /// `[hidden]`, after the last layer.
+    pub final_norm: Tensor,
+    /// `[vocab, hidden]`; shares memory with the embedding when they are tied.
+    pub lm_head: Tensor,
+}
+
+impl Weights {
+    /// Reads every tensor that `config` asks for; layers in parallel.
+    pub fn build(config: &ModelConfig, source: &dyn TensorSource) -> Result<Self, ModelError> {
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let embedding = stack(source, &[("model.embed_tokens.weight", &[vocab, hidden])])?;
+        let lm_head = if config.tie_word_embeddings {
+            embedding.clone()
+        } else {
+            stack(source, &[("lm_head.weight", &[vocab, hidden])])?
+        };
+        let layers = (0..config.num_layers)
+            .into_par_iter()
+            .map(|layer| build_layer(config, source, layer))
+            .collect::<Result<_, _>>()?;
+        let final_norm = stack(source, &[("model.norm.weight", &[hidden])])?;
+        Ok(Self { embedding, layers, final_norm, lm_head })
+    }
+}
+
+fn build_layer(
+    config: &ModelConfig,
+    source: &dyn TensorSource,
+    layer: usize,
+) -> Result<LayerWeights, ModelError> {
+    let hidden = config.hidden_size;
+    let (q, kv, mlp) = (config.q_size(), config.kv_size(), config.intermediate_size);
+    let norm =
+        |name: &str, size: usize| stack(source, &[(&format!("model.layers.{layer}.{name}.weight"), &[size])]);
+    let linear = |parts: &[(&str, usize)], input: usize, bias: bool| -> Result<Linear, ModelError> {
+        let names = |kind: &str| -> Vec<String> {
+            parts.iter().map(|(name, _)| format!("model.layers.{layer}.{name}.{kind}")).collect()
+        };
+        let shapes: Vec<[usize; 2]> = parts.iter().map(|&(_, rows)| [rows, input]).collect();
+        let select = |names: &[String], dims: Range<usize>| {
+            let wanted: Vec<_> =
+                names.iter().zip(&shapes).map(|(n, shape)| (n.as_str(), &shape[dims.clone()])).collect();
+            stack(source, &wanted)
+        };
+        Ok(Linear {
+            weight: select(&names("weight"), 0..2)?,
+            bias: if bias { Some(select(&names("bias"), 0..1)?) } else { None },
+        })
+    };
+    let head_norm = |name: &str| -> Result<Option<Tensor>, ModelError> {
+        if config.qk_norm { norm(name, config.head_dim).map(Some) } else { Ok(None) }
+    };
+    Ok(LayerWeights {
+        input_norm: norm("input_layernorm", hidden)?,
+        qkv: linear(
+            &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
+            hidden,
+            config.qkv_bias,
+        )?,
+        q_norm: head_norm("self_attn.q_norm")?,
+        k_norm: head_norm("self_attn.k_norm")?,
+        attention_output: linear(&[("self_attn.o_proj", hidden)], q, config.attention_output_bias)?,
+        mlp_norm: norm("post_attention_layernorm", hidden)?,
+        gate_up: linear(&[("mlp.gate_proj", mlp), ("mlp.up_proj", mlp)], hidden, config.mlp_bias)?,
+        down: linear(&[("mlp.down_proj", hidden)], mlp, config.mlp_bias)?,
+    })
+}
+
+/// Tensors that differ in their first dimension at most, one below the other.
+fn stack(source: &dyn TensorSource, parts: &[(&str, &[usize])]) -> Result<Tensor, ModelError> {
+    let mut shape = Vec::new();
+    let mut data = Vec::new();
+    for (name, part) in parts {
+        let values = source.tensor(name, part)?;
+        if shape.is_empty() {
+            shape = part.to_vec();
+            data = values;
+        } else {
+            shape[0] += part[0];
+            data.extend_from_slice(&values);
+        }
+    }
+    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+}
