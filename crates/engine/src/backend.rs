@@ -48,7 +48,8 @@ pub struct SampleRow<'a> {
     pub choices: std::ops::Range<u32>,
     /// Position in the sequence that the drawn token will have; the counter of the random stream.
     pub position: u32,
-    /// All tokens of the sequence so far, prompt first; penalties look at them.
+    /// All tokens of the sequence so far, prompt first; penalties look at them. A row whose input is
+    /// [`TokenInput::Sampled`] lacks that token here; rows with penalties are never scheduled so.
     pub history: &'a [u32],
     /// How many of `history` are prompt.
     pub prompt_len: usize,
@@ -67,7 +68,8 @@ pub struct SampledToken {
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
-/// What a step drew: for each entry of [`Batch::samples`], one token per choice.
+/// What a step drew: for each entry of [`Batch::samples`], one token per choice. An entry with fewer tokens says that
+/// this row's logits could not be drawn from; the engine ends that request with an error and the others go on.
 pub type StepTokens = Vec<Vec<SampledToken>>;
 
 /// A step could not be computed. The engine fails the sequences of the batch and the worker turns unready.

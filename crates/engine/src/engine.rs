@@ -32,7 +32,7 @@ pub struct EngineConfig {
 /// What happened. Per sequence events are in order, and exactly one `Finished` ends each choice.
 #[derive(Clone, PartialEq, Debug)]
 pub enum EngineEvent {
-    /// Tokens of one choice.
+    /// Tokens of one choice, the one that ends it included.
     Tokens {
         /// The request, by the id its submission returned.
         sequence: SequenceId,
@@ -65,7 +65,8 @@ pub enum EngineEvent {
         /// The first token of each choice.
         first_tokens: Vec<SampledToken>,
     },
-    /// A prefill for another worker cannot be finished.
+    /// A prefill for another worker cannot be finished. What it has pushed so far may still be on its way: its blocks
+    /// stay until [`Engine::push_drained`].
     PrefillFailed {
         /// Which.
         handoff: HandoffId,
@@ -100,6 +101,9 @@ pub enum AdmitError {
     /// A prompt without tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// The handoff is known already, alive or not yet drained.
+    #[error("handoff {0} is known already")]
+    DuplicateHandoff(HandoffId),
 }
 
 /// A decode worker's promise of memory for a prompt that another worker prefills.
