@@ -209,7 +209,11 @@ impl<B: Backend> Engine<B> {
 
     /// Every reserved block has landed and the first token of each choice is known: the sequence joins the running
     /// batch at the next step. The first tokens come out as events of the next [`Engine::take_events`].
-    pub fn activate(&mut self, sequence: SequenceId, first_tokens: Vec<SampledToken>) -> Result<(), NotAwaitingKv> {
+    pub fn activate(
+        &mut self,
+        sequence: SequenceId,
+        first_tokens: Vec<SampledToken>,
+    ) -> Result<(), NotAwaitingKv> {
         unimplemented!()
     }
 

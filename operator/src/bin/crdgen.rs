@@ -1,2 +1,2 @@
 //! crdgen
-fn main(){}
+fn main() {}
