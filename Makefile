@@ -1,0 +1,59 @@
+# Thin verbs over cargo. `make test` is what CI runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help test lint fmt build unit e2e bench fuzz mutants
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
+
+# One profile for everything that is tested, and for clippy too: proc macros and build scripts are then built once.
+# Always the whole workspace, so that cargo resolves the same features every time and builds each crate once.
+CARGO_CI := --profile ci --locked --workspace
+
+DENY_VERSION := 0.20.2
+DENY_ROOT := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)
+DENY := $(DENY_ROOT)/bin/cargo-deny
+
+help: ## show this list
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
+
+test: ## everything: lint, build, unit and property tests, end-to-end tests; each timed against its budget
+	@python3 tests/stages.py
+
+lint: $(DENY) ## rustfmt, clippy and cargo-deny (licences, bans, sources); changes nothing
+	cargo fmt --all --check
+	cargo clippy $(CARGO_CI) --all-targets -- -D warnings
+	$(DENY) --locked check bans licenses sources
+
+fmt: ## format the code
+	cargo fmt --all
+
+build: ## build the executables and all tests
+	cargo build $(CARGO_CI)
+	cargo test $(CARGO_CI) --no-run
+
+unit: ## unit and property tests, and the tests of our scripts
+	cargo test $(CARGO_CI) --exclude disagg-e2e
+	python3 -m unittest discover --start-directory tests --pattern 'test_*.py'
+	python3 -m unittest discover --start-directory tests/mutants --pattern 'test_*.py'
+
+e2e: ## end-to-end tests on real processes and sockets; no cluster part yet
+	cargo build $(CARGO_CI) --bins
+	cargo test $(CARGO_CI) --test e2e
+
+bench: ## serve a small model with a release build and measure: local against remote prefill
+	cargo build --release --locked
+	cargo bench --profile release --locked --package disagg-e2e --bench serving
+
+fuzz: ## not there yet: says so and fails
+	@echo 'make fuzz: there are no fuzz targets yet' >&2; exit 1
+
+mutants: ## break the code in the listed ways and see that a test notices each
+	python3 tests/mutants/run.py
+
+# Built without optimisation (it runs for two seconds) and without the parts that need the network.
+$(DENY):
+	@echo 'installing cargo-deny $(DENY_VERSION) into $(DENY_ROOT) (once, about a minute)'
+	CARGO_PROFILE_DEV_DEBUG=0 cargo install cargo-deny --version $(DENY_VERSION) --locked --debug \
+	  --no-default-features --quiet --no-track --root $(DENY_ROOT)
