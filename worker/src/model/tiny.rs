@@ -1,1 +1,0 @@
-//! A complete small model made on the spot.

@@ -1,0 +1,190 @@
+//! A complete small model made on the spot: a random Llama with a tokenizer of its own, in a Hugging Face folder.
+//!
+//! Its answers are noise, but noise that depends on every token before it, so that a wrong or missing KV block
+//! changes them. Serving it exercises all that serving a real model does.
+
+mod tokenizer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use parking_lot::Mutex;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use super::config::{CONFIG_FILE, ModelConfig};
+use super::error::ModelError;
+use super::weights::{DummyWeights, TensorSource, Weights};
+
+pub use tokenizer::VOCAB_SIZE;
+
+/// Large enough that attention is far from uniform and logits differ clearly.
+const STANDARD_DEVIATION: f32 = 0.12;
+
+/// Writes the folder's files into `dir`, which is made if it is not there. Equal seeds give equal files.
+///
+/// Not atomic: whoever shares the folder writes into a temporary one and renames it.
+pub fn write(dir: &Path, seed: u64) -> Result<(), ModelError> {
+    std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).map_err(ModelError::io(&path))
+    };
+    let config = config_json();
+    write(CONFIG_FILE, pretty(&config).as_bytes())?;
+    for (name, content) in tokenizer_files() {
+        write(name, content.as_bytes())?;
+    }
+    let config = ModelConfig::parse(&dir.join(CONFIG_FILE), config.to_string().as_bytes())?;
+    write("model.safetensors", &weights(&config, seed)?)
+}
+
+/// The tokenizer and generation files by name, equal for every seed.
+pub fn tokenizer_files() -> [(&'static str, String); 4] {
+    [
+        ("tokenizer.json", pretty(&tokenizer::tokenizer_json())),
+        ("tokenizer_config.json", pretty(&tokenizer::tokenizer_config_json())),
+        ("special_tokens_map.json", pretty(&tokenizer::special_tokens_map_json())),
+        ("generation_config.json", pretty(&tokenizer::generation_config_json())),
+    ]
+}
+
+fn config_json() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "max_position_embeddings": 8192,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": false,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "eos_token_id": tokenizer::IM_END,
+        "torch_dtype": "float32",
+    })
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+/// The bytes of `model.safetensors`.
+fn weights(config: &ModelConfig, seed: u64) -> Result<Vec<u8>, ModelError> {
+    let recorder = Recorder {
+        source: DummyWeights::new(seed).with_standard_deviation(STANDARD_DEVIATION),
+        tensors: Mutex::default(),
+    };
+    Weights::build(config, &recorder)?;
+    let mut tensors = recorder.tensors.into_inner();
+    if let Some((_, head)) = tensors.get_mut("lm_head.weight") {
+        // A row of zeros gives the logit 0, which is never the largest of hundreds and rarely drawn: the text stays
+        // printable, and its length is what the request asks for.
+        for token in tokenizer::unprintable() {
+            let row = token as usize * config.hidden_size;
+            head[row..row + config.hidden_size].fill(0.0);
+        }
+    }
+    let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, (shape, data))| {
+            (name.as_str(), (shape.as_slice(), data.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        })
+        .collect();
+    let views = bytes
+        .iter()
+        .map(|(name, (shape, data))| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), data)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
+    let file = views.and_then(|views| safetensors::serialize(views, None));
+    file.map_err(|error| ModelError::WeightsFile {
+        path: "model.safetensors".into(),
+        message: error.to_string(),
+    })
+}
+
+/// Name to shape and elements.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Keeps what is asked for, so that names and shapes are told in one place only.
+struct Recorder {
+    source: DummyWeights,
+    tensors: Mutex<Tensors>,
+}
+
+impl TensorSource for Recorder {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let data = self.source.tensor(name, shape)?;
+        self.tensors.lock().insert(name.to_owned(), (shape.to_vec(), data.clone()));
+        Ok(data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LoadFormat, LoadedModel, ModelSource};
+
+    fn load(dir: &Path, format: LoadFormat) -> Result<LoadedModel, ModelError> {
+        let path = dir.to_owned();
+        LoadedModel::load(&ModelSource { path, format, seed: 7, served_model_name: None })
+    }
+
+    #[test]
+    fn the_folder_loads_and_equal_seeds_give_equal_models() {
+        let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a folder")).collect();
+        for (dir, seed) in dirs.iter().zip([1, 1, 2]) {
+            write(dir.path(), seed).expect("written");
+        }
+        let models: Vec<_> =
+            dirs.iter().map(|dir| load(dir.path(), LoadFormat::Auto).expect("loads")).collect();
+        assert_eq!(models[0].card.fingerprint, models[1].card.fingerprint);
+        // Equal headers, other numbers.
+        assert_ne!(models[0].card.fingerprint, models[2].card.fingerprint);
+        assert_eq!(models[0].card.vocab_size as usize, VOCAB_SIZE);
+        assert_eq!(models[0].card.max_model_len, 8192);
+        assert!(models[0].card.file("tokenizer.json").is_some());
+        let dummy = load(dirs[0].path(), LoadFormat::Dummy).expect("loads");
+        assert_ne!(dummy.card.fingerprint, models[0].card.fingerprint);
+    }
+
+    #[test]
+    fn damaged_folders_are_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let error = || load(dir.path(), LoadFormat::Auto).expect_err("refused").to_string();
+        assert!(error().contains("config.json"), "{}", error());
+        write(dir.path(), 1).expect("written");
+
+        let weights = dir.path().join("model.safetensors");
+        let bytes = std::fs::read(&weights).expect("there");
+        std::fs::write(&weights, &bytes[..bytes.len() - 4]).expect("written");
+        assert!(error().contains("model.safetensors: ") && error().contains("cut short"), "{}", error());
+        std::fs::write(&weights, [0xff; 64]).expect("written");
+        assert!(error().contains("does not fit"), "{}", error());
+        std::fs::remove_file(&weights).expect("there");
+        assert!(error().contains("neither model.safetensors nor"), "{}", error());
+        std::fs::write(&weights, bytes).expect("written");
+
+        let config = dir.path().join(CONFIG_FILE);
+        let text = std::fs::read_to_string(&config).expect("there");
+        std::fs::write(&config, text.replace("\"intermediate_size\": 256", "\"intermediate_size\": 192"))
+            .expect("written");
+        let message = error();
+        assert!(message.contains("model.safetensors: tensor model.layers."), "{message}");
+        assert!(message.contains("has shape [256, 128]; config.json asks for [192, 128]"), "{message}");
+        std::fs::write(&config, text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5"))
+            .expect("written");
+        assert!(error().contains("tensor model.layers.4."), "{}", error());
+        std::fs::write(&config, text).expect("written");
+
+        std::fs::remove_file(dir.path().join("tokenizer.json")).expect("there");
+        assert!(error().contains("tokenizer.json is not there"), "{}", error());
+    }
+}
