@@ -4,15 +4,20 @@
 //! Invariant of this crate: no clock, no randomness, no async, no global state. Time and seeds are arguments, so
 //! every decision can be replayed from its inputs.
 
+pub mod choice;
 pub mod handoff;
 pub mod hash;
 pub mod ids;
 pub mod kv_event;
 pub mod placement;
+pub mod prefix_index;
 pub mod role;
 
+pub use choice::{RoutingStrategy, RoutingWeights};
+pub use handoff::Handoff;
 pub use hash::BlockHasher;
 pub use ids::{BlockHash, BlockId, Epoch, HandoffId, KvCompat, ModelFingerprint, SequenceId, WorkerId};
 pub use kv_event::KvEvent;
-pub use placement::{FallbackPolicy, PlacementReason};
+pub use placement::{FallbackPolicy, Placement, PlacementReason, PlacementSettings};
+pub use prefix_index::PrefixIndex;
 pub use role::Role;

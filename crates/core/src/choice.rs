@@ -1,0 +1,180 @@
+//! Which decode worker serves a request.
+//!
+//! Loads and savings are compared in one unit, KV blocks: what a worker lacks of the prompt has to be computed, and
+//! what it holds has to be read at every decode step. So a cached prefix is worth as many blocks of load as it has.
+//! Every choice is a pure function of its arguments, and ties never depend on the order of the candidates.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::ids::WorkerId;
+
+/// How decode workers are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub enum RoutingStrategy {
+    /// Longest cached prefix, weighed against load.
+    #[default]
+    Kv,
+    /// Least load, whatever is cached where.
+    LeastLoaded,
+    /// Each in turn, in order of name.
+    RoundRobin,
+    /// Any.
+    Random,
+}
+
+impl RoutingStrategy {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Kv, Self::LeastLoaded, Self::RoundRobin, Self::Random];
+
+    /// The name used in flags, settings and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kv => "kv",
+            Self::LeastLoaded => "least-loaded",
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+        }
+    }
+}
+
+impl fmt::Display for RoutingStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The name is none of a strategy's.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("routing strategy {0:?} is none of kv, least-loaded, round-robin, random")]
+pub struct UnknownRoutingStrategy(String);
+
+impl FromStr for RoutingStrategy {
+    type Err = UnknownRoutingStrategy;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|strategy| strategy.as_str() == name)
+            .ok_or_else(|| UnknownRoutingStrategy(name.to_owned()))
+    }
+}
+
+/// What a block to compute and a block of load weigh in [`RoutingStrategy::Kv`]. Finite and not negative; checked
+/// where settings are read.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct RoutingWeights {
+    /// Of each block of the prompt that the worker would have to get.
+    pub overlap: f64,
+    /// Of each block that the worker holds or has promised.
+    pub load: f64,
+}
+
+impl Default for RoutingWeights {
+    fn default() -> Self {
+        Self { overlap: 1.0, load: 1.0 }
+    }
+}
+
+/// A decode worker that could serve the request: ready, of the chosen generation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DecodeCandidate {
+    /// Its name.
+    pub worker: WorkerId,
+    /// Blocks in its pool.
+    pub blocks_total: u32,
+    /// Of these, held by sequences, handoffs or quarantine, as last reported.
+    pub blocks_used: u32,
+    /// Requests that wait there, as last reported. They hold no blocks yet and are counted as large as this one.
+    pub waiting: u32,
+    /// Blocks needed by requests that were sent there since that report.
+    pub blocks_sent: u32,
+    /// Leading blocks of the prompt that it has cached.
+    pub overlap_blocks: u32,
+}
+
+impl DecodeCandidate {
+    /// Blocks held or promised there.
+    fn load_blocks(&self, request_blocks: u32) -> u64 {
+        u64::from(self.blocks_used)
+            + u64::from(self.blocks_sent)
+            + u64::from(self.waiting) * u64::from(request_blocks)
+    }
+
+    /// Blocks of the prompt that it would have to get.
+    fn missing_blocks(&self, request_blocks: u32) -> u32 {
+        request_blocks.saturating_sub(self.overlap_blocks)
+    }
+
+    /// Whether the request would have to wait for others to end.
+    fn is_full(&self, request_blocks: u32) -> bool {
+        self.load_blocks(request_blocks) + u64::from(self.missing_blocks(request_blocks))
+            > u64::from(self.blocks_total)
+    }
+}
+
+/// What is to be placed.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct DecodeDemand {
+    /// Blocks of the prompt, a partial last one included.
+    pub prompt_blocks: u32,
+    /// For [`RoutingStrategy::RoundRobin`] a number that counts up from request to request, for
+    /// [`RoutingStrategy::Random`] one that is uniform over `u64`; the others do not look at it.
+    pub draw: u64,
+}
+
+/// Chooses the decode worker: the index into `candidates`, or `None` if there are none.
+///
+/// Ties are broken by load, then by name.
+pub fn choose_decode(
+    demand: DecodeDemand,
+    strategy: RoutingStrategy,
+    weights: RoutingWeights,
+    candidates: &[DecodeCandidate],
+) -> Option<usize> {
+    rank_decode(demand, strategy, weights, candidates).first().copied()
+}
+
+/// All candidates as indices, the one to choose first, so that a request that is refused can go on to the next.
+pub fn rank_decode(
+    demand: DecodeDemand,
+    strategy: RoutingStrategy,
+    weights: RoutingWeights,
+    candidates: &[DecodeCandidate],
+) -> Vec<usize> {
+    let blocks = demand.prompt_blocks;
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    let by_name = |a: &usize, b: &usize| candidates[*a].worker.cmp(&candidates[*b].worker);
+    let by_load = |a: &usize, b: &usize| {
+        let (a, b) = (&candidates[*a], &candidates[*b]);
+        // A full worker makes the request wait, which no cached prefix makes up for.
+        a.is_full(blocks)
+            .cmp(&b.is_full(blocks))
+            .then_with(|| a.load_blocks(blocks).cmp(&b.load_blocks(blocks)))
+    };
+    let by_cost = |a: &usize, b: &usize| -> Ordering {
+        let (a, b) = (&candidates[*a], &candidates[*b]);
+        let cost = |candidate: &DecodeCandidate| {
+            weights.overlap * f64::from(candidate.missing_blocks(blocks))
+                + weights.load * candidate.load_blocks(blocks) as f64
+        };
+        a.is_full(blocks).cmp(&b.is_full(blocks)).then_with(|| cost(a).total_cmp(&cost(b)))
+    };
+    match strategy {
+        RoutingStrategy::Kv => {
+            order.sort_by(|a, b| by_cost(a, b).then_with(|| by_load(a, b)).then_with(|| by_name(a, b)));
+        }
+        RoutingStrategy::LeastLoaded => {
+            order.sort_by(|a, b| by_load(a, b).then_with(|| by_name(a, b)));
+        }
+        RoutingStrategy::RoundRobin | RoutingStrategy::Random => {
+            order.sort_by(by_name);
+            if !order.is_empty() {
+                let first = demand.draw % order.len() as u64;
+                order.rotate_left(first as usize);
+            }
+        }
+    }
+    order
+}
