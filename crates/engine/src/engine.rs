@@ -1,189 +1,80 @@
 //! The engine: owns sequences, pool, scheduler and backend, and turns requests into events one step at a time.
+//!
+//! Here is what every request needs; `step` computes, `handoff` is the part that two workers play together.
 
+mod handoff;
+mod step;
+mod types;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use disagg_core::{BlockId, HandoffId, KvEvent, ModelFingerprint, SequenceId};
+use disagg_core::hash::BlockHasher;
+use disagg_core::{HandoffId, KvEvent, SequenceId};
 
-use crate::backend::{Backend, BackendError, SampledToken};
-use crate::kv::{KvMemory, KvTransport};
+use crate::backend::Backend;
+use crate::kv::KvMemory;
+use crate::pool::BlockPool;
 use crate::request::{FinishReason, Request};
+use crate::scheduler::{Limits, Row, Scheduler, Sequences};
+use crate::sequence::{Kind, Sequence, SequenceKey, State};
+use handoff::AwaitingKv;
 
-/// Bounds and switches of an engine. Checked by [`Engine::new`].
-#[derive(Clone, PartialEq, Debug)]
-pub struct EngineConfig {
-    /// Roots the identity of cached blocks.
-    pub fingerprint: ModelFingerprint,
-    /// Prompt and output together, in tokens.
-    pub max_model_len: u32,
-    /// Sequences in one step.
-    pub max_num_seqs: u32,
-    /// Tokens in one step.
-    pub max_num_batched_tokens: u32,
-    /// Requests that may wait to run; more are refused.
-    pub max_waiting: u32,
-    /// Remote prefills queued or running; more are refused.
-    pub max_prefill_queue: u32,
-    /// Split prompts over steps. Without it a prompt must fit `max_num_batched_tokens`.
-    pub enable_chunked_prefill: bool,
-    /// Reuse blocks of earlier prompts.
-    pub enable_prefix_caching: bool,
-}
-
-/// What happened. Per sequence events are in order, and exactly one `Finished` ends each choice.
-#[derive(Clone, PartialEq, Debug)]
-pub enum EngineEvent {
-    /// Tokens of one choice, the one that ends it included.
-    Tokens {
-        /// The request, by the id its submission returned.
-        sequence: SequenceId,
-        /// From 0.
-        choice: u32,
-        /// At least one.
-        tokens: Vec<SampledToken>,
-    },
-    /// The choice ended; nothing follows for it.
-    Finished {
-        /// The request, by the id its submission returned.
-        sequence: SequenceId,
-        /// From 0.
-        choice: u32,
-        /// Why.
-        reason: FinishReason,
-    },
-    /// A prefill for another worker has come this far.
-    PrefillProgress {
-        /// Which.
-        handoff: HandoffId,
-        /// Tokens of the prompt in the pool.
-        computed_tokens: u32,
-    },
-    /// A prefill for another worker is computed and all its pushes are with the transport. Its blocks stay until
-    /// [`Engine::push_drained`].
-    PrefillDone {
-        /// Which.
-        handoff: HandoffId,
-        /// The first token of each choice.
-        first_tokens: Vec<SampledToken>,
-    },
-    /// A prefill for another worker cannot be finished. What it has pushed so far may still be on its way: its blocks
-    /// stay until [`Engine::push_drained`].
-    PrefillFailed {
-        /// Which.
-        handoff: HandoffId,
-    },
-}
-
-/// Why a request was not taken. Nothing was changed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum AdmitError {
-    /// As many requests wait as may.
-    #[error("{waiting} requests are waiting, as many as allowed")]
-    QueueFull {
-        /// Requests that wait.
-        waiting: u32,
-    },
-    /// Not enough free blocks; only for work that must have all its blocks at once.
-    #[error("{needed} KV blocks are needed and {available} may be taken")]
-    NoBlocks {
-        /// Blocks the prompt needs beyond what is cached.
-        needed: u32,
-        /// Blocks that may be taken for this purpose now.
-        available: u32,
-    },
-    /// The prompt can never run here.
-    #[error("the prompt has {tokens} tokens; this worker takes at most {limit}")]
-    PromptTooLong {
-        /// Tokens in the prompt.
-        tokens: u32,
-        /// The most that can run: by length limit, pool size or step budget.
-        limit: u32,
-    },
-    /// A prompt without tokens.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-    /// The handoff is known already, alive or not yet drained.
-    #[error("handoff {0} is known already")]
-    DuplicateHandoff(HandoffId),
-}
-
-/// A decode worker's promise of memory for a prompt that another worker prefills.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Reservation {
-    /// The sequence, in state awaiting KV.
-    pub sequence: SequenceId,
-    /// Prompt tokens already here, a multiple of the block size; less than the prompt.
-    pub overlap_tokens: u32,
-    /// Index of the first block the prefill worker has to send.
-    pub first_block: u32,
-    /// The blocks to be written, in prompt order from `first_block`.
-    pub blocks: Vec<BlockId>,
-}
-
-/// A prefill for another worker.
-#[derive(Clone, PartialEq, Debug)]
-pub struct RemotePrefill {
-    /// Names the transfer.
-    pub handoff: HandoffId,
-    /// The whole request; only its first tokens are drawn here.
-    pub request: Request,
-    /// Index of the first block the decode worker lacks.
-    pub first_block: u32,
-}
-
-/// Load in the terms that routing uses.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct EngineLoad {
-    /// Sequences in the running batch.
-    pub running: u32,
-    /// Requests that wait to run, preempted ones included.
-    pub waiting: u32,
-    /// Sequences whose KV is on its way here.
-    pub awaiting_kv: u32,
-    /// Blocks in the pool.
-    pub blocks_total: u32,
-    /// Blocks held by sequences, handoffs or quarantine.
-    pub blocks_used: u32,
-    /// Of these, in quarantine.
-    pub blocks_quarantined: u32,
-    /// Remote prefills queued or running.
-    pub prefill_queue: u32,
-    /// Their tokens still to be computed.
-    pub prefill_queue_tokens: u64,
-}
-
-/// What becomes of a cancelled sequence's blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BlockFate {
-    /// Nobody else can write them: free at once.
-    Free,
-    /// A peer may still write them: keep until [`Engine::end_quarantine`].
-    Quarantine,
-}
-
-/// The named sequence is not there, or not in the state the call needs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("sequence {0:?} is not awaiting KV")]
-pub struct NotAwaitingKv(pub SequenceId);
-
-/// A configuration that cannot work.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{field}: {message}")]
-pub struct ConfigError {
-    /// The flag, as users know it.
-    pub field: &'static str,
-    /// What is wrong and what is allowed.
-    pub message: String,
-}
+pub use types::{
+    AdmitError, BlockFate, ConfigError, EngineConfig, EngineEvent, EngineLoad, NotAwaitingKv, RemotePrefill,
+    Reservation,
+};
 
 /// Owns everything a worker computes with. Lives on one thread.
 pub struct Engine<B: Backend> {
+    config: EngineConfig,
     backend: B,
+    pool: BlockPool,
+    scheduler: Scheduler,
+    sequences: Sequences,
+    /// Sequences whose prompt another worker prefills.
+    awaiting: AwaitingKv,
+    /// Prefills for other workers whose blocks are still needed.
+    handoffs: HashMap<HandoffId, SequenceKey>,
+    /// Steps launched and not collected, oldest first.
+    launched: VecDeque<Vec<Row>>,
+    events: Vec<EngineEvent>,
+    next_id: u64,
+    block_size: usize,
+    /// Most tokens of a sequence, prompt and output: by the model, and by what the pool can hold.
+    max_len: usize,
+    /// The last step found nothing that could be computed, and nothing has changed since.
+    stalled: bool,
 }
 
 impl<B: Backend> Engine<B> {
     /// Checks `config` against the backend.
     pub fn new(config: EngineConfig, backend: B) -> Result<Self, ConfigError> {
-        unimplemented!()
+        let layout = backend.layout();
+        check_config(&config, layout.block_size, backend.num_blocks())?;
+        let slots = backend.num_blocks() * layout.block_size;
+        let max_len = config.max_model_len.min(slots) as usize;
+        let limits = Limits {
+            sequences: config.max_num_seqs as usize,
+            tokens: config.max_num_batched_tokens as usize,
+            chunked_prefill: config.enable_chunked_prefill,
+            max_len,
+        };
+        Ok(Self {
+            pool: BlockPool::new(backend.num_blocks(), layout.block_size),
+            scheduler: Scheduler::new(limits),
+            sequences: BTreeMap::new(),
+            awaiting: AwaitingKv::default(),
+            handoffs: HashMap::new(),
+            launched: VecDeque::new(),
+            events: Vec::new(),
+            next_id: 1,
+            block_size: layout.block_size as usize,
+            max_len,
+            stalled: false,
+            config,
+            backend,
+        })
     }
 
     /// The KV pool, for transports.
@@ -191,94 +82,213 @@ impl<B: Backend> Engine<B> {
         self.backend.memory()
     }
 
-    /// Prompt tokens that are cached here, without touching anything.
+    /// Prompt tokens that are cached here, without touching anything: a multiple of the block size, and less than the
+    /// prompt, whose last token is always computed.
     pub fn overlap_tokens(&self, prompt: &[u32], cache_salt: &str) -> u32 {
-        unimplemented!()
+        if prompt.is_empty() || !self.config.enable_prefix_caching {
+            return 0;
+        }
+        let full = (prompt.len() - 1) / self.block_size * self.block_size;
+        let hashes = self.hasher(cache_salt).hash_blocks(&prompt[..full]);
+        (self.pool.lookup(&hashes, prompt).len() * self.block_size) as u32
     }
 
     /// Takes a request to prefill and decode here.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId, AdmitError> {
-        unimplemented!()
-    }
-
-    /// Takes a request whose prompt another worker prefills, and reserves all its prompt's blocks. Sequences
-    /// awaiting KV hold at most half of the pool; beyond that this refuses with [`AdmitError::NoBlocks`].
-    pub fn reserve(&mut self, request: Request) -> Result<Reservation, AdmitError> {
-        unimplemented!()
-    }
-
-    /// Every reserved block has landed and the first token of each choice is known: the sequence joins the running
-    /// batch at the next step. The first tokens come out as events of the next [`Engine::take_events`].
-    pub fn activate(
-        &mut self,
-        sequence: SequenceId,
-        first_tokens: Vec<SampledToken>,
-    ) -> Result<(), NotAwaitingKv> {
-        unimplemented!()
-    }
-
-    /// The remote prefill will not come: prefill here, in the blocks already reserved. The caller has made sure that
-    /// nobody writes them any more.
-    pub fn fall_back(&mut self, sequence: SequenceId) -> Result<(), NotAwaitingKv> {
-        unimplemented!()
-    }
-
-    /// Takes a prefill for another worker and all blocks it needs, or refuses.
-    /// Returns the prompt tokens that are cached here and need no computing.
-    pub fn submit_prefill(&mut self, prefill: RemotePrefill) -> Result<u32, AdmitError> {
-        unimplemented!()
-    }
-
-    /// Stops a prefill for another worker. Its blocks stay until [`Engine::push_drained`]. No event follows.
-    /// False if it is not known or already done.
-    pub fn cancel_prefill(&mut self, handoff: HandoffId) -> bool {
-        unimplemented!()
-    }
-
-    /// No push of this handoff is under way any more: its source blocks may be reused. The prefill is done or was
-    /// cancelled.
-    pub fn push_drained(&mut self, handoff: HandoffId) {
-        unimplemented!()
+        self.check_prompt(&request)?;
+        self.check_queue()?;
+        let sequence = self.new_sequence(request, Kind::Generate, State::Waiting);
+        let key = sequence.key;
+        self.insert(sequence);
+        self.scheduler.enqueue(key);
+        Ok(key.request)
     }
 
     /// Ends a request with [`FinishReason::Cancelled`] for every choice that has not ended. False if unknown.
+    ///
+    /// `blocks` matters only while the sequence awaits KV: after that nobody else writes its blocks.
     pub fn cancel(&mut self, sequence: SequenceId, blocks: BlockFate) -> bool {
-        unimplemented!()
+        let keys: Vec<_> = self
+            .sequences
+            .range(
+                SequenceKey { request: sequence, choice: 0 }..=SequenceKey {
+                    request: sequence,
+                    choice: u32::MAX,
+                },
+            )
+            .filter(|(_, sequence)| sequence.kind == Kind::Generate && sequence.state() != State::Finished)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in &keys {
+            self.leave_awaiting(*key, blocks);
+            self.finish(*key, FinishReason::Cancelled);
+        }
+        !keys.is_empty()
     }
 
     /// Frees the blocks that `cancel` put into quarantine for this sequence.
     pub fn end_quarantine(&mut self, sequence: SequenceId) {
-        unimplemented!()
+        self.stalled = false;
+        self.pool.end_quarantine(sequence);
     }
 
-    /// Computes one step: schedule, execute, postprocess. Does nothing when there is no work. On an error every
-    /// sequence of the step has ended with [`FinishReason::Error`].
-    pub fn step(&mut self, transport: &mut dyn KvTransport) -> Result<(), BackendError> {
-        unimplemented!()
-    }
-
-    /// Whether [`Engine::step`] would compute something.
+    /// Whether [`Engine::step`] would compute something. False also when every sequence waits for memory that only
+    /// a peer's answer can free; any call that changes something makes it true again.
     pub fn has_work(&self) -> bool {
-        unimplemented!()
+        let ready = !self.scheduler.running().is_empty() || !self.scheduler.waiting().is_empty();
+        !self.launched.is_empty() || (ready && !self.stalled)
     }
 
     /// What has happened since the last call, in order.
     pub fn take_events(&mut self) -> Vec<EngineEvent> {
-        unimplemented!()
+        std::mem::take(&mut self.events)
     }
 
     /// Changes of the prefix cache since the last call, in order.
     pub fn take_kv_events(&mut self) -> Vec<KvEvent> {
-        unimplemented!()
+        self.pool.take_events()
     }
 
-    /// The prefix cache as it is: parents before children.
+    /// The prefix cache as it is: parents before children. Deltas that were not yet taken are part of it, so take and
+    /// drop them before.
     pub fn kv_snapshot(&self) -> Vec<KvEvent> {
-        unimplemented!()
+        self.pool.snapshot()
     }
 
     /// Load now.
     pub fn load(&self) -> EngineLoad {
-        unimplemented!()
+        let is_prefill = |key: &&SequenceKey| self.sequences[*key].kind != Kind::Generate;
+        let scheduled = || self.scheduler.waiting().iter().chain(self.scheduler.running());
+        let prefills = || scheduled().filter(is_prefill);
+        let to_compute = |key: &SequenceKey| {
+            let sequence = &self.sequences[key];
+            sequence.prompt_len().saturating_sub(sequence.computed) as u64
+        };
+        EngineLoad {
+            running: self.scheduler.running().len() as u32,
+            waiting: self.waiting() as u32,
+            awaiting_kv: self.awaiting.sequences() as u32,
+            blocks_total: self.pool.total() as u32,
+            blocks_used: self.pool.used() as u32,
+            blocks_quarantined: self.pool.quarantined() as u32,
+            prefill_queue: prefills().count() as u32,
+            prefill_queue_tokens: prefills().map(to_compute).sum(),
+        }
     }
+
+    /// Sequences that wait to run, without prefills for others.
+    fn waiting(&self) -> usize {
+        self.scheduler.waiting().iter().filter(|key| self.sequences[*key].kind == Kind::Generate).count()
+    }
+
+    fn check_prompt(&self, request: &Request) -> Result<(), AdmitError> {
+        let tokens = request.prompt.len();
+        let mut limit = self.max_len - 1;
+        if !self.config.enable_chunked_prefill {
+            limit = limit.min(self.config.max_num_batched_tokens as usize);
+        }
+        if tokens == 0 {
+            Err(AdmitError::EmptyPrompt)
+        } else if tokens > limit {
+            Err(AdmitError::PromptTooLong { tokens: tokens as u32, limit: limit as u32 })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Bounds all that may come to wait: sequences awaiting KV will.
+    fn check_queue(&self) -> Result<(), AdmitError> {
+        let waiting = (self.waiting() + self.awaiting.sequences()) as u32;
+        if waiting >= self.config.max_waiting { Err(AdmitError::QueueFull { waiting }) } else { Ok(()) }
+    }
+
+    fn hasher(&self, cache_salt: &str) -> BlockHasher {
+        BlockHasher::new(self.config.fingerprint, self.block_size as u32, cache_salt)
+    }
+
+    /// A sequence under the next id; the id is used up by [`Self::insert`].
+    fn new_sequence(&self, request: Request, kind: Kind, state: State) -> Sequence {
+        let hasher = self.hasher(&request.cache_salt);
+        let id = SequenceId(self.next_id);
+        Sequence::new(id, Arc::new(request), kind, state, hasher, self.config.enable_prefix_caching)
+    }
+
+    fn insert(&mut self, sequence: Sequence) {
+        self.stalled = false;
+        self.next_id += 1;
+        self.sequences.insert(sequence.key, sequence);
+    }
+
+    /// Ends a sequence and each choice it stands for.
+    fn finish(&mut self, key: SequenceKey, reason: FinishReason) {
+        let Some(sequence) = self.sequences.get_mut(&key) else { return };
+        sequence.set_state(State::Finished);
+        self.scheduler.remove(key);
+        if let Kind::Prefill(push) = &sequence.kind {
+            self.events.push(EngineEvent::PrefillFailed { handoff: push.handoff });
+        } else {
+            let ended = |choice| EngineEvent::Finished { sequence: key.request, choice, reason };
+            self.events.extend(sequence.choices.clone().map(ended));
+        }
+        self.drop_if_unused(key);
+    }
+
+    /// Frees the blocks of a sequence that has ended, once no step under way and no push uses them.
+    fn drop_if_unused(&mut self, key: SequenceKey) {
+        let Some(sequence) = self.sequences.get_mut(&key) else { return };
+        if sequence.state() != State::Finished || sequence.in_flight > 0 {
+            return;
+        }
+        if let Kind::Prefill(push) = &sequence.kind {
+            if !push.drained {
+                return;
+            }
+            self.handoffs.remove(&push.handoff);
+        }
+        self.stalled = false;
+        self.pool.release(&sequence.take_blocks());
+        self.sequences.remove(&key);
+    }
+
+    /// Panics if an invariant of the pool does not hold, or if sequences and pool disagree about who holds what.
+    /// Linear in the pool and the sequences: for tests.
+    pub fn check(&self) {
+        self.pool.check();
+        let mut held: Vec<_> = self.sequences.values().flat_map(|sequence| &sequence.blocks).collect();
+        held.sort_unstable();
+        held.dedup();
+        assert_eq!(
+            held.len() + self.pool.quarantined(),
+            self.pool.used(),
+            "a block is held by nobody, or lost"
+        );
+        for (key, sequence) in &self.sequences {
+            let (waits, runs) =
+                (self.scheduler.waiting().contains(key), self.scheduler.running().contains(key));
+            assert_eq!(waits, sequence.state() == State::Waiting, "{key:?}");
+            assert_eq!(runs, sequence.state() == State::Running, "{key:?}");
+        }
+        assert!(self.scheduler.running().len() <= self.config.max_num_seqs as usize);
+    }
+}
+
+fn check_config(config: &EngineConfig, block_size: u32, num_blocks: u32) -> Result<(), ConfigError> {
+    let at_least = |field, value: u32, least: u32, why: &str| {
+        if value >= least {
+            return Ok(());
+        }
+        Err(ConfigError { field, message: format!("{value} is too small: at least {least}, {why}") })
+    };
+    at_least("block-size", block_size, 1, "a block holds tokens")?;
+    at_least("num-blocks", num_blocks, 1, "the pool needs memory")?;
+    at_least("max-model-len", config.max_model_len, 2, "one token in and one out")?;
+    at_least("max-num-seqs", config.max_num_seqs, 1, "or nothing ever runs")?;
+    at_least("max-waiting", config.max_waiting, 1, "every request waits before it runs")?;
+    let why = "max-num-seqs, so that every running sequence gets a token in every step";
+    at_least("max-num-batched-tokens", config.max_num_batched_tokens, config.max_num_seqs, why)?;
+    if num_blocks.checked_mul(block_size).is_none() {
+        let message = format!("{num_blocks} blocks of {block_size} tokens are more than 32 bits can count");
+        return Err(ConfigError { field: "num-blocks", message });
+    }
+    Ok(())
 }

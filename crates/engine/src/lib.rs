@@ -6,9 +6,23 @@
 
 pub mod backend;
 pub mod engine;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod kv;
+pub mod pool;
 pub mod request;
+pub mod sampling;
+mod scheduler;
+mod sequence;
+#[cfg(test)]
+mod tests;
 
 pub use backend::{Backend, BackendError, Batch, SampleRow, SampledToken, StepTokens, TokenInput};
+pub use engine::{
+    AdmitError, BlockFate, ConfigError, Engine, EngineConfig, EngineEvent, EngineLoad, NotAwaitingKv,
+    RemotePrefill, Reservation,
+};
 pub use kv::{KvAccessError, KvDtype, KvLayout, KvMemory, KvPush, KvTransport, NoTransport};
+pub use pool::BlockPool;
 pub use request::{FinishReason, Request, SamplingParams, StopRules};
+pub use sampling::{SampleError, sample};
