@@ -1,105 +1,50 @@
-//! D's machine: states and transitions.
+//! D's machine: what each fact means in each state. What is then done is in `steps`.
 
-use std::time::Duration;
-
+use super::deadlines::Deadlines;
 use super::{
-    Action, Attempt, Deadline, DeadlineKind, Fact, Outcome, Plan, ReservationNumber, Timeouts, Writer,
+    Action, Attempt, Deadline, DeadlineKind, Fact, Outcome, Plan, ReservationNumber, State, Timeouts, Writer,
 };
 use crate::placement::{FallbackPolicy, PlacementReason};
 
-/// Where a handoff is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum State {
-    /// The engine was asked for blocks.
-    Reserving {
-        /// Which.
-        reservation: ReservationNumber,
-    },
-    /// A candidate was called, and has not completed.
-    Prefilling(Attempting),
-    /// The prefill is completed, and not all blocks have landed.
-    Transferring(Attempting),
-    /// The engine has the sequence; P has not said that it has drained.
-    Activated(Attempting),
-    /// Final: delivered, and nothing was left to clean up.
-    Released,
-    /// The outcome is decided; blocks in quarantine, or an answer of the engine, are waited for.
-    CleaningUp {
-        /// A reservation that was asked for and is not wanted any more.
-        unanswered: Option<ReservationNumber>,
-    },
-    /// Final: any other end.
-    Done,
+/// D's side of one request's handoff. See the [module](super) for the rules.
+#[derive(Clone, Debug)]
+pub struct Handoff {
+    pub(super) candidates: Vec<Writer>,
+    pub(super) fallback: FallbackPolicy,
+    pub(super) timeouts: Timeouts,
+    pub(super) state: State,
+    /// Decided at most once.
+    pub(super) outcome: Option<Outcome>,
+    /// Index of the candidate that comes next.
+    pub(super) next_candidate: u32,
+    pub(super) next_reservation: u32,
+    /// An attempt was lost after P had it in hand: a better reason than a refusal that came after.
+    pub(super) any_failed: bool,
+    /// At most one per candidate.
+    pub(super) quarantined: Vec<Quarantined>,
+    /// A reservation given up at its deadline; the engine's answer may still come.
+    pub(super) abandoned: Option<ReservationNumber>,
+    pub(super) deadlines: Deadlines,
+    /// Collected while a fact is taken in.
+    pub(super) actions: Vec<Action>,
 }
 
-impl State {
-    /// Whether the handoff is over.
-    pub fn is_final(&self) -> bool {
-        match self {
-            Self::Released | Self::Done => true,
-            Self::Reserving { .. }
-            | Self::Prefilling(_)
-            | Self::Transferring(_)
-            | Self::Activated(_)
-            | Self::CleaningUp { .. } => false,
-        }
-    }
-}
-
-/// What is known of the current attempt.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Attempting {
-    /// Which.
-    pub attempt: Attempt,
-    /// The blocks it lands in.
-    pub reservation: ReservationNumber,
-    /// P has taken it.
-    pub accepted: bool,
-    /// All blocks are there.
-    pub landed: bool,
-    /// P writes no more.
-    pub drained: bool,
+/// Blocks that a peer may still write.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quarantined {
+    pub(super) reservation: ReservationNumber,
+    pub(super) attempt: Attempt,
 }
 
 /// How an attempt ended without delivering.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Loss {
+pub(super) enum Loss {
     /// P never began.
     Refused,
     /// P is gone.
     Gone,
     /// P is there and does not answer in time, or is not wanted any more.
     Stopped,
-}
-
-/// Blocks that a peer may still write.
-#[derive(Clone, Copy, Debug)]
-struct Quarantined {
-    reservation: ReservationNumber,
-    attempt: Attempt,
-}
-
-/// D's side of one request's handoff. See the [module](super) for the rules.
-#[derive(Clone, Debug)]
-pub struct Handoff {
-    candidates: Vec<Writer>,
-    fallback: FallbackPolicy,
-    timeouts: Timeouts,
-    state: State,
-    /// Decided at most once.
-    outcome: Option<Outcome>,
-    /// Index of the candidate that comes next.
-    next_candidate: u32,
-    next_reservation: u32,
-    /// An attempt was lost after P had it in hand: a better reason than a refusal that came after.
-    any_failed: bool,
-    /// At most one per candidate.
-    quarantined: Vec<Quarantined>,
-    /// A reservation given up at its deadline; the engine's answer may still come.
-    abandoned: Option<ReservationNumber>,
-    armed: Vec<Deadline>,
-    next_serial: u64,
-    actions: Vec<Action>,
 }
 
 impl Handoff {
@@ -117,14 +62,13 @@ impl Handoff {
             any_failed: false,
             quarantined: Vec::new(),
             abandoned: None,
-            armed: Vec::new(),
-            next_serial: 0,
+            deadlines: Deadlines::default(),
             actions: Vec::new(),
         };
-        if handoff.candidates.is_empty() {
-            handoff.give_up_remote(PlacementReason::NoPrefillWorker, None);
-        } else {
+        if handoff.has_next_candidate() {
             handoff.reserve();
+        } else {
+            handoff.give_up_remote(PlacementReason::NoPrefillWorker, None);
         }
         let actions = std::mem::take(&mut handoff.actions);
         (handoff, actions)
@@ -157,146 +101,87 @@ impl Handoff {
         self.outcome
     }
 
-    /// The current attempt, as long as it can still deliver.
-    fn current(&self, attempt: Attempt) -> Option<Attempting> {
-        match self.state {
-            State::Prefilling(current) | State::Transferring(current) if current.attempt == attempt => {
-                Some(current)
-            }
-            State::Prefilling(_)
-            | State::Transferring(_)
-            | State::Reserving { .. }
-            | State::Activated(_)
-            | State::Released
-            | State::CleaningUp { .. }
-            | State::Done => None,
-        }
-    }
-
     fn on_reserved(&mut self, answered: ReservationNumber) {
-        match self.state {
-            State::Reserving { reservation } if reservation == answered => {
-                self.disarm(DeadlineKind::Reserve);
-                self.start_next(reservation);
-            }
-            State::CleaningUp { unanswered: Some(reservation) } if reservation == answered => {
-                self.disarm(DeadlineKind::Reserve);
-                self.actions.push(Action::FreeBlocks { reservation });
+        if self.state.awaited_reservation() == Some(answered) {
+            self.disarm(DeadlineKind::Reserve);
+            if self.outcome.is_none() {
+                self.start_next(answered);
+            } else {
+                self.actions.push(Action::FreeBlocks { reservation: answered });
                 self.clean_up(None);
             }
-            State::Reserving { .. }
-            | State::CleaningUp { .. }
-            | State::Prefilling(_)
-            | State::Transferring(_)
-            | State::Activated(_)
-            | State::Released
-            | State::Done => {
-                if self.abandoned == Some(answered) {
-                    self.abandoned = None;
-                    self.actions.push(Action::FreeBlocks { reservation: answered });
-                }
-            }
+        } else if self.abandoned == Some(answered) {
+            self.abandoned = None;
+            self.actions.push(Action::FreeBlocks { reservation: answered });
         }
     }
 
     fn on_reserve_refused(&mut self, answered: ReservationNumber) {
-        match self.state {
-            State::Reserving { reservation } if reservation == answered => {
-                self.disarm(DeadlineKind::Reserve);
+        if self.state.awaited_reservation() == Some(answered) {
+            self.disarm(DeadlineKind::Reserve);
+            if self.outcome.is_none() {
                 self.give_up_remote(PlacementReason::ReservationRefused, None);
-            }
-            State::CleaningUp { unanswered: Some(reservation) } if reservation == answered => {
-                self.disarm(DeadlineKind::Reserve);
+            } else {
                 self.clean_up(None);
             }
-            State::Reserving { .. }
-            | State::CleaningUp { .. }
-            | State::Prefilling(_)
-            | State::Transferring(_)
-            | State::Activated(_)
-            | State::Released
-            | State::Done => {
-                if self.abandoned == Some(answered) {
-                    self.abandoned = None;
-                }
-            }
+        } else if self.abandoned == Some(answered) {
+            self.abandoned = None;
         }
     }
 
     /// Accepted, or anything that comes only from a P that has accepted.
     fn on_sign_of_life(&mut self, attempt: Attempt) {
-        match &mut self.state {
-            State::Prefilling(current) | State::Transferring(current) if current.attempt == attempt => {
-                let drained = current.drained;
-                current.accepted = true;
-                self.disarm(DeadlineKind::Accept);
-                // A P that has drained owes no more signs of life.
-                if !drained {
-                    self.arm(DeadlineKind::Lease, self.timeouts.lease);
-                }
-            }
-            State::Prefilling(_)
-            | State::Transferring(_)
-            | State::Reserving { .. }
-            | State::Activated(_)
-            | State::Released
-            | State::CleaningUp { .. }
-            | State::Done => {}
+        let Some(current) = self.state.under_way().filter(|current| current.attempt == attempt) else {
+            return;
+        };
+        current.accepted = true;
+        // A P that has drained owes no more signs of life.
+        let owes_more = !current.drained;
+        self.disarm(DeadlineKind::Accept);
+        if owes_more {
+            self.arm(DeadlineKind::Lease, self.timeouts.lease);
         }
     }
 
     fn on_refused(&mut self, attempt: Attempt) {
-        match self.current(attempt) {
+        match self.state.under_way().filter(|current| current.attempt == attempt).copied() {
             // A refusal after a sign that P had begun is no refusal: the stream has ended.
             Some(current) if current.accepted || current.landed => self.lose(current, Loss::Gone),
             Some(current) => self.lose(current, Loss::Refused),
-            None => self.on_quarantined_peer_gone(attempt),
+            None => self.time_quarantine(attempt),
         }
     }
 
     fn on_landed(&mut self, attempt: Attempt) {
-        match &mut self.state {
-            State::Prefilling(current) if current.attempt == attempt => current.landed = true,
-            State::Transferring(current) if current.attempt == attempt => {
-                current.landed = true;
-                let current = *current;
-                self.activate(current);
-            }
-            State::Prefilling(_)
-            | State::Transferring(_)
-            | State::Reserving { .. }
-            | State::Activated(_)
-            | State::Released
-            | State::CleaningUp { .. }
-            | State::Done => {}
+        let Some(current) = self.state.under_way().filter(|current| current.attempt == attempt) else {
+            return;
+        };
+        current.landed = true;
+        if let State::Transferring(current) = self.state {
+            self.activate(current);
         }
     }
 
     fn on_completed(&mut self, attempt: Attempt) {
-        match self.state {
-            State::Prefilling(current) if current.attempt == attempt => {
-                let current = Attempting { accepted: true, ..current };
-                if current.landed {
-                    self.activate(current);
-                    return;
-                }
-                self.disarm(DeadlineKind::Accept);
-                self.disarm(DeadlineKind::Prefill);
-                self.state = State::Transferring(current);
-                if current.drained {
-                    self.arm(DeadlineKind::Transfer, self.timeouts.lease);
-                } else {
-                    self.arm(DeadlineKind::Transfer, self.timeouts.transfer);
-                    self.arm(DeadlineKind::Lease, self.timeouts.lease);
-                }
-            }
-            State::Prefilling(_)
-            | State::Transferring(_)
-            | State::Reserving { .. }
-            | State::Activated(_)
-            | State::Released
-            | State::CleaningUp { .. }
-            | State::Done => {}
+        let State::Prefilling(mut current) = self.state else {
+            return;
+        };
+        if current.attempt != attempt {
+            return;
+        }
+        current.accepted = true;
+        if current.landed {
+            self.activate(current);
+            return;
+        }
+        self.state = State::Transferring(current);
+        self.disarm(DeadlineKind::Accept);
+        self.disarm(DeadlineKind::Prefill);
+        if current.drained {
+            self.await_last_blocks();
+        } else {
+            self.arm(DeadlineKind::Lease, self.timeouts.lease);
+            self.arm(DeadlineKind::Transfer, self.timeouts.transfer);
         }
     }
 
@@ -310,28 +195,19 @@ impl Handoff {
                 }
             }
             State::Transferring(current) if current.attempt == attempt => {
-                // All that P sent is here or nearly so: what has not landed soon was never sent.
                 if !current.drained {
                     current.drained = true;
-                    self.disarm(DeadlineKind::Lease);
-                    self.arm(DeadlineKind::Transfer, self.timeouts.lease);
+                    self.await_last_blocks();
                 }
             }
-            State::Activated(current) if current.attempt == attempt => {
-                self.disarm(DeadlineKind::Drain);
-                self.release();
-            }
+            State::Activated(current) if current.attempt == attempt => self.release(),
             State::Prefilling(_)
             | State::Transferring(_)
             | State::Activated(_)
             | State::Reserving { .. }
             | State::Released
             | State::CleaningUp { .. }
-            | State::Done => {
-                if let Some(quarantined) = self.take_quarantined(|q| q.attempt == attempt) {
-                    self.end_quarantine(quarantined);
-                }
-            }
+            | State::Done => self.end_quarantine(|quarantined| quarantined.attempt == attempt),
         }
     }
 
@@ -342,17 +218,14 @@ impl Handoff {
             State::Prefilling(current) | State::Transferring(current) if current.attempt == attempt => {
                 self.lose(current, Loss::Gone);
             }
-            State::Activated(current) if current.attempt == attempt => {
-                self.disarm(DeadlineKind::Drain);
-                self.release();
-            }
+            State::Activated(current) if current.attempt == attempt => self.release(),
             State::Prefilling(_)
             | State::Transferring(_)
             | State::Activated(_)
             | State::Reserving { .. }
             | State::Released
             | State::CleaningUp { .. }
-            | State::Done => self.on_quarantined_peer_gone(attempt),
+            | State::Done => self.time_quarantine(attempt),
         }
     }
 
@@ -360,8 +233,8 @@ impl Handoff {
         match self.state {
             State::Reserving { reservation } => {
                 self.outcome = Some(Outcome::Cancelled);
-                // The deadline of the reservation stays armed.
-                self.state = State::CleaningUp { unanswered: Some(reservation) };
+                // The engine's answer is still waited for, under the same deadline.
+                self.clean_up(Some(reservation));
             }
             State::Prefilling(current) | State::Transferring(current) => {
                 self.outcome = Some(Outcome::Cancelled);
@@ -376,238 +249,33 @@ impl Handoff {
     }
 
     fn on_deadline(&mut self, deadline: Deadline) {
-        let Some(index) = self.armed.iter().position(|armed| *armed == deadline) else {
+        if !self.deadlines.take(deadline) {
             return;
-        };
-        self.armed.swap_remove(index);
+        }
         match deadline.kind {
-            DeadlineKind::Reserve => match self.state {
-                State::Reserving { reservation } => {
-                    self.abandoned = Some(reservation);
+            DeadlineKind::Reserve => {
+                self.abandoned = self.state.awaited_reservation();
+                if self.outcome.is_none() {
                     self.give_up_remote(PlacementReason::ReservationRefused, None);
-                }
-                State::CleaningUp { unanswered } => {
-                    self.abandoned = unanswered;
+                } else {
                     self.clean_up(None);
                 }
-                State::Prefilling(_)
-                | State::Transferring(_)
-                | State::Activated(_)
-                | State::Released
-                | State::Done => {}
-            },
+            }
             DeadlineKind::Accept | DeadlineKind::Lease | DeadlineKind::Prefill | DeadlineKind::Transfer => {
-                match self.state {
-                    State::Prefilling(current) | State::Transferring(current) => {
-                        self.lose(current, Loss::Stopped);
-                    }
-                    State::Reserving { .. }
-                    | State::Activated(_)
-                    | State::Released
-                    | State::CleaningUp { .. }
-                    | State::Done => {}
+                if let Some(&mut current) = self.state.under_way() {
+                    self.lose(current, Loss::Stopped);
                 }
             }
-            DeadlineKind::Drain => match self.state {
-                State::Activated(current) => {
+            DeadlineKind::Drain => {
+                if let State::Activated(current) = self.state {
                     self.actions.push(Action::CancelPrefill { attempt: current.attempt });
                     self.release();
                 }
-                State::Reserving { .. }
-                | State::Prefilling(_)
-                | State::Transferring(_)
-                | State::Released
-                | State::CleaningUp { .. }
-                | State::Done => {}
-            },
+            }
             DeadlineKind::Quarantine(reservation) => {
-                if let Some(quarantined) = self.take_quarantined(|q| q.reservation == reservation) {
-                    self.end_quarantine(quarantined);
-                }
+                self.end_quarantine(|quarantined| quarantined.reservation == reservation);
             }
-            DeadlineKind::Suspect(reservation) => {
-                if let Some(Quarantined { reservation, attempt }) =
-                    self.take_quarantined(|q| q.reservation == reservation)
-                {
-                    self.actions.push(Action::Suspect { reservation, attempt });
-                    self.finish_if_clean();
-                }
-            }
-        }
-    }
-
-    fn reserve(&mut self) {
-        let reservation = ReservationNumber(self.next_reservation);
-        self.next_reservation += 1;
-        self.state = State::Reserving { reservation };
-        self.actions.push(Action::Reserve { reservation });
-        self.arm(DeadlineKind::Reserve, self.timeouts.reserve);
-    }
-
-    /// Calls the next candidate. There is one: whoever makes or keeps a reservation has looked.
-    fn start_next(&mut self, reservation: ReservationNumber) {
-        let attempt = Attempt(self.next_candidate);
-        self.next_candidate += 1;
-        self.state = State::Prefilling(Attempting {
-            attempt,
-            reservation,
-            accepted: false,
-            landed: false,
-            drained: false,
-        });
-        self.actions.push(Action::StartPrefill { attempt, reservation });
-        self.arm(DeadlineKind::Accept, self.timeouts.accept);
-        self.arm(DeadlineKind::Prefill, self.timeouts.prefill);
-    }
-
-    /// The attempt will not deliver: on to the next candidate, or home.
-    fn lose(&mut self, current: Attempting, loss: Loss) {
-        self.any_failed |= loss != Loss::Refused;
-        let kept = self.end_attempt(current, loss);
-        let more = (self.next_candidate as usize) < self.candidates.len();
-        match kept {
-            Some(reservation) if more => self.start_next(reservation),
-            None if more => self.reserve(),
-            kept => self.give_up_remote(PlacementReason::PrefillRefused, kept),
-        }
-    }
-
-    /// Fences an attempt that has not delivered. Returns its blocks if nobody can write them any more; otherwise
-    /// they are in quarantine.
-    fn end_attempt(&mut self, current: Attempting, loss: Loss) -> Option<ReservationNumber> {
-        let Attempting { attempt, reservation, landed, drained, accepted: _ } = current;
-        self.disarm_attempt();
-        if loss == Loss::Stopped {
-            self.actions.push(Action::CancelPrefill { attempt });
-        }
-        self.actions.push(Action::Fence { attempt });
-        let writer = self.candidates.get(attempt.0 as usize).copied().unwrap_or(Writer::Peer);
-        let fenced = match writer {
-            Writer::Us => true,
-            Writer::Peer => landed || drained || loss == Loss::Refused,
-        };
-        if fenced {
-            return Some(reservation);
-        }
-        self.actions.push(Action::Quarantine { reservation, attempt });
-        self.quarantined.push(Quarantined { reservation, attempt });
-        if loss == Loss::Gone {
-            self.arm(DeadlineKind::Quarantine(reservation), self.timeouts.quarantine);
-        } else {
-            self.arm(DeadlineKind::Suspect(reservation), self.timeouts.suspect);
-        }
-        None
-    }
-
-    /// Landed and completed: the blocks and the first tokens are the engine's.
-    fn activate(&mut self, current: Attempting) {
-        let Attempting { attempt, reservation, .. } = current;
-        self.disarm_attempt();
-        self.actions.push(Action::Fence { attempt });
-        self.actions.push(Action::Activate { attempt, reservation });
-        self.outcome = Some(Outcome::Activated { attempt });
-        if current.drained {
-            self.release();
-        } else {
-            self.state = State::Activated(current);
-            self.arm(DeadlineKind::Drain, self.timeouts.drain);
-        }
-    }
-
-    /// No candidate delivers. `kept` are blocks that nobody else can write.
-    fn give_up_remote(&mut self, reason: PlacementReason, kept: Option<ReservationNumber>) {
-        let reason = if self.any_failed { PlacementReason::PrefillFailed } else { reason };
-        match self.fallback {
-            FallbackPolicy::Local => {
-                self.actions.push(Action::PrefillLocally { reason, reservation: kept });
-                self.outcome = Some(Outcome::Local { reason });
-            }
-            FallbackPolicy::Fail => {
-                if let Some(reservation) = kept {
-                    self.actions.push(Action::FreeBlocks { reservation });
-                }
-                self.actions.push(Action::Fail { reason });
-                self.outcome = Some(Outcome::Failed { reason });
-            }
-        }
-        self.clean_up(None);
-    }
-
-    /// The current attempt is over on both sides.
-    fn release(&mut self) {
-        if self.quarantined.is_empty() {
-            self.state = State::Released;
-            self.push_finished();
-        } else {
-            self.clean_up(None);
-        }
-    }
-
-    fn clean_up(&mut self, unanswered: Option<ReservationNumber>) {
-        self.state = State::CleaningUp { unanswered };
-        self.finish_if_clean();
-    }
-
-    fn finish_if_clean(&mut self) {
-        if matches!(self.state, State::CleaningUp { unanswered: None }) && self.quarantined.is_empty() {
-            self.state = State::Done;
-            self.push_finished();
-        }
-    }
-
-    fn push_finished(&mut self) {
-        if let Some(outcome) = self.outcome {
-            self.actions.push(Action::Finished { outcome });
-        }
-    }
-
-    fn take_quarantined(&mut self, which: impl Fn(&Quarantined) -> bool) -> Option<Quarantined> {
-        let index = self.quarantined.iter().position(which)?;
-        Some(self.quarantined.swap_remove(index))
-    }
-
-    /// The writer of quarantined blocks is known to be gone; what it had under way ends within the quarantine.
-    fn on_quarantined_peer_gone(&mut self, attempt: Attempt) {
-        let Some(&Quarantined { reservation, .. }) = self.quarantined.iter().find(|q| q.attempt == attempt)
-        else {
-            return;
-        };
-        let timed = DeadlineKind::Quarantine(reservation);
-        if !self.armed.iter().any(|deadline| deadline.kind == timed) {
-            self.disarm(DeadlineKind::Suspect(reservation));
-            self.arm(timed, self.timeouts.quarantine);
-        }
-    }
-
-    fn end_quarantine(&mut self, quarantined: Quarantined) {
-        let Quarantined { reservation, attempt: _ } = quarantined;
-        self.disarm(DeadlineKind::Quarantine(reservation));
-        self.disarm(DeadlineKind::Suspect(reservation));
-        self.actions.push(Action::FreeBlocks { reservation });
-        self.finish_if_clean();
-    }
-
-    fn arm(&mut self, kind: DeadlineKind, after: Duration) {
-        let deadline = Deadline { kind, serial: self.next_serial };
-        self.next_serial += 1;
-        self.armed.retain(|armed| armed.kind != kind);
-        self.armed.push(deadline);
-        self.actions.push(Action::ArmDeadline { deadline, after });
-    }
-
-    fn disarm(&mut self, kind: DeadlineKind) {
-        let before = self.armed.len();
-        self.armed.retain(|armed| armed.kind != kind);
-        if self.armed.len() < before {
-            self.actions.push(Action::DisarmDeadline { kind });
-        }
-    }
-
-    /// The deadlines that belong to the current attempt.
-    fn disarm_attempt(&mut self) {
-        for kind in [DeadlineKind::Accept, DeadlineKind::Lease, DeadlineKind::Prefill, DeadlineKind::Transfer]
-        {
-            self.disarm(kind);
+            DeadlineKind::Suspect(reservation) => self.hand_over_quarantined(reservation),
         }
     }
 }

@@ -35,8 +35,11 @@
 //!   ignored, since a deadline that is not armed any more does nothing when it comes in.
 //! - Feed facts until [`Action::Finished`]. The answer to [`Action::Reserve`] goes in even if it comes later.
 
+mod deadlines;
 mod machine;
 mod source;
+mod state;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -44,8 +47,9 @@ use std::time::Duration;
 
 use crate::placement::{FallbackPolicy, PlacementReason};
 
-pub use machine::{Attempting, Handoff, State};
+pub use machine::Handoff;
 pub use source::{PrefillLease, PrefillLeaseState, SourceAction, SourceDeadline, SourceFact};
+pub use state::{Attempting, State};
 
 /// One try with one candidate; also the candidate's index in [`Plan::candidates`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -178,7 +182,8 @@ pub enum Fact {
         /// Which.
         attempt: Attempt,
     },
-    /// Every block of the attempt has landed, and no further one of it will be written.
+    /// Every block of the attempt has landed, and no further one of it will be written. A handoff that transfers no
+    /// blocks has landed from its start.
     Landed {
         /// Which.
         attempt: Attempt,
