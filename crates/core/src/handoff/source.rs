@@ -37,7 +37,8 @@ pub enum SourceFact {
     Computed,
     /// The engine cannot finish the prefill.
     PrefillFailed,
-    /// No push is under way, and none will begin: all were acknowledged, or they were stopped.
+    /// No push is under way, and **none will begin**: the engine has queued its last and all were acknowledged, or
+    /// they were stopped. A transport that has merely caught up with the engine does not say this.
     PushDrained,
     /// D does not want it any more.
     Cancelled,
@@ -85,13 +86,22 @@ pub struct PrefillLease {
     state: PrefillLeaseState,
     lease: Duration,
     drain: Duration,
-    serial: u64,
+    /// [`SourceFact::PushDrained`] came before the engine's word that it has computed everything.
+    drained_early: bool,
+    /// The one deadline that counts.
+    armed: (SourceDeadline, u64),
 }
 
 impl PrefillLease {
     /// Begins P's side. `lease` is what D asked for; `timeouts` are this worker's own.
     pub fn start(lease: Duration, timeouts: &Timeouts) -> (Self, Vec<SourceAction>) {
-        let mut this = Self { state: PrefillLeaseState::Prefilling, lease, drain: timeouts.drain, serial: 0 };
+        let mut this = Self {
+            state: PrefillLeaseState::Prefilling,
+            lease,
+            drain: timeouts.drain,
+            drained_early: false,
+            armed: (SourceDeadline::Lease, 0),
+        };
         let arm = this.arm(SourceDeadline::Lease);
         (this, vec![arm])
     }
@@ -103,59 +113,81 @@ impl PrefillLease {
 
     /// Takes in a fact and returns what to do about it, in order.
     pub fn on(&mut self, fact: SourceFact) -> Vec<SourceAction> {
-        use PrefillLeaseState::{Done, Draining, Prefilling, Stopping, Stuck};
-        match (self.state, fact) {
-            (Prefilling | Draining, SourceFact::Heartbeat) => vec![self.arm(SourceDeadline::Lease)],
-            (Prefilling, SourceFact::Computed) => {
-                self.state = Draining;
-                vec![SourceAction::SendCompleted]
-            }
-            (
-                Prefilling | Draining,
-                SourceFact::Cancelled | SourceFact::PeerLost | SourceFact::PrefillFailed,
-            ) => self.stop(),
-            (Prefilling | Draining | Stopping, SourceFact::DeadlinePassed { deadline, serial }) => {
-                if serial != self.serial {
-                    return Vec::new();
+        match self.state {
+            PrefillLeaseState::Prefilling => match fact {
+                SourceFact::Heartbeat => vec![self.arm(SourceDeadline::Lease)],
+                SourceFact::Computed if self.drained_early => {
+                    let mut actions = vec![SourceAction::SendCompleted];
+                    actions.extend(self.finish());
+                    actions
                 }
-                match deadline {
-                    SourceDeadline::Lease => self.stop(),
-                    SourceDeadline::Drain => {
-                        self.state = Stuck;
-                        vec![SourceAction::ReportStuck]
-                    }
+                SourceFact::Computed => {
+                    self.state = PrefillLeaseState::Draining;
+                    vec![SourceAction::SendCompleted]
                 }
-            }
-            (Draining | Stopping, SourceFact::PushDrained) => {
-                self.state = Done;
-                vec![SourceAction::FreeSource, SourceAction::SendDrained]
-            }
-            // Pushes that are drained before the engine is done are only those of the layers so far.
-            (Prefilling, SourceFact::PushDrained)
-            | (Draining, SourceFact::Computed)
-            | (
-                Stopping,
+                SourceFact::PushDrained => {
+                    self.drained_early = true;
+                    Vec::new()
+                }
+                SourceFact::PrefillFailed | SourceFact::Cancelled | SourceFact::PeerLost => self.stop(),
+                SourceFact::DeadlinePassed { deadline, serial } => self.on_deadline(deadline, serial),
+            },
+            PrefillLeaseState::Draining => match fact {
+                SourceFact::Heartbeat => vec![self.arm(SourceDeadline::Lease)],
+                SourceFact::PushDrained => self.finish(),
+                SourceFact::PrefillFailed | SourceFact::Cancelled | SourceFact::PeerLost => self.stop(),
+                SourceFact::DeadlinePassed { deadline, serial } => self.on_deadline(deadline, serial),
+                SourceFact::Computed => Vec::new(),
+            },
+            PrefillLeaseState::Stopping => match fact {
+                SourceFact::PushDrained => self.finish(),
+                SourceFact::DeadlinePassed { deadline, serial } => self.on_deadline(deadline, serial),
                 SourceFact::Heartbeat
                 | SourceFact::Computed
                 | SourceFact::PrefillFailed
                 | SourceFact::Cancelled
-                | SourceFact::PeerLost,
-            )
-            | (Done | Stuck, _) => Vec::new(),
+                | SourceFact::PeerLost => Vec::new(),
+            },
+            PrefillLeaseState::Done | PrefillLeaseState::Stuck => Vec::new(),
+        }
+    }
+
+    fn on_deadline(&mut self, deadline: SourceDeadline, serial: u64) -> Vec<SourceAction> {
+        if self.armed != (deadline, serial) {
+            return Vec::new();
+        }
+        match deadline {
+            SourceDeadline::Lease => self.stop(),
+            SourceDeadline::Drain => {
+                self.state = PrefillLeaseState::Stuck;
+                vec![SourceAction::ReportStuck]
+            }
         }
     }
 
     fn stop(&mut self) -> Vec<SourceAction> {
-        self.state = PrefillLeaseState::Stopping;
-        vec![SourceAction::StopPushes, self.arm(SourceDeadline::Drain)]
+        let mut actions = vec![SourceAction::StopPushes];
+        if self.drained_early {
+            actions.extend(self.finish());
+        } else {
+            self.state = PrefillLeaseState::Stopping;
+            actions.push(self.arm(SourceDeadline::Drain));
+        }
+        actions
+    }
+
+    fn finish(&mut self) -> Vec<SourceAction> {
+        self.state = PrefillLeaseState::Done;
+        vec![SourceAction::FreeSource, SourceAction::SendDrained]
     }
 
     fn arm(&mut self, deadline: SourceDeadline) -> SourceAction {
-        self.serial += 1;
+        let serial = self.armed.1 + 1;
+        self.armed = (deadline, serial);
         let after = match deadline {
             SourceDeadline::Lease => self.lease,
             SourceDeadline::Drain => self.drain,
         };
-        SourceAction::ArmDeadline { deadline, serial: self.serial, after }
+        SourceAction::ArmDeadline { deadline, serial, after }
     }
 }
