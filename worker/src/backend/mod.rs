@@ -1,1 +1,3 @@
 //! What computes: implementations of [`disagg_engine::Backend`].
+
+pub mod candle;

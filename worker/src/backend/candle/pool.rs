@@ -1,0 +1,152 @@
+//! The KV pool in main memory.
+
+use disagg_core::BlockId;
+use disagg_engine::{KvAccessError, KvDtype, KvLayout, KvMemory};
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use super::kernels::Rows;
+
+/// f32 keys and values, with a lock for every (layer, block), so that network threads land KV in reserved blocks
+/// while the engine thread computes in others.
+pub(super) struct PagedPool {
+    layout: KvLayout,
+    num_blocks: u32,
+    /// By layer, then block: `[K|V][kv_head][block_size][head_dim]`.
+    blocks: Vec<RwLock<Box<[f32]>>>,
+}
+
+impl PagedPool {
+    pub(super) fn new(layout: KvLayout, num_blocks: u32) -> Self {
+        debug_assert_eq!(layout.dtype, KvDtype::F32);
+        let count = layout.layers as usize * num_blocks as usize;
+        let elements = 2 * layout.half_elements();
+        let blocks = (0..count).map(|_| RwLock::new(vec![0.0; elements].into_boxed_slice())).collect();
+        Self { layout, num_blocks, blocks }
+    }
+
+    /// Tokens per block.
+    pub(super) fn block_size(&self) -> usize {
+        self.layout.block_size as usize
+    }
+
+    /// Locks one block of one layer for reading.
+    pub(super) fn block(&self, layer: u32, block: BlockId) -> RwLockReadGuard<'_, Box<[f32]>> {
+        self.blocks[self.index(layer, block)].read()
+    }
+
+    /// Puts the keys and values of a batch (rows of `kv_heads * head_dim`) into their slots.
+    pub(super) fn store(&self, layer: u32, slots: &[u32], keys: Rows<'_>, values: Rows<'_>) {
+        let block_size = self.layout.block_size;
+        let head_dim = self.layout.head_dim as usize;
+        let half = self.layout.half_elements();
+        let head_elements = block_size as usize * head_dim;
+        let mut token = 0;
+        // Neighbours mostly share a block: one lock for them all.
+        for same_block in slots.chunk_by(|a, b| a / block_size == b / block_size) {
+            let block = BlockId(same_block[0] / block_size);
+            let mut guard = self.blocks[self.index(layer, block)].write();
+            let (k, v) = guard.split_at_mut(half);
+            for slot in same_block {
+                let offset = (slot % block_size) as usize * head_dim;
+                for (pool, row) in [(&mut *k, keys.row(token)), (&mut *v, values.row(token))] {
+                    for (head, elements) in row.chunks_exact(head_dim).enumerate() {
+                        pool[head * head_elements + offset..][..head_dim].copy_from_slice(elements);
+                    }
+                }
+                token += 1;
+            }
+        }
+    }
+
+    fn index(&self, layer: u32, block: BlockId) -> usize {
+        layer as usize * self.num_blocks as usize + block.0 as usize
+    }
+
+    fn checked_index(&self, layer: u32, block: BlockId) -> Result<usize, KvAccessError> {
+        if layer < self.layout.layers && block.0 < self.num_blocks {
+            return Ok(self.index(layer, block));
+        }
+        Err(KvAccessError::OutOfRange {
+            layer,
+            block: block.0,
+            layers: self.layout.layers,
+            blocks: self.num_blocks,
+        })
+    }
+}
+
+impl KvMemory for PagedPool {
+    fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    fn num_blocks(&self) -> u32 {
+        self.num_blocks
+    }
+
+    fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError> {
+        let guard = self.blocks[self.checked_index(layer, block)?].read();
+        let start = out.len();
+        out.resize(start + self.layout.layer_block_bytes(), 0);
+        for (bytes, element) in out[start..].as_chunks_mut().0.iter_mut().zip(guard.iter()) {
+            *bytes = element.to_le_bytes();
+        }
+        Ok(())
+    }
+
+    fn write(&self, layer: u32, block: BlockId, bytes: &[u8]) -> Result<(), KvAccessError> {
+        let index = self.checked_index(layer, block)?;
+        let want = self.layout.layer_block_bytes();
+        if bytes.len() != want {
+            return Err(KvAccessError::WrongSize { got: bytes.len(), want });
+        }
+        let mut guard = self.blocks[index].write();
+        for (element, &bytes) in guard.iter_mut().zip(bytes.as_chunks().0) {
+            *element = f32::from_le_bytes(bytes);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> PagedPool {
+        let layout = KvLayout { layers: 2, kv_heads: 2, head_dim: 4, block_size: 3, dtype: KvDtype::F32 };
+        PagedPool::new(layout, 5)
+    }
+
+    #[test]
+    fn stored_tokens_lie_where_the_layout_says() {
+        let pool = pool();
+        let keys: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        let values: Vec<f32> = keys.iter().map(|k| k + 100.0).collect();
+        // The last slot of block 1, two of block 4, and one of block 0.
+        pool.store(1, &[5, 12, 13, 0], Rows::dense(&keys, 8), Rows::dense(&values, 8));
+        let mut bytes = Vec::new();
+        pool.read(1, BlockId(4), &mut bytes).expect("in range");
+        let block: Vec<f32> = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        // Tokens 1 and 2: head 0 from 8 and 16, head 1 from 12 and 20.
+        assert_eq!(block[..8], [8.0, 9.0, 10.0, 11.0, 16.0, 17.0, 18.0, 19.0]);
+        assert_eq!(block[12..20], [12.0, 13.0, 14.0, 15.0, 20.0, 21.0, 22.0, 23.0]);
+        assert_eq!(block[24..28], [108.0, 109.0, 110.0, 111.0]);
+        assert_eq!(pool.block(1, BlockId(1))[8..12], [0.0, 1.0, 2.0, 3.0]);
+        assert!(pool.block(0, BlockId(4)).iter().all(|v| *v == 0.0));
+
+        pool.write(0, BlockId(2), &bytes).expect("fits");
+        assert_eq!(pool.block(0, BlockId(2))[..], block);
+    }
+
+    #[test]
+    fn wrong_accesses_are_refused() {
+        let pool = pool();
+        let mut out = vec![1, 2];
+        let outside = KvAccessError::OutOfRange { layer: 2, block: 0, layers: 2, blocks: 5 };
+        assert_eq!(pool.read(2, BlockId(0), &mut out), Err(outside));
+        assert_eq!(out, [1, 2]);
+        assert!(matches!(pool.write(0, BlockId(5), &[]), Err(KvAccessError::OutOfRange { block: 5, .. })));
+        let short = KvAccessError::WrongSize { got: 12, want: 192 };
+        assert_eq!(pool.write(0, BlockId(0), &[0; 12]), Err(short));
+    }
+}
