@@ -1,0 +1,63 @@
+//! What `/proc` says about processes that are not our children.
+
+use std::fs;
+
+/// A process as `/proc/<pid>/stat` tells it. The start time tells it from a later process with the same id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProcessInfo {
+    /// Process id.
+    pub pid: u32,
+    /// Parent's id.
+    pub parent: u32,
+    /// `R`, `S`, `Z`, ...
+    pub state: char,
+    /// Ticks after boot.
+    pub start_ticks: u64,
+    /// Arguments.
+    pub arguments: Vec<String>,
+}
+
+/// The process, if there is one.
+pub fn process(pid: u32) -> Option<ProcessInfo> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the fields begin after the last one.
+    let fields: Vec<_> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    Some(ProcessInfo {
+        pid,
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        start_ticks: fields.get(19)?.parse().ok()?,
+        arguments: arguments
+            .split(|byte| *byte == 0)
+            .filter(|argument| !argument.is_empty())
+            .map(|argument| String::from_utf8_lossy(argument).into_owned())
+            .collect(),
+    })
+}
+
+/// Children of `parent` that run.
+pub fn children(parent: u32) -> Vec<ProcessInfo> {
+    let entries = fs::read_dir("/proc").expect("/proc");
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(process).filter(|info| info.parent == parent && info.state != 'Z').collect()
+}
+
+impl ProcessInfo {
+    /// Whether this very process still runs. A zombie that nobody has reaped does not.
+    pub fn runs(&self) -> bool {
+        process(self.pid).is_some_and(|now| now.start_ticks == self.start_ticks && now.state != 'Z')
+    }
+
+    /// Whether its arguments have this one.
+    pub fn has_argument(&self, argument: &str) -> bool {
+        self.arguments.iter().any(|a| a == argument)
+    }
+}
+
+/// `kill -9` of any process.
+pub fn kill_9(pid: u32) {
+    let line = format!("kill -9 {pid}");
+    let status = std::process::Command::new("sh").args(["-c", &line]).status().expect("sh");
+    assert!(status.success(), "{line}: {status}");
+}
