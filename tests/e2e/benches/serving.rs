@@ -17,7 +17,7 @@ use futures::StreamExt;
 use serde_json::json;
 use tokio::time::Instant;
 
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// Lengths and count of the requests of one row.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,8 @@ fn percentile_ms(values: &mut [f64], percent: usize) -> f64 {
 
 async fn request(router: &Router, load: Load, number: usize, remote: bool) -> Sample {
     // Token ids that differ from the first on, so that no prefix is ever found.
-    let prompt: Vec<u32> = (0..load.input_tokens).map(|i| 3 + ((number * 131 + i * 7) % 240) as u32).collect();
+    let prompt: Vec<u32> =
+        (0..load.input_tokens).map(|i| 3 + ((number * 131 + i * 7) % 240) as u32).collect();
     let body = json!({
         "model": MODEL, "prompt": prompt, "max_tokens": load.output_tokens, "ignore_eos": true, "temperature": 0,
         "stream": true, "cache_salt": number.to_string(),
@@ -66,7 +67,8 @@ async fn request(router: &Router, load: Load, number: usize, remote: bool) -> Sa
 
 async fn row(model: &std::path::Path, load: Load, remote: bool, concurrency: usize) {
     let threshold = if remote { "0" } else { "10000000" };
-    let plan = Plan::of(model).router(["--max-local-prefill-length", threshold, "--max-prefill-queue-depth", "64"]);
+    let plan =
+        Plan::of(model).router(["--max-local-prefill-length", threshold, "--max-prefill-queue-depth", "64"]);
     let deployment = plan.start().await;
     let router = deployment.router();
     // Warm-up: connections, page faults of the weights.
@@ -109,7 +111,9 @@ async fn main() {
         requests: number("DISAGG_BENCH_REQUESTS", 16),
     };
     println!("{load:?}, one prefill and one decode worker with one thread each, {} cores", num_cores());
-    println!("placement concurrency  TTFT p50  TTFT p99   ITL p50   ITL p99     req/s    tokens/s   (times in ms)");
+    println!(
+        "placement concurrency  TTFT p50  TTFT p99   ITL p50   ITL p99     req/s    tokens/s   (times in ms)"
+    );
     for concurrency in [1, 4] {
         for remote in [false, true] {
             row(&model, load, remote, concurrency).await;

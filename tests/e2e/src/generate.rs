@@ -11,7 +11,7 @@ use crate::wait::within;
 use crate::worker::Worker;
 
 /// Longest time of one request here.
-const REQUEST: Duration = Duration::from_secs(120);
+const REQUEST: Duration = Duration::from_mins(2);
 
 /// A request that is still to be sent.
 #[derive(Clone, Debug)]
@@ -76,14 +76,14 @@ impl Ask {
         }
         ask.request.remote =
             Some(v1::RemotePrefill { candidates, max_local_prefill_length: 0, fail_without_remote: false });
-        ask.request.placement_reason = "above-threshold".to_owned();
+        "above-threshold".clone_into(&mut ask.request.placement_reason);
         ask
     }
 
     /// Keeps its prefix cache apart from that of other salts.
     #[must_use]
     pub fn salted(mut self, salt: &str) -> Self {
-        self.prompt().cache_salt = salt.to_owned();
+        salt.clone_into(&mut self.prompt().cache_salt);
         self
     }
 

@@ -5,8 +5,14 @@ use std::collections::BTreeMap;
 /// One scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// By name and then labels as they were written.
-    samples: BTreeMap<String, Vec<(BTreeMap<String, String>, f64)>>,
+    samples: Vec<Sample>,
+}
+
+#[derive(Clone, Debug)]
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
 }
 
 impl Metrics {
@@ -24,9 +30,10 @@ impl Metrics {
             }
             let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no metric: {line:?}"));
             let (name, labels) = match series.split_once('{') {
-                Some((name, rest)) => {
-                    (name, parse_labels(rest.strip_suffix('}').unwrap_or_else(|| panic!("no metric: {line:?}"))))
-                }
+                Some((name, rest)) => (
+                    name,
+                    parse_labels(rest.strip_suffix('}').unwrap_or_else(|| panic!("no metric: {line:?}"))),
+                ),
                 None => (series, BTreeMap::new()),
             };
             assert!(
@@ -34,9 +41,9 @@ impl Metrics {
                 "{name} comes without a # TYPE of its own"
             );
             let value = value.parse().unwrap_or_else(|_| panic!("no number: {line:?}"));
-            let family = metrics.samples.entry(name.to_owned()).or_default();
-            assert!(family.iter().all(|(other, _)| *other != labels), "{line:?} comes twice");
-            family.push((labels, value));
+            let twice = metrics.samples.iter().any(|other| other.name == name && other.labels == labels);
+            assert!(!twice, "{line:?} comes twice");
+            metrics.samples.push(Sample { name: name.to_owned(), labels, value });
         }
         metrics
     }
@@ -45,17 +52,19 @@ impl Metrics {
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let matching: Vec<_> = self
             .samples
-            .get(name)?
             .iter()
-            .filter(|(have, _)| labels.iter().all(|(key, value)| have.get(*key).is_some_and(|v| v == value)))
-            .map(|(_, value)| *value)
+            .filter(|sample| sample.name == name)
+            .filter(|sample| {
+                labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|v| v == value))
+            })
+            .map(|sample| sample.value)
             .collect();
         (!matching.is_empty()).then(|| matching.iter().sum())
     }
 
     /// Names there are.
     pub fn names(&self) -> Vec<&str> {
-        self.samples.keys().map(String::as_str).collect()
+        self.samples.iter().map(|sample| sample.name.as_str()).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::router::PlacementHeader;
 use crate::sse::SseBody;
 
 /// Longest time of one stream.
-const STREAM: Duration = Duration::from_secs(120);
+const STREAM: Duration = Duration::from_mins(2);
 
 /// `usage`.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -255,7 +255,8 @@ pub async fn completion_stream(response: Response) -> Text {
     let placement = placement_of_success(&response);
     let mut pieces = Pieces::default();
     for (_, event) in SseBody::new(response).collect(STREAM).await {
-        let piece: Completion = serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"));
+        let piece: Completion =
+            serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"));
         assert_eq!(piece.object, "text_completion");
         pieces.head(piece.id, piece.created, piece.model);
         let choice = piece.choices.into_iter().next().map(|choice| (choice.text, choice.finish_reason));
@@ -270,7 +271,8 @@ pub async fn chat_stream(response: Response) -> Text {
     let mut pieces = Pieces::default();
     let mut first = true;
     for (_, event) in SseBody::new(response).collect(STREAM).await {
-        let piece: ChatChunk = serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"));
+        let piece: ChatChunk =
+            serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"));
         assert_eq!(piece.object, "chat.completion.chunk");
         pieces.head(piece.id, piece.created, piece.model);
         let choice = piece.choices.into_iter().next();
@@ -279,7 +281,10 @@ pub async fn chat_stream(response: Response) -> Text {
             assert_eq!(role, first.then_some("assistant"), "the role comes in the first piece only");
             first = false;
         }
-        pieces.take(choice.map(|choice| (choice.delta.content.unwrap_or_default(), choice.finish_reason)), piece.usage);
+        pieces.take(
+            choice.map(|choice| (choice.delta.content.unwrap_or_default(), choice.finish_reason)),
+            piece.usage,
+        );
     }
     pieces.end(placement)
 }

@@ -60,7 +60,7 @@ impl Process {
             .stdout(create(&stdout))
             .stderr(create(&stderr))
             .spawn()
-            .unwrap_or_else(|error| panic!("start {:?}: {error}", command.get_program()));
+            .unwrap_or_else(|error| panic!("start {}: {error}", command.get_program().display()));
         let stdin = child.stdin.take();
         Self { name: name.to_owned(), child, stdin, stdout, stderr }
     }
@@ -121,7 +121,12 @@ impl Process {
             let lines: Vec<_> = text.lines().collect();
             let from = lines.len().saturating_sub(LOG_TAIL_LINES);
             if !lines.is_empty() {
-                eprintln!("---- {} {stream} (last {} of {} lines)", self.name, lines.len() - from, lines.len());
+                eprintln!(
+                    "---- {} {stream} (last {} of {} lines)",
+                    self.name,
+                    lines.len() - from,
+                    lines.len()
+                );
                 eprintln!("{}", lines[from..].join("\n"));
             }
         }

@@ -15,7 +15,7 @@ use crate::wait::eventually;
 const START: Duration = Duration::from_secs(30);
 
 /// Longest time of one whole request; tests of slow machines need less.
-const REQUEST: Duration = Duration::from_secs(120);
+const REQUEST: Duration = Duration::from_mins(2);
 
 /// One router.
 pub struct Router {
@@ -39,7 +39,8 @@ impl Router {
     /// Starts `disagg router` for these workers with further flags. Logs go to `folder`.
     pub fn start(workers: &[&str], flags: &[String], folder: &Path) -> Self {
         let address = free_address();
-        let mut arguments: Vec<String> = ["router", "--listen", &address, "--exit-with-stdin"].map(Into::into).into();
+        let mut arguments: Vec<String> =
+            ["router", "--listen", &address, "--exit-with-stdin"].map(Into::into).into();
         for worker in workers {
             arguments.extend(["--worker".to_owned(), (*worker).to_owned()]);
         }

@@ -1,5 +1,7 @@
 //! Server-sent events, read strictly: what we send must suit the pickiest client.
 
+use std::collections::VecDeque;
+
 use futures::StreamExt;
 use tokio::time::Instant;
 
@@ -24,7 +26,8 @@ impl SseParser {
         let mut events = Vec::new();
         while let Some(at) = self.pending.windows(2).position(|pair| pair == b"\n\n") {
             let event: Vec<u8> = self.pending.drain(..at + 2).collect();
-            let event = String::from_utf8(event).unwrap_or_else(|error| panic!("an event is not UTF-8: {error}"));
+            let event =
+                String::from_utf8(event).unwrap_or_else(|error| panic!("an event is not UTF-8: {error}"));
             let event = event.trim_end_matches('\n');
             assert!(!self.done, "an event after [DONE]: {event:?}");
             assert!(!event.contains('\r'), "a carriage return: {event:?}");
@@ -44,7 +47,11 @@ impl SseParser {
 
     /// The body has ended. Panics if it ended inside an event or without `[DONE]`.
     pub fn finish(&self) {
-        assert!(self.pending.is_empty(), "the body ends inside an event: {:?}", String::from_utf8_lossy(&self.pending));
+        assert!(
+            self.pending.is_empty(),
+            "the body ends inside an event: {:?}",
+            String::from_utf8_lossy(&self.pending)
+        );
         assert!(self.done, "the body ends without [DONE]");
     }
 }
@@ -53,7 +60,7 @@ impl SseParser {
 pub struct SseBody {
     body: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     parser: SseParser,
-    ready: std::collections::VecDeque<String>,
+    ready: VecDeque<String>,
 }
 
 impl SseBody {
@@ -64,7 +71,7 @@ impl SseBody {
             content_type.is_some_and(|value| value.split(';').next() == Some("text/event-stream")),
             "content-type is {content_type:?}"
         );
-        Self { body: response.bytes_stream().boxed(), parser: SseParser::default(), ready: Default::default() }
+        Self { body: response.bytes_stream().boxed(), parser: SseParser::default(), ready: VecDeque::new() }
     }
 
     /// The next event's data; `None` at the end of a body that ended as it should.

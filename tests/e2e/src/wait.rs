@@ -17,10 +17,12 @@ pub async fn eventually<T>(
     let mut last = "nothing; the first look did not end".to_owned();
     loop {
         let left = within.saturating_sub(start.elapsed());
-        match tokio::time::timeout(left, probe()).await {
-            Ok(Ok(value)) => return value,
-            Ok(Err(seen)) => last = seen,
-            Err(_) => panic!("waited {within:?} for: {what}; last seen: {last}"),
+        let Ok(seen) = tokio::time::timeout(left, probe()).await else {
+            panic!("waited {within:?} for: {what}; last seen: {last}");
+        };
+        match seen {
+            Ok(value) => return value,
+            Err(seen) => last = seen,
         }
         tokio::time::sleep(POLL).await;
     }

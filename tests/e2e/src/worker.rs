@@ -17,7 +17,7 @@ use crate::process::Process;
 use crate::wait::eventually;
 
 /// Longest time to load a small model on a busy machine.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// Longest time of one gRPC call that does no work.
 const CALL: Duration = Duration::from_secs(10);
@@ -43,7 +43,8 @@ impl Worker {
     /// Starts `disagg worker` with these flags beside name, role and addresses. Logs go to `folder`.
     pub fn start(name: &str, role: Role, flags: &[String], folder: &Path) -> Self {
         let (address, metrics_address) = (free_address(), free_address());
-        let mut arguments: Vec<String> = ["worker", "--name", name, "--role", role.as_str()].map(Into::into).into();
+        let mut arguments: Vec<String> =
+            ["worker", "--name", name, "--role", role.as_str()].map(Into::into).into();
         arguments.extend(["--listen", &address, "--metrics-listen", &metrics_address].map(Into::into));
         arguments.push("--exit-with-stdin".into());
         arguments.extend_from_slice(flags);
@@ -89,7 +90,11 @@ impl Worker {
             if let Some(status) = self.process.ended() {
                 panic!("{} ended with {status} before it served", self.name);
             }
-            match health.check(HealthCheckRequest { service: String::new() }).await.map(tonic::Response::into_inner) {
+            match health
+                .check(HealthCheckRequest { service: String::new() })
+                .await
+                .map(tonic::Response::into_inner)
+            {
                 Ok(HealthCheckResponse { status }) if status == ServingStatus::Serving as i32 => Ok(()),
                 Ok(HealthCheckResponse { status }) => Err(format!("health status {status}")),
                 Err(error) => Err(error.to_string()),
@@ -164,7 +169,8 @@ impl Worker {
 
     /// Sum over a metric's samples with these labels; 0 while there is none.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let metrics = self.metrics().await.unwrap_or_else(|error| panic!("metrics of {}: {error}", self.name));
+        let metrics =
+            self.metrics().await.unwrap_or_else(|error| panic!("metrics of {}: {error}", self.name));
         metrics.sum(name, labels).unwrap_or(0.0)
     }
 }

@@ -74,9 +74,13 @@ async fn of_a_grpc_stream() {
         } else {
             Ask::local(&decode[0], &prompt, MANY).await
         };
-        let mut stream = decode[0].client().generate(ask.request().clone()).await.expect("a stream").into_inner();
+        let mut stream =
+            decode[0].client().generate(ask.request().clone()).await.expect("a stream").into_inner();
         for _ in 0..3 {
-            within("an event", EVENT, stream.message()).await.expect("no error").expect("it is far from its end");
+            within("an event", EVENT, stream.message())
+                .await
+                .expect("no error")
+                .expect("it is far from its end");
         }
         busy(&deployment).await;
         drop(stream);

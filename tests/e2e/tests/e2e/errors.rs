@@ -1,8 +1,8 @@
 //! Requests that are wrong or too many: the right status, a message that names the fault, and nothing left behind.
 
 use disagg_e2e::deployment::MODEL;
-use disagg_e2e::sse::SseBody;
 use disagg_e2e::openai;
+use disagg_e2e::sse::SseBody;
 use serde_json::{Value, json};
 
 use crate::{RELEASE, completion_request, prompt, tiny_plan};
@@ -72,6 +72,7 @@ async fn one_request_too_many_is_told_to_come_back() {
     // When the first has gone, its place is free.
     drop(first);
     deployment.idle(RELEASE).await;
-    let answer = openai::completion(router.post("/v1/completions", &completion_request(10, 3, "", 5)).await).await;
+    let answer =
+        openai::completion(router.post("/v1/completions", &completion_request(10, 3, "", 5)).await).await;
     assert_eq!(answer.finish_reason, "length");
 }

@@ -53,7 +53,9 @@ fn metrics_are_summed_over_matching_labels() {
 
 #[test]
 fn malformed_metrics_are_refused() {
-    for text in ["a 1\n", "# TYPE a gauge\na{x=\"1} 1\n", "# TYPE a gauge\na one\n", "# TYPE a gauge\na 1\na 1\n"] {
+    for text in
+        ["a 1\n", "# TYPE a gauge\na{x=\"1} 1\n", "# TYPE a gauge\na one\n", "# TYPE a gauge\na 1\na 1\n"]
+    {
         assert!(std::panic::catch_unwind(|| Metrics::parse(text)).is_err(), "{text:?} passed");
     }
 }

@@ -120,11 +120,13 @@ async fn health_and_readiness() {
     let folder = tempfile::tempdir().expect("a folder");
     let absent = disagg_e2e::ports::free_address();
     let router = Router::start(&[&absent], &["--max-wait-for-worker-seconds=0".to_owned()], folder.path());
-    eventually("the router to be alive", Duration::from_secs(20), async || {
-        match disagg_e2e::router::scrape(&format!("{}/metrics", router.url())).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        }
+    eventually("the router to be alive", Duration::from_secs(20), async || match disagg_e2e::router::scrape(
+        &format!("{}/metrics", router.url()),
+    )
+    .await
+    {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
     })
     .await;
     assert_eq!(router.get("/health").await.status(), 200);

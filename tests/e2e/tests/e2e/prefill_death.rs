@@ -25,7 +25,8 @@ async fn decode_prefills_itself_when_the_only_prefill_worker_dies() {
     assert_eq!((start.0.blocks_used, start.1.blocks_used), (0, 0));
 
     // What the answer should be, computed in a cache of its own; and what a whole transfer amounts to.
-    let control = Ask::local(decode, &prompt, TOKENS).await.salted("control").send(decode).await.expect("control");
+    let control =
+        Ask::local(decode, &prompt, TOKENS).await.salted("control").send(decode).await.expect("control");
     let whole = Ask::remote(decode, &[prefill], &prompt, TOKENS).await.salted("whole");
     let whole = whole.send(decode).await.expect("a remote prefill");
     assert!(whole.started.remote, "{:?}", whole.started);
@@ -34,13 +35,17 @@ async fn decode_prefills_itself_when_the_only_prefill_worker_dies() {
     assert!(whole_bytes > 0.0);
 
     let ask = Ask::remote(decode, &[prefill], &prompt, TOKENS).await;
-    let (answer, ()) = tokio::join!(ask.send(decode), kill_while_pushing(prefill, all_decode, &[whole_bytes]));
+    let before = [whole_bytes];
+    let (answer, ()) = tokio::join!(ask.send(decode), kill_while_pushing(prefill, all_decode, &before));
     let answer = answer.expect("a request outlives its prefill worker");
     assert!(!answer.started.remote);
     assert_eq!(answer.started.reason, "prefill-failed");
     assert_eq!(answer.choices, control.choices);
     let cut_bytes = decode.metric(LANDED_BYTES, &[]).await - whole_bytes;
-    assert!(0.0 < cut_bytes && cut_bytes < whole_bytes, "killed in mid-push: {cut_bytes} of {whole_bytes} bytes");
+    assert!(
+        0.0 < cut_bytes && cut_bytes < whole_bytes,
+        "killed in mid-push: {cut_bytes} of {whole_bytes} bytes"
+    );
     decode.idle(RELEASE).await;
 
     // A new life of the prefill worker holds nothing, and is used as before.
