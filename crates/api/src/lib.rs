@@ -5,6 +5,11 @@
 //! their opinion of what is valid from here alone. Without the feature `crd` it compiles no Kubernetes crate, so the
 //! worker and the router stay free of them.
 
+#[cfg(feature = "crd")]
+pub mod crd;
 pub mod settings;
+
+#[cfg(feature = "crd")]
+pub use crd::DisaggDeployment;
 
 pub use settings::{FallbackPolicy, RouterSettings, SettingsError, SettingsErrors};

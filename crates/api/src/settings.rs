@@ -45,7 +45,8 @@ pub struct RouterSettings {
     pub fallback_policy: FallbackPolicy,
 }
 
-/// What to do when a prompt is worth a remote prefill and no prefill worker can take it.
+/// What becomes of a prompt that is worth a remote prefill when no prefill worker can take it: `Local` prefills it on
+/// the decode worker, `Fail` answers 503 with Retry-After. The default is `Local`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub enum FallbackPolicy {
