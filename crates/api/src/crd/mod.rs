@@ -148,7 +148,7 @@ pub struct ModelSpec {
 
     /// The most tokens that prompt and output may have together. The default is what the model's config says.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = limits::MAX_LENGTH))]
+    #[schemars(range(min = 2, max = limits::MAX_LENGTH))]
     pub max_length: Option<i32>,
 
     /// How the workers get their weights.
@@ -325,7 +325,9 @@ impl DisaggDeployment {
     pub fn definition() -> CustomResourceDefinition {
         let mut definition = Self::crd();
         for version in &mut definition.spec.versions {
-            if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            if let Some(schema) =
+                version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut())
+            {
                 strip_nullable(schema);
             }
         }

@@ -42,13 +42,18 @@ pub(crate) const KIND: &str = "DisaggDeployment";
 impl DisaggDeployment {
     /// Reads one resource from YAML. Values are not checked yet; [`DisaggDeployment::validate`] does that.
     pub fn from_yaml(text: &str) -> Result<Self, ReadError> {
-        let value: Value =
+        let mut value: Value =
             serde_yaml::from_str(text).map_err(|error| ReadError::Syntax(error.to_string()))?;
         for (field, expected) in [("apiVersion", API_VERSION), ("kind", KIND)] {
             let found = value.get(field).map_or_else(|| "absent".to_owned(), short);
             if found != expected {
                 return Err(ReadError::WrongKind { field, expected, found });
             }
+        }
+        // The type itself has no fields for these two.
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("apiVersion");
+            fields.remove("kind");
         }
         let mut unknown = Vec::new();
         let mut track = serde_path_to_error::Track::new();

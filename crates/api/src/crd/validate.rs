@@ -131,7 +131,7 @@ impl Problems {
             self.range("spec.model.source.random.seed", random.seed, 0..=i32::MAX);
         }
         self.length("spec.model.servedName", served_name.as_deref(), limits::SERVED_NAME_LENGTH);
-        self.range("spec.model.maxLength", *max_length, 1..=limits::MAX_LENGTH);
+        self.range("spec.model.maxLength", *max_length, 2..=limits::MAX_LENGTH);
     }
 
     fn role(&mut self, path: &str, role: &RoleSpec) {
