@@ -10,6 +10,7 @@
 
 pub mod deployment;
 pub mod generate;
+pub mod golden;
 pub mod metrics;
 pub mod openai;
 pub mod ports;

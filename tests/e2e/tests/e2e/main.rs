@@ -56,12 +56,16 @@ fn prompt(length: usize, seed: u32) -> Vec<u32> {
     (0..length).map(|_| next()).collect()
 }
 
-/// A completions request of such a prompt: greedy, exactly `max_tokens` tokens. `salt` keeps its cache apart.
+/// A completions request of such a prompt: greedy, exactly `max_tokens` tokens. A `salt` keeps its cache apart.
 fn completion_request(length: usize, seed: u32, salt: &str, max_tokens: u32) -> Value {
-    json!({
+    let mut request = json!({
         "model": MODEL, "prompt": prompt(length, seed), "max_tokens": max_tokens, "ignore_eos": true,
-        "temperature": 0, "cache_salt": salt,
-    })
+        "temperature": 0,
+    });
+    if !salt.is_empty() {
+        request["cache_salt"] = json!(salt);
+    }
+    request
 }
 
 /// Waits until KV begins to land on one of these, on top of what had landed before (in the same order).
