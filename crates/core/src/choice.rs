@@ -178,3 +178,155 @@ pub fn rank_decode(
     }
     order
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn worker(name: &str) -> DecodeCandidate {
+        DecodeCandidate {
+            worker: WorkerId::new(name),
+            blocks_total: 1000,
+            blocks_used: 100,
+            waiting: 0,
+            blocks_sent: 0,
+            overlap_blocks: 0,
+        }
+    }
+
+    const DEMAND: DecodeDemand = DecodeDemand { prompt_blocks: 20, draw: 0 };
+
+    fn ranked(
+        strategy: RoutingStrategy,
+        demand: DecodeDemand,
+        candidates: &[DecodeCandidate],
+    ) -> Vec<String> {
+        rank_decode(demand, strategy, RoutingWeights::default(), candidates)
+            .into_iter()
+            .map(|index| candidates[index].worker.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn a_cached_prefix_is_worth_its_blocks_of_load() {
+        let cached =
+            |overlap_blocks, blocks_used| DecodeCandidate { blocks_used, overlap_blocks, ..worker("cached") };
+        let other = worker("other");
+        assert_eq!(ranked(RoutingStrategy::Kv, DEMAND, &[other.clone(), cached(15, 114)])[0], "cached");
+        assert_eq!(ranked(RoutingStrategy::Kv, DEMAND, &[other.clone(), cached(15, 116)])[0], "other");
+        // Equal cost: the load breaks the tie.
+        assert_eq!(ranked(RoutingStrategy::Kv, DEMAND, &[cached(15, 115), other.clone()])[0], "other");
+        // What is cached beyond the prompt is worth nothing.
+        assert_eq!(ranked(RoutingStrategy::Kv, DEMAND, &[other, cached(99, 121)])[0], "other");
+    }
+
+    #[test]
+    fn weights_shift_the_balance() {
+        let cached = DecodeCandidate { overlap_blocks: 10, blocks_used: 119, ..worker("cached") };
+        let candidates = [worker("other"), cached];
+        let choose = |overlap, load| {
+            choose_decode(DEMAND, RoutingStrategy::Kv, RoutingWeights { overlap, load }, &candidates)
+        };
+        assert_eq!(choose(1.0, 1.0), Some(0));
+        assert_eq!(choose(2.0, 1.0), Some(1));
+        assert_eq!(choose(1.0, 0.5), Some(1));
+        assert_eq!(choose(1.0, 0.0), Some(1));
+        assert_eq!(choose(0.0, 1.0), Some(0));
+    }
+
+    #[test]
+    fn what_was_sent_and_what_waits_is_load() {
+        let sent = DecodeCandidate { blocks_used: 50, blocks_sent: 51, ..worker("sent") };
+        let waiting = DecodeCandidate { blocks_used: 50, waiting: 3, ..worker("waiting") };
+        for strategy in [RoutingStrategy::Kv, RoutingStrategy::LeastLoaded] {
+            let order = ranked(strategy, DEMAND, &[waiting.clone(), sent.clone(), worker("idle")]);
+            assert_eq!(order, ["idle", "sent", "waiting"]);
+        }
+    }
+
+    #[test]
+    fn a_full_worker_comes_last_whatever_it_has_cached() {
+        let full = |blocks_used| DecodeCandidate {
+            blocks_total: 200,
+            blocks_used,
+            overlap_blocks: 19,
+            ..worker("small")
+        };
+        let large = DecodeCandidate { blocks_used: 400, ..worker("large") };
+        for strategy in [RoutingStrategy::Kv, RoutingStrategy::LeastLoaded] {
+            assert_eq!(ranked(strategy, DEMAND, &[large.clone(), full(199)])[0], "small");
+            assert_eq!(ranked(strategy, DEMAND, &[large.clone(), full(200)])[0], "large");
+        }
+    }
+
+    #[test]
+    fn least_loaded_does_not_look_at_the_cache() {
+        let cached = DecodeCandidate { overlap_blocks: 20, blocks_used: 101, ..worker("cached") };
+        assert_eq!(ranked(RoutingStrategy::LeastLoaded, DEMAND, &[cached, worker("other")])[0], "other");
+    }
+
+    #[test]
+    fn round_robin_goes_by_name_and_leaves_nobody_out() {
+        let candidates = [worker("c"), worker("a"), worker("b")];
+        let chosen: Vec<String> = (0..6)
+            .map(|draw| {
+                ranked(RoutingStrategy::RoundRobin, DecodeDemand { draw, ..DEMAND }, &candidates)[0].clone()
+            })
+            .collect();
+        assert_eq!(chosen, ["a", "b", "c", "a", "b", "c"]);
+        let last = DecodeDemand { draw: u64::MAX, ..DEMAND };
+        assert_eq!(ranked(RoutingStrategy::Random, last, &candidates), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn nobody_is_chosen_from_nobody() {
+        for strategy in RoutingStrategy::ALL {
+            assert_eq!(choose_decode(DEMAND, strategy, RoutingWeights::default(), &[]), None);
+        }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for strategy in RoutingStrategy::ALL {
+            assert_eq!(strategy.as_str().parse(), Ok(strategy));
+        }
+        assert!("prefix".parse::<RoutingStrategy>().is_err());
+    }
+
+    proptest! {
+        /// Every candidate is ranked once, and the order they are listed in does not matter.
+        #[test]
+        fn the_order_of_candidates_does_not_matter(
+            loads in vec((0_u32..4, 0_u32..3, 0_u32..3, 0_u32..4), 0..8),
+            draw in any::<u64>(),
+            rotate in 0_usize..8,
+        ) {
+            let candidates: Vec<DecodeCandidate> = loads
+                .iter()
+                .enumerate()
+                .map(|(i, (blocks_used, waiting, blocks_sent, overlap_blocks))| DecodeCandidate {
+                    blocks_total: 10,
+                    blocks_used: *blocks_used,
+                    waiting: *waiting,
+                    blocks_sent: *blocks_sent,
+                    overlap_blocks: *overlap_blocks,
+                    ..worker(&format!("w{i}"))
+                })
+                .collect();
+            let mut rotated = candidates.clone();
+            rotated.rotate_left(rotate.checked_rem(candidates.len()).unwrap_or(0));
+            let demand = DecodeDemand { prompt_blocks: 3, draw };
+            for strategy in RoutingStrategy::ALL {
+                let order = ranked(strategy, demand, &candidates);
+                prop_assert_eq!(&order, &ranked(strategy, demand, &rotated));
+                let mut names = order;
+                names.sort();
+                names.dedup();
+                prop_assert_eq!(names.len(), candidates.len());
+            }
+        }
+    }
+}

@@ -6,24 +6,23 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::worker_set::WorkerSet;
 use crate::ids::BlockHash;
 
-/// One block, held by at least one worker or followed by an indexed block.
+/// One block: held by at least one worker, or else only known because held blocks follow it.
 #[derive(Clone, Debug)]
 struct Node {
-    /// The block before it. Part of its identity, so all workers agree; unknown while nobody has reported the block
-    /// itself.
+    /// The block before it, while this one is held. Part of its identity, so all workers agree.
     parent: Option<BlockHash>,
-    /// Indexed blocks whose parent this is.
+    /// Held blocks whose parent this is.
     children: u32,
     /// When a worker last reported it stored, in ticks of the index.
     stored_at: u64,
     holders: WorkerSet,
 }
 
-/// Bounded set of blocks. A block that no indexed block follows is a leaf; leaves are evicted, oldest first.
+/// Bounded set of blocks. A held block that no held block follows is a leaf; leaves are evicted, oldest first.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
     nodes: HashMap<BlockHash, Node, BuildHasherDefault<AlreadyHashed>>,
-    /// Held leaves by `stored_at`, which is unique.
+    /// Leaves by `stored_at`, which is unique among held blocks.
     leaves: BTreeMap<u64, BlockHash>,
     bound: usize,
     ticks: u64,
@@ -81,9 +80,13 @@ impl Blocks {
 
     /// The worker does not hold the block any more.
     pub(super) fn remove(&mut self, slot: u32, hash: BlockHash) {
-        if let Some(node) = self.nodes.get_mut(&hash) {
+        if let Some(node) = self.nodes.get_mut(&hash)
+            && node.holders.contains(slot)
+        {
             node.holders.remove(slot);
-            self.drop_if_unused(hash);
+            if node.holders.is_empty() {
+                self.release(hash);
+            }
         }
     }
 
@@ -110,30 +113,33 @@ impl Blocks {
         self.evicted += 1;
         if let Some(node) = self.nodes.get_mut(&hash) {
             node.holders = WorkerSet::default();
+            self.release(hash);
         }
-        self.drop_if_unused(hash);
     }
 
-    /// Drops a block that nobody holds and that nothing follows, and then the same for the block before it.
-    fn drop_if_unused(&mut self, mut hash: BlockHash) {
-        while let Some(node) = self.nodes.get(&hash)
-            && node.holders.is_empty()
-            && node.children == 0
-        {
+    /// Nobody holds the block any more. It stays for as long as it is followed.
+    fn release(&mut self, hash: BlockHash) {
+        let Some(node) = self.nodes.get_mut(&hash) else {
+            return;
+        };
+        let parent = node.parent.take();
+        if node.children == 0 {
             self.leaves.remove(&node.stored_at);
-            let parent = node.parent;
             self.nodes.remove(&hash);
-            let Some(parent) = parent else {
-                return;
-            };
-            let Some(parent_node) = self.nodes.get_mut(&parent) else {
-                return;
-            };
-            parent_node.children -= 1;
-            if parent_node.children == 0 && !parent_node.holders.is_empty() {
+        }
+        let Some(parent) = parent else {
+            return;
+        };
+        let Some(parent_node) = self.nodes.get_mut(&parent) else {
+            return;
+        };
+        parent_node.children -= 1;
+        if parent_node.children == 0 {
+            if parent_node.holders.is_empty() {
+                self.nodes.remove(&parent);
+            } else {
                 self.leaves.insert(parent_node.stored_at, parent);
             }
-            hash = parent;
         }
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! At most [`PrefixIndex::max_blocks`] distinct blocks are held, each about [`APPROX_BYTES_PER_BLOCK`] bytes
 //! whatever the number of workers up to 64. When there are more, the block that was stored longest ago among those
-//! that no indexed block follows is dropped, for all workers. So old prompts fade from their end, and what many
+//! that no held block follows is dropped, for all workers. So old prompts fade from their end, and what many
 //! prompts begin with stays.
 
 mod blocks;

@@ -1,97 +1,18 @@
 //! Placement: whether a prompt is prefilled on its decode worker or elsewhere, where, and why.
 
-use std::fmt;
-use std::str::FromStr;
+mod reason;
+#[cfg(test)]
+mod tests;
 
 use crate::ids::WorkerId;
+
+pub use reason::{FallbackPolicy, PlacementReason, UnknownFallbackPolicy, UnknownPlacementReason};
 
 /// The most prefill workers that are proposed for one request; also the limit of the wire contract.
 pub const MAX_PREFILL_CANDIDATES: usize = 8;
 
 /// Prefill speed, in tokens per second, assumed while no worker of the pool has measured its own.
 const ASSUMED_TOKENS_PER_SECOND: f64 = 1000.0;
-
-/// What to do with a prompt that ought to be prefilled remotely when no prefill worker takes it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
-pub enum FallbackPolicy {
-    /// Prefill it on the decode worker.
-    #[default]
-    Local,
-    /// Refuse it: decode workers are never slowed down by long prompts.
-    Fail,
-}
-
-/// Why a prompt was placed as it was. The first four are decided by the router, the rest by the decode worker, which
-/// has the last word.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum PlacementReason {
-    /// Remote: more net-new tokens than are prefilled locally.
-    AboveThreshold,
-    /// Local: no more net-new tokens than the threshold.
-    BelowThreshold,
-    /// Over the threshold, but there is no ready, compatible prefill worker.
-    NoPrefillWorker,
-    /// Over the threshold, but every prefill worker's queue is at its bound.
-    PrefillQueueFull,
-    /// Local: the decode worker has more of the prompt cached than the router knew.
-    DecodeOverlap,
-    /// The decode worker could not reserve the prompt's blocks for a handoff.
-    ReservationRefused,
-    /// Every prefill worker that was asked refused.
-    PrefillRefused,
-    /// A prefill worker took it and then failed, or fell silent.
-    PrefillFailed,
-}
-
-impl PlacementReason {
-    /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 8] = [
-        Self::AboveThreshold,
-        Self::BelowThreshold,
-        Self::NoPrefillWorker,
-        Self::PrefillQueueFull,
-        Self::DecodeOverlap,
-        Self::ReservationRefused,
-        Self::PrefillRefused,
-        Self::PrefillFailed,
-    ];
-
-    /// The name used in the `x-disagg-placement` header, on the wire, and as a metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AboveThreshold => "above-threshold",
-            Self::BelowThreshold => "below-threshold",
-            Self::NoPrefillWorker => "no-prefill-worker",
-            Self::PrefillQueueFull => "prefill-queue-full",
-            Self::DecodeOverlap => "decode-overlap",
-            Self::ReservationRefused => "reservation-refused",
-            Self::PrefillRefused => "prefill-refused",
-            Self::PrefillFailed => "prefill-failed",
-        }
-    }
-}
-
-impl fmt::Display for PlacementReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// The name is none of a placement reason's.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is not a placement reason")]
-pub struct UnknownPlacementReason(String);
-
-impl FromStr for PlacementReason {
-    type Err = UnknownPlacementReason;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|reason| reason.as_str() == name)
-            .ok_or_else(|| UnknownPlacementReason(name.to_owned()))
-    }
-}
 
 /// The rules of placement, as the router's settings give them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,12 +102,18 @@ impl Placement {
     }
 }
 
+/// Whether a prompt with `net_new` tokens is long enough for a remote prefill: strictly over the threshold. Decode
+/// workers ask the same once they know their own overlap.
+pub fn exceeds_local_length(net_new: u32, max_local_prefill_length: u32) -> bool {
+    net_new > max_local_prefill_length
+}
+
 /// Decides where a prompt with `net_new` tokens (prompt minus what the decode worker has cached) is prefilled.
 ///
 /// Remote if and only if `net_new` is **over** the threshold and a ready, compatible prefill worker's queue is
 /// **under** its bound.
 pub fn place_prefill(net_new: u32, settings: &PlacementSettings, pool: &PrefillPool<'_>) -> Placement {
-    if net_new <= settings.max_local_prefill_length {
+    if !exceeds_local_length(net_new, settings.max_local_prefill_length) {
         return Placement::Local { reason: PlacementReason::BelowThreshold };
     }
     let reason = if pool.workers.iter().any(|worker| takes_more(worker, settings)) {
