@@ -5,7 +5,7 @@
 //!   request ends: nothing that arrives later can hold what it needs for ever.
 //! - A running sequence first gets the block for its next token. If none is free, the latest arrived sequence that
 //!   holds blocks is preempted: it gives up its blocks and is computed again later. Sequences awaiting KV and
-//!   prefills for other workers are never preempted; they hold a bounded share and end by themselves.
+//!   prefills for other workers are never preempted; they need no more memory to come to their end.
 //! - Decodes (one token each) come before prefill chunks, which share what is left of the step's token budget. Without
 //!   chunked prefill, whole prompts come first, or they would never find room; the number of running sequences
 //!   bounds how long decodes stand back.
@@ -113,8 +113,10 @@ impl Scheduler {
         step.rows
     }
 
-    /// Gives every running sequence the block for its next token, oldest first. One that gets none stays without a
-    /// row this step.
+    /// Gives every running sequence the block for its next token, oldest first. One that gets none although nobody
+    /// younger is left to take it from steps aside: it waits with what it has, and leaves its place in the batch to
+    /// those that need no more memory. Without that, a prefill for another worker could wait for a place that is
+    /// held by a sequence waiting for that prefill's blocks.
     fn grow(
         &mut self,
         sequences: &mut Sequences,
@@ -129,27 +131,18 @@ impl Scheduler {
                 continue;
             }
             let missing = sequence.missing_blocks();
-            while missing > pool.free() {
-                // Without anyone younger, it waits in place for those older to end. But if an older one waits for
-                // blocks, it gives way: neither could ever get on otherwise.
-                let victim = self.youngest_holder(sequences, key);
-                let Some(victim) = victim.or_else(|| self.older_lacks_blocks(sequences, key).then_some(key))
-                else {
-                    break;
-                };
-                if under_way {
-                    return Err(StepUnderWay);
-                }
-                self.preempt(victim, sequences, pool);
-                if victim == key {
-                    break;
-                }
+            if missing > pool.free() && under_way {
+                return Err(StepUnderWay);
             }
-            if self.running.contains(&key)
-                && let Some(blocks) = pool.allocate(missing)
-                && let Some(sequence) = sequences.get_mut(&key)
-            {
-                sequence.blocks.extend(blocks);
+            while missing > pool.free() {
+                let Some(victim) = self.youngest_holder(sequences, key) else { break };
+                self.preempt(victim, sequences, pool);
+            }
+            let blocks = pool.allocate(missing);
+            let Some(sequence) = sequences.get_mut(&key) else { continue };
+            match blocks {
+                Some(blocks) => sequence.blocks.extend(blocks),
+                None => self.step_aside(sequence),
             }
         }
         Ok(())
@@ -167,27 +160,28 @@ impl Scheduler {
         running.max(waiting).copied()
     }
 
-    /// Whether one that arrived before `key` waits for blocks.
-    fn older_lacks_blocks(&self, sequences: &Sequences, key: SequenceKey) -> bool {
-        self.waiting.range(..key).any(|older| sequences[older].missing_blocks() > 0)
-    }
-
     /// Takes a sequence's blocks; it will be computed again.
     fn preempt(&mut self, key: SequenceKey, sequences: &mut Sequences, pool: &mut BlockPool) {
         let Some(sequence) = sequences.get_mut(&key) else { return };
-        debug_assert_eq!(sequence.in_flight, 0, "a launched step uses the blocks of {key:?}");
         pool.release(&sequence.take_blocks());
-        if self.running.remove(&key) {
-            sequence.set_state(State::Waiting);
-            self.waiting.insert(key);
+        if sequence.state() == State::Running {
+            self.step_aside(sequence);
         }
+    }
+
+    /// From the batch back to the queue.
+    fn step_aside(&mut self, sequence: &mut Sequence) {
+        debug_assert_eq!(sequence.in_flight, 0, "a launched step has a row of {:?}", sequence.key);
+        sequence.set_state(State::Waiting);
+        self.running.remove(&sequence.key);
+        self.waiting.insert(sequence.key);
     }
 
     /// Adds the rows of running sequences with so many tokens to compute.
     fn plan_running(&self, sequences: &mut Sequences, step: &mut Step, wanted: impl Fn(usize) -> bool) {
         for key in &self.running {
             let sequence = &sequences[key];
-            let ready = sequence.can_launch(self.limits.max_len) && sequence.missing_blocks() == 0;
+            let ready = sequence.can_launch(self.limits.max_len);
             if ready && wanted(sequence.remaining()) && !step.has(*key) && !step.add(sequence) {
                 break;
             }

@@ -17,11 +17,11 @@ pub(crate) struct SequenceKey {
     pub(crate) choice: u32,
 }
 
-/// `Waiting → (AwaitingKv →) Running → Finished`, and `Running → Waiting` on preemption.
+/// `Waiting → (AwaitingKv →) Running → Finished`, and `Running → Waiting` when memory runs out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
     /// In the scheduler's queue. May hold blocks: a prefill for another worker, a choice that shares its prompt, a
-    /// sequence whose KV has arrived.
+    /// sequence whose KV has arrived, or one that could not get the block for its next token.
     Waiting,
     /// Its prompt's blocks are being written by another worker. Never preempted, only cancelled.
     AwaitingKv,

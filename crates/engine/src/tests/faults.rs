@@ -1,0 +1,72 @@
+//! Backends that fail.
+
+use std::sync::atomic::Ordering;
+
+use disagg_core::{Epoch, HandoffId};
+
+use super::harness::{Shape, Worker, request};
+use crate::engine::RemotePrefill;
+use crate::request::FinishReason;
+
+const HANDOFF: HandoffId = HandoffId { epoch: Epoch(1), number: 1 };
+
+#[test]
+fn a_failed_step_ends_its_sequences_and_no_others() {
+    for depth in [1, 2] {
+        for at_launch in [true, false] {
+            let mut worker = Worker::new(Shape { depth, seqs: 3, ..Shape::default() });
+            let doomed = [1, 2].map(|token| worker.submit(request(vec![token; 6], 20)));
+            let prefill =
+                RemotePrefill { handoff: HANDOFF, request: request(vec![5; 40], 2), first_block: 0 };
+            worker.shape.tokens = 64;
+            worker.engine.submit_prefill(prefill).unwrap();
+            let waits = worker.submit(request(vec![3; 6], 5));
+            let flag = if at_launch { &worker.control.fail_launch } else { &worker.control.fail_collect };
+            flag.store(true, Ordering::SeqCst);
+            let result = (0..2).find_map(|_| worker.engine.step(&mut worker.transport).err());
+            assert!(result.is_some_and(|error| error.to_string().starts_with("backend fake: told to fail")));
+            worker.take_events();
+            for id in doomed {
+                assert_eq!(worker.finished(id, 0), Some(FinishReason::Error));
+            }
+            assert_eq!(worker.prefilled[&HANDOFF], None);
+            worker.run();
+            assert_eq!(worker.finished(waits, 0), Some(FinishReason::Length));
+            worker.assert_as_expected();
+            assert_eq!(worker.engine.load().blocks_used, 10, "what was pushed may still be read");
+            worker.engine.push_drained(HANDOFF);
+            worker.assert_idle();
+        }
+    }
+}
+
+#[test]
+fn a_row_that_can_not_be_drawn_ends_alone() {
+    for depth in [1, 2] {
+        let mut worker = Worker::new(Shape { depth, ..Shape::default() });
+        let mut bad = request(vec![1; 6], 20);
+        bad.choices = 2;
+        let bad = worker.submit(bad);
+        let good = worker.submit(request(vec![2; 6], 20));
+        worker.control.fail_sample.store(true, Ordering::SeqCst);
+        worker.run();
+        for choice in 0..2 {
+            assert_eq!(worker.finished(bad, choice), Some(FinishReason::Error));
+        }
+        assert_eq!(worker.finished(good, 0), Some(FinishReason::Length));
+        worker.assert_as_expected();
+        worker.assert_idle();
+    }
+}
+
+#[test]
+fn a_bias_that_forbids_everything_is_an_error() {
+    let mut worker = Worker::new(Shape::default());
+    let mut asked = request(vec![1; 6], 20);
+    asked.stop.stop_token_ids = (0..24).collect();
+    asked.stop.min_tokens = 3;
+    let id = worker.submit(asked);
+    worker.run();
+    assert_eq!(worker.finished(id, 0), Some(FinishReason::Error));
+    worker.assert_idle();
+}

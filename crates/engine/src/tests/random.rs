@@ -1,0 +1,85 @@
+//! One engine under random requests, cancels and failures, against the naive model.
+
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use super::harness::{Shape, Worker, requests, shapes};
+use crate::engine::BlockFate;
+use crate::request::Request;
+
+#[derive(Clone, Debug)]
+enum Action {
+    Submit(Request),
+    Steps(u8),
+    Cancel(usize),
+    FailLaunch,
+    FailCollect,
+    FailSample,
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = prop_oneof![
+        8 => requests().prop_map(Action::Submit),
+        8 => (0u8..6).prop_map(Action::Steps),
+        2 => (0usize..8).prop_map(Action::Cancel),
+        1 => prop_oneof![Just(Action::FailLaunch), Just(Action::FailCollect), Just(Action::FailSample)],
+    ];
+    prop::collection::vec(action, 1..24)
+}
+
+/// Steps that a run may take: each request alone, with every token computed one at a time, many times over.
+fn bound(worker: &Worker) -> usize {
+    let tokens = |request: &Request| (request.prompt.len() + 12) * request.choices as usize;
+    100 + 8 * worker.requests.values().map(tokens).sum::<usize>()
+}
+
+fn run(shape: Shape, actions: &[Action]) {
+    let mut worker = Worker::new(shape);
+    let mut ids = Vec::new();
+    for action in actions {
+        match action {
+            Action::Submit(request) => {
+                if let Ok(id) = worker.engine.submit(request.clone()) {
+                    worker.expect(id, request.clone());
+                    ids.push(id);
+                }
+            }
+            Action::Steps(count) => {
+                for _ in 0..*count {
+                    // Told to fail, it may.
+                    let _ = worker.engine.step(&mut worker.transport);
+                    worker.take_events();
+                }
+            }
+            Action::Cancel(which) => {
+                if let Some(id) = ids.get(*which) {
+                    worker.engine.cancel(*id, BlockFate::Free);
+                    worker.take_events();
+                }
+            }
+            Action::FailLaunch => worker.control.fail_launch.store(true, Ordering::SeqCst),
+            Action::FailCollect => worker.control.fail_collect.store(true, Ordering::SeqCst),
+            Action::FailSample => worker.control.fail_sample.store(true, Ordering::SeqCst),
+        }
+    }
+    let bound = bound(&worker);
+    let mut steps = 0;
+    while worker.engine.has_work() {
+        let _ = worker.engine.step(&mut worker.transport);
+        worker.take_events();
+        steps += 1;
+        assert!(steps < bound, "somebody starves: {:?}", worker.engine.load());
+    }
+    worker.assert_as_expected();
+    worker.assert_idle();
+}
+
+proptest! {
+    #![proptest_config(super::harness::cases())]
+
+    #[test]
+    fn tokens_are_the_naive_models_whatever_happens(shape in shapes(), actions in actions()) {
+        run(shape, &actions);
+    }
+}
