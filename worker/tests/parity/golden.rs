@@ -1,0 +1,69 @@
+//! The reference's data.
+
+use std::path::{Path, PathBuf};
+
+use disagg_worker::model::{LoadFormat, LoadedModel, ModelSource, tiny};
+use serde::Deserialize;
+
+/// Folders in `tests/parity/data`.
+const CASES: [&str; 5] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"];
+
+/// What transformers computed; see `golden.py`.
+#[derive(Deserialize)]
+pub(crate) struct Golden {
+    pub(crate) margin: f64,
+    pub(crate) distinct: usize,
+    pub(crate) prompts: Vec<GoldenPrompt>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct GoldenPrompt {
+    pub(crate) prompt: Vec<u32>,
+    /// Greedy continuation.
+    pub(crate) output: Vec<u32>,
+    /// Smallest difference of the two largest logits, over the steps.
+    pub(crate) min_margin: f64,
+    /// Of the first drawn token.
+    pub(crate) first_logits: Vec<f32>,
+}
+
+/// A model and the reference's results for it.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) model: LoadedModel,
+    pub(crate) golden: Golden,
+}
+
+impl Case {
+    pub(crate) fn load(name: &'static str) -> Self {
+        let path = folder(name);
+        let golden = std::fs::read(path.join("golden.json")).expect("golden.json");
+        let golden = serde_json::from_slice(&golden).expect("as golden.py writes it");
+        let source = ModelSource { path, format: LoadFormat::Auto, seed: 0, served_model_name: None };
+        Self { name, model: LoadedModel::load(&source).expect("a model"), golden }
+    }
+
+    pub(crate) fn all() -> Vec<Self> {
+        CASES.into_iter().map(Self::load).collect()
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/data").join(name)
+}
+
+/// The folders are complete models with the small model's tokenizer. With `UPDATE_GOLDEN` set its files are written.
+pub(crate) fn check_tokenizer_files() {
+    for case in CASES {
+        for (name, content) in tiny::tokenizer_files() {
+            let path = folder(case).join(name);
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::write(&path, &content).expect("written");
+            }
+            let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+            let found =
+                std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(parse(&found) == parse(&content), "{} is out of date; see golden.py", path.display());
+        }
+    }
+}
