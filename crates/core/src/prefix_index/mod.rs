@@ -113,7 +113,7 @@ impl IndexUsage {
 /// How far a worker's numbering was followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Progress {
-    /// Nothing is known; only a snapshot helps.
+    /// Nothing is known, and no block is held; only a snapshot helps.
     Unknown,
     /// Parts of a snapshot have come.
     Loading { epoch: Epoch, last_event: u64 },
@@ -126,6 +126,16 @@ struct Worker {
     /// Bit in the blocks' sets.
     slot: u32,
     progress: Progress,
+}
+
+impl Worker {
+    /// Drops what is known of it.
+    fn reset(&mut self, blocks: &mut Blocks) {
+        if self.progress != Progress::Unknown {
+            self.progress = Progress::Unknown;
+            blocks.remove_worker(self.slot);
+        }
+    }
 }
 
 /// The index over all workers whose blocks have one identity (one model fingerprint and block size).
@@ -178,7 +188,7 @@ impl PrefixIndex {
             BatchKind::Delta => match apply_delta(&mut self.blocks, known, batch) {
                 Ok(applied) => applied,
                 Err(reason) => {
-                    self.reset_worker(worker);
+                    known.reset(&mut self.blocks);
                     Applied::NeedsSnapshot(reason)
                 }
             },
@@ -188,17 +198,16 @@ impl PrefixIndex {
     /// Drops a worker's entries, for example when its stream breaks. It stays unknown until a snapshot comes.
     pub fn reset_worker(&mut self, worker: &WorkerId) {
         if let Some(known) = self.workers.get_mut(worker) {
-            known.progress = Progress::Unknown;
-            self.blocks.remove_worker(known.slot);
+            known.reset(&mut self.blocks);
         }
     }
 
     /// Forgets a worker that is gone. True if it was known.
     pub fn remove_worker(&mut self, worker: &WorkerId) -> bool {
-        let Some(known) = self.workers.remove(worker) else {
+        let Some(mut known) = self.workers.remove(worker) else {
             return false;
         };
-        self.blocks.remove_worker(known.slot);
+        known.reset(&mut self.blocks);
         true
     }
 
@@ -242,7 +251,7 @@ fn apply_snapshot(blocks: &mut Blocks, worker: &mut Worker, batch: &KvEventBatch
     let (epoch, last_event) = (batch.epoch, batch.last_event);
     let loading = Progress::Loading { epoch, last_event };
     if worker.progress != loading {
-        blocks.remove_worker(worker.slot);
+        worker.reset(blocks);
     }
     worker.progress = if end { Progress::Live { epoch, last_event } } else { loading };
     for event in batch.events {
