@@ -13,6 +13,8 @@ mod pool;
 mod rows;
 mod simd;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
