@@ -61,7 +61,8 @@ mod tests {
     /// Chi-square over 64 cells, once along positions, once along choices, once along seeds.
     #[test]
     fn is_uniform_along_every_argument() {
-        let draws: [(&str, fn(u32) -> f64); 3] = [
+        type Draw = fn(u32) -> f64;
+        let draws: [(&str, Draw); 3] = [
             ("position", |i| uniform(7, 0, i)),
             ("choice", |i| uniform(7, i, 11)),
             ("seed", |i| uniform(u64::from(i), 0, 11)),
