@@ -8,18 +8,10 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 use disagg_core::{Role, WorkerId};
 
+use crate::model::LoadFormat;
+
 /// Longest worker name, in bytes; the length of a Kubernetes pod name.
 const NAME_BYTES_MAX: usize = 253;
-
-/// How weights come to be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
-pub enum LoadFormat {
-    /// Read safetensors from the model folder.
-    #[default]
-    Auto,
-    /// Make random weights of the folder's config from `--seed`: for benchmarks and tests.
-    Dummy,
-}
 
 /// What computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]

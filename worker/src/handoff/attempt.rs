@@ -1,0 +1,217 @@
+//! One attempt with one prefill worker: the stream that is its lease, seen from the decode worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use disagg_core::handoff::Attempt;
+use disagg_proto::MAX_MESSAGE_BYTES;
+use disagg_proto::v1::prefill_client::PrefillClient;
+use disagg_proto::v1::{
+    PrefillCancel, PrefillCommand, PrefillEvent, PrefillHeartbeat, PrefillStart, prefill_command,
+    prefill_event,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::convert::{FirstTokens, PromptLimits, first_tokens};
+use crate::transport::landing::Landed;
+use crate::transport::peers::{Lane, Peers};
+
+/// Commands on their way: a start, heartbeats, a cancel.
+const COMMANDS_MAX: usize = 8;
+
+/// What an attempt reports.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The prefill worker took it.
+    Accepted,
+    /// It did not, or was not reached.
+    Refused(Status),
+    /// It lives.
+    Progress,
+    /// Every block has landed.
+    Landed,
+    /// The prompt is computed.
+    Completed(FirstTokens),
+    /// Nothing is being pushed any more.
+    Drained,
+    /// The stream broke after the prefill worker had taken it.
+    Lost(Status),
+}
+
+/// What an attempt is about.
+pub(super) struct Spec {
+    pub(super) attempt: Attempt,
+    /// host:port of the prefill worker.
+    pub(super) address: String,
+    /// The first message.
+    pub(super) start: PrefillStart,
+    /// Progress of the landing zone; `None` if nothing is transferred.
+    pub(super) landed: Option<watch::Receiver<Landed>>,
+    pub(super) heartbeat_every: Duration,
+    /// Longest wait for `drained` after a cancel.
+    pub(super) drain: Duration,
+    /// Choices asked for.
+    pub(super) choices: u32,
+    pub(super) limits: PromptLimits,
+}
+
+/// Runs the stream until it ends, or until `cancel` and a while for the prefill worker to drain.
+pub(super) async fn run(
+    spec: Spec,
+    peers: Arc<Peers>,
+    reports: mpsc::Sender<(Attempt, Report)>,
+    cancel: CancellationToken,
+) {
+    let Spec { attempt, address, start, landed, heartbeat_every, drain, choices, limits } = spec;
+    let channel = match peers.channel(Lane::Control, &address) {
+        Ok(channel) => channel,
+        Err(error) => {
+            let refused = Report::Refused(Status::invalid_argument(error.to_string()));
+            // Whoever asked may be gone.
+            let _ = reports.send((attempt, refused)).await;
+            return;
+        }
+    };
+    let mut client = PrefillClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (commands, outgoing) = mpsc::channel(COMMANDS_MAX);
+    let mut stream = Stream { attempt, commands, reports, landed, accepted: false, choices, limits };
+    stream.command(prefill_command::Command::Start(start));
+
+    let events = tokio::select! {
+        called = client.prefill(ReceiverStream::new(outgoing)) => called,
+        // Dropping the call resets it, which tells the prefill worker.
+        () = cancel.cancelled() => return,
+        () = stream.reports.closed() => return,
+    };
+    match events {
+        Ok(events) => stream.follow(events.into_inner(), heartbeat_every, drain, cancel).await,
+        Err(status) => stream.report(Report::Refused(status)).await,
+    }
+}
+
+struct Stream {
+    attempt: Attempt,
+    commands: mpsc::Sender<PrefillCommand>,
+    reports: mpsc::Sender<(Attempt, Report)>,
+    landed: Option<watch::Receiver<Landed>>,
+    accepted: bool,
+    choices: u32,
+    limits: PromptLimits,
+}
+
+impl Stream {
+    async fn follow(
+        &mut self,
+        mut events: Streaming<PrefillEvent>,
+        heartbeat_every: Duration,
+        drain: Duration,
+        cancel: CancellationToken,
+    ) {
+        let mut heartbeat = tokio::time::interval(heartbeat_every);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Set once the attempt is not wanted any more.
+        let mut give_up_at: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                event = events.message() => {
+                    if self.on_event(event).await.is_break() {
+                        return;
+                    }
+                }
+                progress = landing(&mut self.landed) => {
+                    let report = if progress.complete() { Report::Landed } else { Report::Progress };
+                    self.report(report).await;
+                }
+                _ = heartbeat.tick(), if give_up_at.is_none() => {
+                    self.command(prefill_command::Command::Heartbeat(PrefillHeartbeat {}));
+                }
+                () = unwanted(&cancel, &self.reports), if give_up_at.is_none() => {
+                    self.command(prefill_command::Command::Cancel(PrefillCancel {}));
+                    give_up_at = Some(Instant::now() + drain);
+                }
+                () = tokio::time::sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn on_event(&mut self, event: Result<Option<PrefillEvent>, Status>) -> std::ops::ControlFlow<()> {
+        use std::ops::ControlFlow::{Break, Continue};
+
+        let event = match event {
+            Ok(Some(PrefillEvent { event: Some(event) })) => event,
+            // An event that this version does not know.
+            Ok(Some(PrefillEvent { event: None })) => return Continue(()),
+            Ok(None) => {
+                self.ended(Status::unavailable("the prefill worker ended the stream")).await;
+                return Break(());
+            }
+            Err(status) => {
+                self.ended(status).await;
+                return Break(());
+            }
+        };
+        match event {
+            prefill_event::Event::Accepted(_) => {
+                self.accepted = true;
+                self.report(Report::Accepted).await;
+            }
+            prefill_event::Event::Progress(_) => self.report(Report::Progress).await,
+            prefill_event::Event::Completed(completed) => {
+                match first_tokens(&completed, self.choices, self.limits) {
+                    Ok(tokens) => self.report(Report::Completed(tokens)).await,
+                    Err(error) => {
+                        self.report(Report::Lost(error.into())).await;
+                        return Break(());
+                    }
+                }
+            }
+            prefill_event::Event::Drained(_) => self.report(Report::Drained).await,
+        }
+        Continue(())
+    }
+
+    async fn ended(&mut self, status: Status) {
+        let report = if self.accepted { Report::Lost(status) } else { Report::Refused(status) };
+        self.report(report).await;
+    }
+
+    async fn report(&self, report: Report) {
+        // Nobody listens after the handoff is over.
+        let _ = self.reports.send((self.attempt, report)).await;
+    }
+
+    /// A full outbox means a connection that is stuck, which keep-alive notices; heartbeats may be lost.
+    fn command(&self, command: prefill_command::Command) {
+        let _ = self.commands.try_send(PrefillCommand { command: Some(command) });
+    }
+}
+
+/// Waits until more has landed. Never again once all has, or once the zone is closed.
+async fn landing(landed: &mut Option<watch::Receiver<Landed>>) -> Landed {
+    if let Some(receiver) = landed {
+        if receiver.changed().await.is_ok() {
+            let progress = *receiver.borrow_and_update();
+            if progress.complete() {
+                *landed = None;
+            }
+            return progress;
+        }
+        *landed = None;
+    }
+    std::future::pending().await
+}
+
+async fn unwanted(cancel: &CancellationToken, reports: &mpsc::Sender<(Attempt, Report)>) {
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = reports.closed() => {}
+    }
+}

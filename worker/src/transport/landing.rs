@@ -1,0 +1,278 @@
+//! Where pushed blocks land: for each handoff a zone of reserved blocks, written only while the zone is open.
+//!
+//! The fence of DESIGN.md ("Safety of KV memory"): once [`LandingRegistry::close`] has returned, nothing that
+//! belongs to the handoff is written any more, so its blocks may be used or freed at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use disagg_core::{BlockId, HandoffId, KvCompat};
+use disagg_engine::{KvAccessError, KvMemory};
+use disagg_proto::v1::KvChunk;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::convert::{InvalidField, Peer, PushStart, chunk_shape};
+
+/// Why a push or a chunk of it was refused. Nothing of a refused chunk was written.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The handoff is of another life of this worker.
+    #[error("handoff {0} is of another epoch")]
+    WrongEpoch(HandoffId),
+    /// Not known, or over.
+    #[error("handoff {0} is unknown or over")]
+    UnknownHandoff(HandoffId),
+    /// The pusher is not the worker that was asked to prefill.
+    #[error("handoff {handoff} is prefilled by {expected}, not by {got}")]
+    WrongWorker {
+        /// Which.
+        handoff: HandoffId,
+        /// Who was asked.
+        expected: String,
+        /// Who pushes.
+        got: String,
+    },
+    /// The bytes would mean something else here.
+    #[error("KV of {got} does not fit a worker of {want}")]
+    WrongCompat {
+        /// Of the pusher.
+        got: KvCompat,
+        /// Of this worker.
+        want: KvCompat,
+    },
+    /// The handoff was ended while the push was under way.
+    #[error("the handoff has ended")]
+    Fenced,
+    /// The (layer, block) was written before.
+    #[error("layer {layer}, block {block} has landed before")]
+    Duplicate {
+        /// Layer.
+        layer: u32,
+        /// Position among the reserved blocks.
+        block: u32,
+    },
+    /// Outside the model's layers or the reserved blocks.
+    #[error(
+        "layer {layer}, blocks {first}..{end} are outside the {layers} layers and {blocks} blocks reserved"
+    )]
+    OutOfRange {
+        /// Layer.
+        layer: u32,
+        /// First position.
+        first: u32,
+        /// Position after the last.
+        end: u64,
+        /// Layers there are.
+        layers: u32,
+        /// Blocks reserved.
+        blocks: u32,
+    },
+    /// The payload is not as long as it has to be.
+    #[error(transparent)]
+    WrongSize(#[from] InvalidField),
+    /// The payload is not what was sent.
+    #[error("the checksum of layer {layer}, block {first} does not match its payload")]
+    BadChecksum {
+        /// Layer.
+        layer: u32,
+        /// First position.
+        first: u32,
+    },
+    /// The end announced more chunks than came.
+    #[error("{announced} chunks were announced and {got} came")]
+    Short {
+        /// By the end message.
+        announced: u64,
+        /// That were written.
+        got: u64,
+    },
+    /// The pool itself refused; the zone was opened over blocks that do not exist.
+    #[error(transparent)]
+    Memory(#[from] KvAccessError),
+}
+
+impl Refusal {
+    /// Label of the metric.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::WrongEpoch(_) => "wrong-epoch",
+            Self::UnknownHandoff(_) => "unknown-handoff",
+            Self::WrongWorker { .. } => "wrong-worker",
+            Self::WrongCompat { .. } => "wrong-compat",
+            Self::Fenced => "fenced",
+            Self::Duplicate { .. } => "duplicate",
+            Self::OutOfRange { .. } => "out-of-range",
+            Self::WrongSize(_) => "wrong-size",
+            Self::BadChecksum { .. } => "bad-checksum",
+            Self::Short { .. } => "short",
+            Self::Memory(_) => "memory",
+        }
+    }
+}
+
+impl From<Refusal> for tonic::Status {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::UnknownHandoff(_) => tonic::Code::NotFound,
+            Refusal::Fenced => tonic::Code::Aborted,
+            Refusal::WrongEpoch(_) | Refusal::WrongWorker { .. } | Refusal::WrongCompat { .. } => {
+                tonic::Code::FailedPrecondition
+            }
+            Refusal::Duplicate { .. }
+            | Refusal::OutOfRange { .. }
+            | Refusal::WrongSize(_)
+            | Refusal::BadChecksum { .. }
+            | Refusal::Short { .. } => tonic::Code::InvalidArgument,
+            Refusal::Memory(_) => tonic::Code::Internal,
+        };
+        tonic::Status::new(code, refusal.to_string())
+    }
+}
+
+/// How much of a zone has landed, in (layer, block) pairs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Landed {
+    /// Written.
+    pub units: usize,
+    /// To be written.
+    pub total: usize,
+}
+
+impl Landed {
+    /// Whether nothing is missing.
+    pub fn complete(&self) -> bool {
+        self.units == self.total
+    }
+}
+
+/// The reserved blocks of one handoff.
+pub struct Zone {
+    memory: Arc<dyn KvMemory>,
+    prefill_worker: Peer,
+    blocks: Vec<BlockId>,
+    state: Mutex<ZoneState>,
+}
+
+struct ZoneState {
+    /// Cleared by the fence. Writes happen under this lock, so whoever clears it has waited for the last one.
+    open: bool,
+    /// `[layer][block]`.
+    landed: Vec<bool>,
+    progress: watch::Sender<Landed>,
+}
+
+impl Zone {
+    /// Checks one chunk and writes it, all or nothing.
+    pub fn land(&self, chunk: &KvChunk) -> Result<(), Refusal> {
+        let layout = self.memory.layout();
+        let bytes = layout.layer_block_bytes();
+        chunk_shape(chunk, bytes)?;
+        let (first, end) = (chunk.first_block, u64::from(chunk.first_block) + u64::from(chunk.block_count));
+        if chunk.layer >= layout.layers || end > self.blocks.len() as u64 {
+            return Err(Refusal::OutOfRange {
+                layer: chunk.layer,
+                first,
+                end,
+                layers: layout.layers,
+                blocks: self.blocks.len() as u32,
+            });
+        }
+        if chunk.checksum.is_some_and(|sent| sent != xxh3_64(&chunk.payload)) {
+            return Err(Refusal::BadChecksum { layer: chunk.layer, first });
+        }
+
+        let mut state = self.state.lock();
+        if !state.open {
+            return Err(Refusal::Fenced);
+        }
+        let row = chunk.layer as usize * self.blocks.len();
+        let range = first as usize..end as usize;
+        if let Some(block) = range.clone().find(|block| state.landed[row + block]) {
+            return Err(Refusal::Duplicate { layer: chunk.layer, block: block as u32 });
+        }
+        for (block, payload) in range.clone().zip(chunk.payload.chunks_exact(bytes)) {
+            self.memory.write(chunk.layer, self.blocks[block], payload)?;
+            state.landed[row + block] = true;
+        }
+        state.progress.send_modify(|landed| landed.units += range.len());
+        Ok(())
+    }
+}
+
+/// All zones of a worker.
+pub struct LandingRegistry {
+    memory: Arc<dyn KvMemory>,
+    kv_compat: KvCompat,
+    epoch: disagg_core::Epoch,
+    zones: Mutex<HashMap<HandoffId, Arc<Zone>>>,
+}
+
+impl LandingRegistry {
+    /// No zones yet. Handoffs of other epochs than `epoch`, and pushers of another `kv_compat`, are refused.
+    pub fn new(memory: Arc<dyn KvMemory>, epoch: disagg_core::Epoch, kv_compat: KvCompat) -> Self {
+        Self { memory, kv_compat, epoch, zones: Mutex::default() }
+    }
+
+    /// Lets `prefill_worker` write `blocks`. The receiver tells how far it is; it ends when the zone is closed and no
+    /// push holds it any more.
+    pub fn open(
+        &self,
+        handoff: HandoffId,
+        prefill_worker: Peer,
+        blocks: Vec<BlockId>,
+    ) -> watch::Receiver<Landed> {
+        let total = self.memory.layout().layers as usize * blocks.len();
+        let (progress, receiver) = watch::channel(Landed { units: 0, total });
+        let state = ZoneState { open: true, landed: vec![false; total], progress };
+        let zone =
+            Zone { memory: Arc::clone(&self.memory), prefill_worker, blocks, state: Mutex::new(state) };
+        let before = self.zones.lock().insert(handoff, Arc::new(zone));
+        debug_assert!(before.is_none(), "handoff {handoff} was numbered twice");
+        receiver
+    }
+
+    /// The fence. When this returns, nothing is being written for the handoff, and nothing will be.
+    pub fn close(&self, handoff: HandoffId) {
+        let zone = self.zones.lock().remove(&handoff);
+        if let Some(zone) = zone {
+            zone.state.lock().open = false;
+        }
+    }
+
+    /// The zone that a push is for.
+    pub fn begin(&self, push: &PushStart) -> Result<Arc<Zone>, Refusal> {
+        if push.handoff.epoch != self.epoch {
+            return Err(Refusal::WrongEpoch(push.handoff));
+        }
+        if push.kv_compat != self.kv_compat {
+            return Err(Refusal::WrongCompat { got: push.kv_compat, want: self.kv_compat });
+        }
+        let zone = self.zones.lock().get(&push.handoff).cloned();
+        let zone = zone.ok_or(Refusal::UnknownHandoff(push.handoff))?;
+        if zone.prefill_worker != push.prefill_worker {
+            let name = |peer: &Peer| format!("{} ({})", peer.worker, peer.epoch);
+            return Err(Refusal::WrongWorker {
+                handoff: push.handoff,
+                expected: name(&zone.prefill_worker),
+                got: name(&push.prefill_worker),
+            });
+        }
+        Ok(zone)
+    }
+
+    /// Zones that are open.
+    pub fn len(&self) -> usize {
+        self.zones.lock().len()
+    }
+
+    /// Whether nothing may land.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+#[path = "landing_tests.rs"]
+mod tests;
