@@ -27,19 +27,19 @@ pub struct RouterArgs {
     #[arg(long, env = "DISAGG_SETTINGS", value_name = "FILE")]
     pub settings: Option<PathBuf>,
 
-    /// Prompts with more net-new tokens than this are prefilled remotely. Used unless --settings has the key.
-    /// [default: 512]
-    #[arg(long, env = "DISAGG_MAX_LOCAL_PREFILL_LENGTH", value_name = "TOKENS")]
+    /// Prompts with more net-new tokens than this are prefilled remotely. Not together with
+    /// --settings. [default: 512]
+    #[arg(long, env = "DISAGG_MAX_LOCAL_PREFILL_LENGTH", value_name = "TOKENS", conflicts_with = "settings")]
     pub max_local_prefill_length: Option<u32>,
 
-    /// A prefill worker with this many prefills queued is not given another. Used unless --settings has the key.
-    /// [default: 2]
-    #[arg(long, env = "DISAGG_MAX_PREFILL_QUEUE_DEPTH", value_name = "N")]
+    /// A prefill worker with this many prefills queued is not given another. Not together with
+    /// --settings. [default: 2]
+    #[arg(long, env = "DISAGG_MAX_PREFILL_QUEUE_DEPTH", value_name = "N", conflicts_with = "settings")]
     pub max_prefill_queue_depth: Option<u32>,
 
-    /// What to do with a prompt that needs a remote prefill when none can be had: Local or Fail. Used unless
-    /// --settings has the key. [default: Local]
-    #[arg(long, env = "DISAGG_FALLBACK_POLICY", value_name = "POLICY")]
+    /// What to do with a prompt that needs a remote prefill when none can be had: Local or Fail. Not
+    /// together with --settings. [default: Local]
+    #[arg(long, env = "DISAGG_FALLBACK_POLICY", value_name = "POLICY", conflicts_with = "settings")]
     pub fallback_policy: Option<String>,
 
     /// Requests that may be in progress at once; more are answered 429 with Retry-After.

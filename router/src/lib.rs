@@ -3,18 +3,30 @@
 //! Invariant of this crate: the router reads no model and runs none. All it knows of a model is the card that workers
 //! serve; all it knows of a worker is what the worker says on its own connection. Losing a worker never blocks a
 //! request that does not run on it.
+//!
+//! A request passes, in order: `endpoints` (admission, body), `openai` (parsed once into a valid type), `serving` (a
+//! worker is waited for), `prepare` (token ids), `routing` (where it goes), `upstream` (one attempt on one worker),
+//! `text` (token ids to text), and back through `serving` and `openai` as an answer. `workers` runs beside all this.
 
+mod app;
 mod args;
+mod config;
+mod endpoints;
+mod generation;
 
-use std::future::Future;
+mod metrics;
+mod model;
+mod openai;
+mod prepare;
+mod routing;
+mod server;
+mod serving;
+mod settings;
+mod text;
+mod text_pool;
+mod upstream;
+mod wire;
+mod workers;
 
 pub use args::RouterArgs;
-
-/// Runs the router until `shutdown` resolves (or standard input ends, with `--exit-with-stdin`), then finishes the
-/// answers that are open, within `--drain-timeout-seconds`.
-pub async fn run(args: RouterArgs, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(&args.listen).await?;
-    tracing::info!(address = %listener.local_addr()?, "listening");
-    shutdown.await;
-    Ok(())
-}
+pub use server::{run, serve};

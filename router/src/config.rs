@@ -1,0 +1,147 @@
+//! The configuration that the router runs with: checked arguments.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use disagg_api::settings::{FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH};
+use disagg_api::{RouterSettings, SettingsErrors};
+
+use crate::RouterArgs;
+
+/// An argument that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// An address without host or port.
+    #[error("--worker {0:?} is no address; write HOST:PORT, for example 127.0.0.1:9001")]
+    WorkerAddress(String),
+    /// A routing setting out of its range.
+    #[error("{0}")]
+    Settings(SettingsErrors),
+}
+
+/// Where the routing settings come from.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum SettingsSource {
+    /// The flags; they stay as they are.
+    Flags(RouterSettings),
+    /// A file, which is watched.
+    File(PathBuf),
+}
+
+/// Limits that requests are held to.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Limits {
+    pub in_flight_max: u32,
+    pub body_bytes_max: usize,
+    pub request_timeout: Duration,
+    pub worker_wait_max: Duration,
+    pub reader_timeout: Duration,
+    pub tokenizer_threads: usize,
+    pub drain_timeout: Duration,
+}
+
+/// Checked arguments.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Config {
+    pub listen: String,
+    pub workers: BTreeSet<String>,
+    pub settings: SettingsSource,
+    pub limits: Limits,
+    pub exit_with_stdin: bool,
+}
+
+impl TryFrom<RouterArgs> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: RouterArgs) -> Result<Self, ConfigError> {
+        if let Some(bad) = args.workers.iter().find(|address| !is_address(address)) {
+            return Err(ConfigError::WorkerAddress(bad.clone()));
+        }
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let settings = if let Some(file) = args.settings {
+            SettingsSource::File(file)
+        } else {
+            let length = args.max_local_prefill_length.map(|value| value.to_string());
+            let depth = args.max_prefill_queue_depth.map(|value| value.to_string());
+            let given = [
+                (MAX_LOCAL_PREFILL_LENGTH, length.as_deref()),
+                (MAX_PREFILL_QUEUE_DEPTH, depth.as_deref()),
+                (FALLBACK_POLICY, args.fallback_policy.as_deref()),
+            ];
+            let pairs = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
+            SettingsSource::Flags(RouterSettings::from_pairs(pairs).map_err(ConfigError::Settings)?)
+        };
+        let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Self {
+            listen: args.listen,
+            workers: args.workers.into_iter().collect(),
+            settings,
+            limits: Limits {
+                in_flight_max: args.max_in_flight,
+                body_bytes_max: args.max_body_bytes as usize,
+                request_timeout: seconds(args.request_timeout_seconds),
+                worker_wait_max: seconds(args.max_wait_for_worker_seconds),
+                reader_timeout: seconds(args.reader_timeout_seconds),
+                tokenizer_threads: args.tokenizer_threads.map_or_else(cpus, |threads| threads as usize),
+                drain_timeout: seconds(args.drain_timeout_seconds),
+            },
+            exit_with_stdin: args.exit_with_stdin,
+        })
+    }
+}
+
+fn is_address(text: &str) -> bool {
+    text.parse::<http::uri::Authority>().is_ok_and(|authority| {
+        authority.port_u16().is_some() && !authority.host().is_empty() && !text.contains('@')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use disagg_api::FallbackPolicy;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: RouterArgs,
+    }
+
+    fn config(flags: &[&str]) -> Result<Config, String> {
+        let argv = ["router", "--worker", "127.0.0.1:1"].iter().chain(flags);
+        let cli = Cli::try_parse_from(argv).map_err(|error| error.to_string())?;
+        Config::try_from(cli.args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_give_settings() {
+        let config = config(&["--max-local-prefill-length", "64", "--fallback-policy", "Fail"]).unwrap();
+        let SettingsSource::Flags(settings) = config.settings else { panic!("no file was given") };
+        assert_eq!(settings.max_local_prefill_length, 64);
+        assert_eq!(settings.max_prefill_queue_depth, 2);
+        assert_eq!(settings.fallback_policy, FallbackPolicy::Fail);
+    }
+
+    #[test]
+    fn bad_arguments_are_named() {
+        for (flags, expected) in [
+            (&["--worker", "nowhere"][..], "--worker \"nowhere\" is no address"),
+            (&["--worker", "host:99999"], "is no address"),
+            (&["--max-prefill-queue-depth", "0"], "maxPrefillQueueDepth"),
+            (&["--fallback-policy", "Maybe"], "it must be Local or Fail"),
+            (&["--max-in-flight", "0"], "--max-in-flight"),
+            (&["--settings", "f", "--max-local-prefill-length", "1"], "cannot be used with"),
+        ] {
+            let error = config(flags).unwrap_err();
+            assert!(error.contains(expected), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn workers_are_repeated_or_listed() {
+        let config = config(&["--worker", "worker-0.pool:9000,[::1]:9001"]).unwrap();
+        assert_eq!(config.workers.len(), 3);
+    }
+}

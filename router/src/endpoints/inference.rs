@@ -1,0 +1,125 @@
+//! The two endpoints that generate: admission, body, and the choice between a whole and a streamed answer.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use http::{HeaderValue, header};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::app::App;
+use crate::metrics::{RequestMetrics, Status};
+use crate::openai::{ApiError, Endpoint, Request};
+use crate::serving::{self, Call, Open, StreamLimits, placement_header};
+
+/// Time for a request's body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Larger bodies are parsed off the async threads.
+const PARSE_INLINE_BYTES_MAX: usize = 64 * 1024;
+
+/// An answer that is ready to be sent.
+enum Begun {
+    Whole { json: String, placement: Option<HeaderValue> },
+    Stream { call: Call, open: Box<Open> },
+}
+
+/// Serves one request.
+pub(super) async fn infer(app: Arc<App>, endpoint: Endpoint, http: axum::extract::Request) -> Response {
+    let mut metrics = RequestMetrics::begin(&app.metrics, endpoint);
+    let deadline = Instant::now() + app.limits.request_timeout;
+    let Ok(permit) = Arc::clone(&app.admission).try_acquire_owned() else {
+        return refuse(&mut metrics, ApiError::too_many_requests(app.limits.in_flight_max));
+    };
+    let id = match random() {
+        Ok(id) => id,
+        Err(error) => return refuse(&mut metrics, error),
+    };
+    let begun = timeout_at(deadline, begin(&app, endpoint, http.into_body(), id, &mut metrics)).await;
+    let timed_out = || ApiError::timeout(app.limits.request_timeout.as_secs());
+    let mut response = match begun.unwrap_or_else(|_| Err(timed_out())) {
+        Err(error) => refuse(&mut metrics, error),
+        Ok(Begun::Whole { json, placement }) => {
+            metrics.ends(Status::Http(200));
+            with_placement(placement, ([(header::CONTENT_TYPE, "application/json")], json).into_response())
+        }
+        Ok(Begun::Stream { call, open }) => {
+            let limits = StreamLimits {
+                deadline,
+                request_timeout: app.limits.request_timeout,
+                reader_timeout: app.limits.reader_timeout,
+                cut: app.cut.clone(),
+            };
+            let (placement, answer) = (placement_header(&open), call.answer(&open.model));
+            let (body, task) = serving::stream(*open, answer, metrics, permit, limits);
+            app.streams.spawn(task);
+            let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+            with_placement(placement, (headers, body).into_response())
+        }
+    };
+    if let Ok(id) = HeaderValue::try_from(format!("{id:032x}")) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}
+
+async fn begin(
+    app: &Arc<App>,
+    endpoint: Endpoint,
+    body: Body,
+    id: u128,
+    metrics: &mut RequestMetrics,
+) -> Result<Begun, ApiError> {
+    let body = timeout(BODY_TIMEOUT, read(body, app.limits.body_bytes_max));
+    let body = body.await.map_err(|_| ApiError::body_timeout())??;
+    let request = if body.len() <= PARSE_INLINE_BYTES_MAX {
+        Request::parse(endpoint, &body)?
+    } else {
+        app.text_pool.run(move || Request::parse(endpoint, &body)).await??
+    };
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let streamed = request.stream;
+    // The id is random; its upper half serves as the seed.
+    let mut call = Call::new(Arc::clone(app), request, id, created, (id >> 64) as u64);
+    if streamed {
+        let open = Box::new(call.open().await?);
+        return Ok(Begun::Stream { call, open });
+    }
+    let (json, placement) = serving::whole(&mut call, metrics).await?;
+    Ok(Begun::Whole { json, placement })
+}
+
+fn refuse(metrics: &mut RequestMetrics, error: ApiError) -> Response {
+    metrics.ends(Status::Http(error.status.as_u16()));
+    error.into_response()
+}
+
+fn with_placement(placement: Option<HeaderValue>, mut response: Response) -> Response {
+    if let Some(placement) = placement {
+        response.headers_mut().insert("x-disagg-placement", placement);
+    }
+    response
+}
+
+/// Reads a body of at most `bytes_max`.
+async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let mut all = BytesMut::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| ApiError::bad_json(&error))?;
+        if all.len() + chunk.len() > bytes_max {
+            return Err(ApiError::body_too_large(bytes_max));
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.freeze())
+}
+
+/// Random bits from the operating system.
+fn random() -> Result<u128, ApiError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| ApiError::internal(format!("No randomness: {error}")))?;
+    Ok(u128::from_le_bytes(bytes))
+}

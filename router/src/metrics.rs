@@ -1,0 +1,244 @@
+//! Metrics, served at `/metrics` in the OpenMetrics text format.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use disagg_core::Role;
+use prometheus_client::encoding::{EncodeLabelSet, LabelValueEncoder, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::openai::{Endpoint, Usage};
+use crate::workers::{self, State};
+
+/// Buckets, in seconds.
+const LATENCY: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+const TOKEN_GAP: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const TEXT_WORK: [f64; 9] = [0.0001, 0.0005, 0.001, 0.0025, 0.01, 0.025, 0.1, 0.5, 2.5];
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct EndpointLabel {
+    endpoint: Name,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct RequestLabels {
+    endpoint: Name,
+    status: Status,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct PlacementLabels {
+    placement: Name,
+    reason: Name,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct WorkerLabels {
+    role: Name,
+    state: Name,
+}
+
+/// A label that is one of a fixed set.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Name(&'static str);
+
+impl prometheus_client::encoding::EncodeLabelValue for Name {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        encoder.write_str(self.0)
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Status {
+    /// With this HTTP status, and its body to the end.
+    Http(u16),
+    /// The client went away.
+    Cancelled,
+    /// The answer had begun and broke off.
+    Interrupted,
+    /// The client stopped reading.
+    ReaderTimeout,
+}
+
+impl prometheus_client::encoding::EncodeLabelValue for Status {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        match self {
+            Self::Http(code) => write!(encoder, "{code}"),
+            Self::Cancelled => encoder.write_str("cancelled"),
+            Self::Interrupted => encoder.write_str("interrupted"),
+            Self::ReaderTimeout => encoder.write_str("reader_timeout"),
+        }
+    }
+}
+
+/// All metrics of the router.
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    in_flight: Gauge,
+    ttft: Family<EndpointLabel, Histogram>,
+    itl: Family<EndpointLabel, Histogram>,
+    duration: Family<EndpointLabel, Histogram>,
+    placements: Family<PlacementLabels, Counter>,
+    retries: Counter,
+    text_work: Histogram,
+    prompt_tokens: Counter,
+    cached_tokens: Counter,
+    completion_tokens: Counter,
+    workers: Family<WorkerLabels, Gauge>,
+    index_blocks: Gauge,
+    index_blocks_max: Gauge,
+    settings_valid: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Arc<Self> {
+        let mut registry = Registry::with_prefix("disagg_router");
+        let latency: fn() -> Histogram = || Histogram::new(LATENCY);
+        let gap: fn() -> Histogram = || Histogram::new(TOKEN_GAP);
+        let metrics = Self {
+            requests: Family::default(),
+            in_flight: Gauge::default(),
+            ttft: Family::new_with_constructor(latency),
+            itl: Family::new_with_constructor(gap),
+            duration: Family::new_with_constructor(latency),
+            placements: Family::default(),
+            retries: Counter::default(),
+            text_work: Histogram::new(TEXT_WORK),
+            prompt_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
+            completion_tokens: Counter::default(),
+            workers: Family::default(),
+            index_blocks: Gauge::default(),
+            index_blocks_max: Gauge::default(),
+            settings_valid: Gauge::default(),
+            registry: Registry::default(),
+        };
+        let m = &metrics;
+        registry.register("requests", "Requests, by how they ended", m.requests.clone());
+        registry.register("requests_in_flight", "Requests in progress", m.in_flight.clone());
+        let seconds = Unit::Seconds;
+        let help = "From the request to its first token";
+        registry.register_with_unit("time_to_first_token", help, seconds.clone(), m.ttft.clone());
+        let help = "Between the arrivals of tokens from the worker";
+        registry.register_with_unit("inter_token_latency", help, seconds.clone(), m.itl.clone());
+        let help = "From the request to the end of its answer";
+        registry.register_with_unit("request_duration", help, seconds.clone(), m.duration.clone());
+        let help = "Where prompts were prefilled, and why";
+        registry.register("placements", help, m.placements.clone());
+        registry.register("retries", "Requests tried again after a worker failed", m.retries.clone());
+        let help = "Rendering and tokenizing a prompt";
+        registry.register_with_unit("tokenization", help, seconds, m.text_work.clone());
+        registry.register("prompt_tokens", "Tokens of prompts", m.prompt_tokens.clone());
+        let help = "Tokens of prompts that workers had cached";
+        registry.register("cached_prompt_tokens", help, m.cached_tokens.clone());
+        registry.register("completion_tokens", "Tokens generated", m.completion_tokens.clone());
+        registry.register("workers", "Workers, by role and state", m.workers.clone());
+        registry.register("prefix_index_blocks", "Blocks in the prefix index", m.index_blocks.clone());
+        let help = "Blocks that the prefix index may hold";
+        registry.register("prefix_index_max_blocks", help, m.index_blocks_max.clone());
+        let help = "1 if the settings file is in force as it is, 0 if older values are";
+        registry.register("settings_valid", help, m.settings_valid.clone());
+        Arc::new(Self { registry, ..metrics })
+    }
+
+    /// The text of `/metrics`, with gauges set from what is now.
+    pub(crate) fn render(&self, workers: &workers::Registry, settings_valid: bool) -> String {
+        for role in [Role::Prefill, Role::Decode, Role::Both] {
+            for state in State::ALL {
+                let labels = WorkerLabels { role: Name(role.as_str()), state: Name(state.as_str()) };
+                self.workers.get_or_create(&labels).set(0);
+            }
+        }
+        for worker in workers.status() {
+            let role = worker.identity.map_or("unknown", |identity| identity.role.as_str());
+            let labels = WorkerLabels { role: Name(role), state: Name(worker.state.as_str()) };
+            self.workers.get_or_create(&labels).inc();
+        }
+        let usage = workers.index_usage();
+        self.index_blocks.set(i64::try_from(usage.blocks).unwrap_or(i64::MAX));
+        self.index_blocks_max.set(i64::try_from(usage.max_blocks).unwrap_or(i64::MAX));
+        self.settings_valid.set(settings_valid.into());
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    /// Counts how a prompt was really placed. `reason` is one of a fixed set.
+    pub(crate) fn placed(&self, remote: bool, reason: &'static str) {
+        let placement = Name(if remote { "remote" } else { "local" });
+        self.placements.get_or_create(&PlacementLabels { placement, reason: Name(reason) }).inc();
+    }
+
+    /// Counts a second attempt.
+    pub(crate) fn retried(&self) {
+        self.retries.inc();
+    }
+
+    /// The time that a prompt's text took.
+    pub(crate) fn tokenized(&self, took: Duration) {
+        self.text_work.observe(took.as_secs_f64());
+    }
+}
+
+/// Follows one request; counts it when dropped.
+pub(crate) struct RequestMetrics {
+    metrics: Arc<Metrics>,
+    endpoint: EndpointLabel,
+    began: Instant,
+    last_token: Option<Instant>,
+    status: Status,
+}
+
+impl RequestMetrics {
+    /// A request has come.
+    pub(crate) fn begin(metrics: &Arc<Metrics>, endpoint: Endpoint) -> Self {
+        metrics.in_flight.inc();
+        Self {
+            metrics: Arc::clone(metrics),
+            endpoint: EndpointLabel { endpoint: Name(endpoint.as_str()) },
+            began: Instant::now(),
+            last_token: None,
+            status: Status::Cancelled,
+        }
+    }
+
+    /// Tokens have come from the worker.
+    pub(crate) fn tokens(&mut self) {
+        let now = Instant::now();
+        let (family, since) = match self.last_token {
+            None => (&self.metrics.ttft, self.began),
+            Some(last) => (&self.metrics.itl, last),
+        };
+        family.get_or_create(&self.endpoint).observe((now - since).as_secs_f64());
+        self.last_token = Some(now);
+    }
+
+    /// The tokens of a request that was answered.
+    pub(crate) fn usage(&self, usage: &Usage) {
+        self.metrics.prompt_tokens.inc_by(usage.prompt_tokens.into());
+        self.metrics.cached_tokens.inc_by(usage.prompt_tokens_details.cached_tokens.into());
+        self.metrics.completion_tokens.inc_by(usage.completion_tokens.into());
+    }
+
+    /// How it ends, unless the client goes away first, which is what is counted without this.
+    pub(crate) fn ends(&mut self, status: Status) {
+        self.status = status;
+    }
+}
+
+impl Drop for RequestMetrics {
+    fn drop(&mut self) {
+        self.metrics.in_flight.dec();
+        self.metrics.duration.get_or_create(&self.endpoint).observe(self.began.elapsed().as_secs_f64());
+        let labels = RequestLabels { endpoint: self.endpoint.endpoint, status: self.status };
+        self.metrics.requests.get_or_create(&labels).inc();
+    }
+}

@@ -1,0 +1,292 @@
+//! Answers in OpenAI's shapes, whole and as chunks of a stream.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::error::ErrorBody;
+use super::{ApiError, Endpoint};
+use crate::generation::FinishReason;
+use crate::text::{Delta, TokenText};
+
+/// What every part of one answer repeats.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    /// Decides the shape.
+    pub endpoint: Endpoint,
+    /// `cmpl-…` or `chatcmpl-…`.
+    pub id: String,
+    /// Seconds since the Unix epoch.
+    pub created: u64,
+    /// The model's name.
+    pub model: String,
+    /// Changes when the model does.
+    pub system_fingerprint: String,
+    /// Chunks have a `usage`, `null` except in the last.
+    pub include_usage: bool,
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: u32,
+    pub(crate) completion_tokens: u32,
+    total_tokens: u32,
+    pub(crate) prompt_tokens_details: PromptTokens,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct PromptTokens {
+    pub(crate) cached_tokens: u32,
+}
+
+impl Usage {
+    /// `cached_tokens` of the prompt were not computed anew.
+    pub(crate) fn new(prompt_tokens: u32, completion_tokens: u32, cached_tokens: u32) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: PromptTokens { cached_tokens },
+        }
+    }
+}
+
+/// The field `usage`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum UsageField {
+    /// Not there.
+    Absent,
+    /// `null`: a later chunk has it.
+    Pending,
+    Known(Usage),
+}
+
+impl UsageField {
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'a str,
+    choices: &'a [C],
+    #[serde(skip_serializing_if = "UsageField::is_absent")]
+    usage: UsageField,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a ErrorBody>,
+}
+
+#[derive(Serialize)]
+struct CompletionChoice {
+    index: u32,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct ChatChoice {
+    index: u32,
+    message: Message,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+    refusal: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ChatChunkChoice {
+    index: u32,
+    delta: ChatDelta,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize, Default)]
+struct ChatDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// Logprobs of completions: columns.
+#[derive(Serialize)]
+struct CompletionLogprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<f32>,
+    top_logprobs: Vec<BTreeMap<String, f32>>,
+    text_offset: Vec<usize>,
+}
+
+/// Logprobs of chat completions: rows.
+#[derive(Serialize)]
+struct ChatLogprobs {
+    content: Vec<ChatLogprob>,
+    refusal: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ChatLogprob {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<Vec<ChatLogprob>>,
+}
+
+impl Answer {
+    /// The chunk before any text: chat has one, with the role.
+    pub(crate) fn first_chunk(&self) -> Option<String> {
+        (self.endpoint == Endpoint::Chat).then(|| {
+            let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
+            self.chat_chunk(delta, None, None, None)
+        })
+    }
+
+    /// A chunk with some text.
+    pub(crate) fn delta_chunk(&self, delta: Delta) -> String {
+        self.chunk(delta, None, None)
+    }
+
+    /// The chunk that ends the text, with what was still held back.
+    pub(crate) fn finish_chunk(&self, rest: Delta, reason: FinishReason) -> String {
+        self.chunk(rest, Some(reason.as_str()), None)
+    }
+
+    /// The event that ends an answer that cannot be finished.
+    pub(crate) fn error_chunk(&self, error: &ApiError) -> String {
+        self.chunk(Delta::default(), Some("error"), Some(&error.body))
+    }
+
+    /// The chunk after the end, for those who asked for it.
+    pub(crate) fn usage_chunk(&self, usage: Usage) -> Option<String> {
+        self.include_usage.then(|| json(&self.envelope::<()>(true, &[], UsageField::Known(usage), None)))
+    }
+
+    /// The whole answer at once.
+    pub(crate) fn whole(&self, output: Delta, reason: FinishReason, usage: Usage) -> String {
+        let (index, finish_reason) = (0, Some(reason.as_str()));
+        match self.endpoint {
+            Endpoint::Completions => {
+                let logprobs = completion_logprobs(output.logprobs);
+                let choice = CompletionChoice { index, text: output.text, logprobs, finish_reason };
+                json(&self.envelope(false, &[choice], UsageField::Known(usage), None))
+            }
+            Endpoint::Chat => {
+                let message = Message { role: "assistant", content: output.text, refusal: None };
+                let choice =
+                    ChatChoice { index, message, logprobs: chat_logprobs(output.logprobs), finish_reason };
+                json(&self.envelope(false, &[choice], UsageField::Known(usage), None))
+            }
+        }
+    }
+
+    fn chunk(&self, delta: Delta, finish_reason: Option<&'static str>, error: Option<&ErrorBody>) -> String {
+        match self.endpoint {
+            Endpoint::Completions => {
+                let logprobs = completion_logprobs(delta.logprobs);
+                let choice = CompletionChoice { index: 0, text: delta.text, logprobs, finish_reason };
+                json(&self.envelope(true, &[choice], self.usage_of_chunk(), error))
+            }
+            Endpoint::Chat => {
+                let content = (!delta.text.is_empty()).then_some(delta.text);
+                let logprobs = chat_logprobs(delta.logprobs);
+                self.chat_chunk(ChatDelta { role: None, content }, logprobs, finish_reason, error)
+            }
+        }
+    }
+
+    fn chat_chunk(
+        &self,
+        delta: ChatDelta,
+        logprobs: Option<ChatLogprobs>,
+        finish_reason: Option<&'static str>,
+        error: Option<&ErrorBody>,
+    ) -> String {
+        let choice = ChatChunkChoice { index: 0, delta, logprobs, finish_reason };
+        json(&self.envelope(true, &[choice], self.usage_of_chunk(), error))
+    }
+
+    fn usage_of_chunk(&self) -> UsageField {
+        if self.include_usage { UsageField::Pending } else { UsageField::Absent }
+    }
+
+    fn envelope<'a, C>(
+        &'a self,
+        chunk: bool,
+        choices: &'a [C],
+        usage: UsageField,
+        error: Option<&'a ErrorBody>,
+    ) -> Envelope<'a, C> {
+        let object = match (self.endpoint, chunk) {
+            (Endpoint::Completions, _) => "text_completion",
+            (Endpoint::Chat, false) => "chat.completion",
+            (Endpoint::Chat, true) => "chat.completion.chunk",
+        };
+        Envelope {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.system_fingerprint,
+            choices,
+            usage,
+            error,
+        }
+    }
+}
+
+fn json<C: Serialize>(envelope: &Envelope<'_, C>) -> String {
+    // Only maps with keys that are no strings, and failing writers, cannot be serialized.
+    serde_json::to_string(envelope).unwrap_or_default()
+}
+
+fn completion_logprobs(tokens: Vec<TokenText>) -> Option<CompletionLogprobs> {
+    if tokens.is_empty() {
+        return None;
+    }
+    let mut columns = CompletionLogprobs {
+        tokens: Vec::with_capacity(tokens.len()),
+        token_logprobs: Vec::with_capacity(tokens.len()),
+        top_logprobs: Vec::with_capacity(tokens.len()),
+        text_offset: Vec::with_capacity(tokens.len()),
+    };
+    for token in tokens {
+        let mut top: BTreeMap<String, f32> =
+            token.top.into_iter().map(|top| (top.text, top.logprob)).collect();
+        top.insert(token.text.clone(), token.logprob);
+        columns.top_logprobs.push(top);
+        columns.token_logprobs.push(token.logprob);
+        columns.text_offset.push(token.offset);
+        columns.tokens.push(token.text);
+    }
+    Some(columns)
+}
+
+fn chat_logprobs(tokens: Vec<TokenText>) -> Option<ChatLogprobs> {
+    let row = |token: TokenText, top| ChatLogprob {
+        token: token.text,
+        logprob: token.logprob,
+        bytes: token.bytes,
+        top_logprobs: top,
+    };
+    let rows = tokens.into_iter().map(|mut token| {
+        let top = std::mem::take(&mut token.top).into_iter().map(|top| row(top, None)).collect();
+        row(token, Some(top))
+    });
+    let content: Vec<ChatLogprob> = rows.collect();
+    (!content.is_empty()).then_some(ChatLogprobs { content, refusal: None })
+}

@@ -1,0 +1,132 @@
+//! `POST /v1/chat/completions`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::completion::model;
+use super::fields::Fields;
+use super::params::{Params, TOP_LOGPROBS_MAX, stream};
+use super::{ApiError, Conversation, Endpoint, Input, Request};
+
+const ROLES: [&str; 5] = ["developer", "system", "user", "assistant", "tool"];
+
+/// Fields of OpenAI's that are not implemented, each with the values that ask for nothing.
+const UNSUPPORTED: [(&str, &[&str]); 14] = [
+    ("tools", &["[]"]),
+    ("tool_choice", &["\"none\"", "\"auto\""]),
+    ("parallel_tool_calls", &["true", "false"]),
+    ("functions", &["[]"]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("response_format", &[r#"{"type":"text"}"#]),
+    ("modalities", &[r#"["text"]"#]),
+    ("audio", &[]),
+    ("prediction", &[]),
+    ("reasoning_effort", &[]),
+    ("verbosity", &[]),
+    ("web_search_options", &[]),
+    ("store", &["false"]),
+    ("metadata", &["{}"]),
+];
+
+pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
+    let model = model(fields)?;
+    let rule = "a list of at least one message";
+    let messages: Vec<&RawValue> = fields
+        .take_if("messages", rule, |messages: &Vec<_>| !messages.is_empty())?
+        .ok_or_else(|| ApiError::missing("messages", rule))?;
+    let messages =
+        messages.into_iter().enumerate().map(|(at, raw)| message(at, raw)).collect::<Result<_, _>>()?;
+    for (name, harmless) in UNSUPPORTED {
+        fields.unsupported(name, harmless)?;
+    }
+    let mut params = Params::take(fields)?;
+    params.max_tokens = max_tokens(fields)?;
+    params.top_logprobs = top_logprobs(fields)?;
+    let rule = "an object of variables for the chat template";
+    let kwargs: BTreeMap<String, serde_json::Value> =
+        fields.take("chat_template_kwargs", rule)?.unwrap_or_default();
+    if let Some(name) =
+        kwargs.keys().find(|name| matches!(name.as_str(), "messages" | "add_generation_prompt"))
+    {
+        let rule = "variables other than those with a field of their own";
+        return Err(ApiError::bad_value("chat_template_kwargs", name, rule));
+    }
+    let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?.unwrap_or(true);
+    let input = Input::Conversation(Conversation { messages, add_generation_prompt, kwargs });
+    let (stream, include_usage) = stream(fields)?;
+    Ok(Request { endpoint: Endpoint::Chat, model, input, params, stream, include_usage })
+}
+
+/// `max_completion_tokens`, or `max_tokens`, its former name.
+fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
+    let (old, new) = (fields.count("max_tokens", 1)?, fields.count("max_completion_tokens", 1)?);
+    match (old, new) {
+        (Some(old), Some(new)) if old != new => {
+            let rule = "absent, or equal to 'max_completion_tokens'";
+            Err(ApiError::bad_value("max_tokens", &old.to_string(), rule))
+        }
+        _ => Ok(new.or(old)),
+    }
+}
+
+fn top_logprobs(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
+    let logprobs = fields.flag("logprobs")?;
+    let top = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX.into())?;
+    match (logprobs, top) {
+        (true, top) => Ok(Some(top.and_then(|top| top.try_into().ok()).unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(top)) => {
+            Err(ApiError::bad_value("top_logprobs", &top.to_string(), "absent unless 'logprobs' is true"))
+        }
+    }
+}
+
+/// One message, as the object that templates see.
+fn message(at: usize, raw: &RawValue) -> Result<serde_json::Value, ApiError> {
+    let name = format!("messages[{at}]");
+    let mut fields = Fields::nested(&name, raw)?;
+    let rule = format!("one of {}", ROLES.join(", "));
+    let role: String = fields
+        .take_if("role", &rule, |role: &String| ROLES.contains(&role.as_str()))?
+        .ok_or_else(|| ApiError::missing(fields.name("role"), &rule))?;
+    let content = content(&mut fields)?;
+    let mut object = serde_json::json!({ "role": role, "content": content });
+    if let Some(name) = fields.take::<String>("name", "a string")? {
+        object["name"] = name.into();
+    }
+    for unsupported in ["tool_calls", "tool_call_id", "function_call", "audio", "refusal"] {
+        fields.unsupported(unsupported, &["[]"])?;
+    }
+    fields.finish()?;
+    Ok(object)
+}
+
+/// Content is a string, or a list of text parts, which are joined by line ends as vLLM does.
+fn content(fields: &mut Fields<'_>) -> Result<String, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Content {
+        Text(String),
+        Parts(Vec<Part>),
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Part {
+        r#type: String,
+        text: String,
+    }
+    let rule = "a string or a list of parts of type text";
+    let allowed = |content: &Content| match content {
+        Content::Text(_) => true,
+        Content::Parts(parts) => !parts.is_empty() && parts.iter().all(|part| part.r#type == "text"),
+    };
+    match fields.take_if("content", rule, allowed)? {
+        None => Err(ApiError::missing(fields.name("content"), rule)),
+        Some(Content::Text(text)) => Ok(text),
+        Some(Content::Parts(parts)) => {
+            Ok(parts.into_iter().map(|part| part.text).collect::<Vec<_>>().join("\n"))
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! OpenAI's HTTP interface as types: requests parsed once into what is valid, answers and errors in its shapes.
+
+mod answer;
+mod chat;
+mod completion;
+mod error;
+mod fields;
+mod params;
+
+pub(crate) use answer::{Answer, Usage};
+pub(crate) use error::ApiError;
+pub(crate) use params::Params;
+
+use std::collections::BTreeMap;
+
+/// Which endpoint a request came to; it decides the shape of the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Endpoint {
+    /// `POST /v1/completions`
+    Completions,
+    /// `POST /v1/chat/completions`
+    Chat,
+}
+
+/// What the model is to go on from.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Input {
+    /// Text to be tokenized.
+    Text(String),
+    /// Token ids, taken as they are.
+    Tokens(Vec<u32>),
+    /// A conversation for the model's chat template.
+    Conversation(Conversation),
+}
+
+/// Input of the chat template.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Conversation {
+    /// Objects with `role`, `content` and perhaps `name`.
+    pub messages: Vec<serde_json::Value>,
+    /// End with the beginning of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Variables for the template.
+    pub kwargs: BTreeMap<String, serde_json::Value>,
+}
+
+/// A request whose every field has been checked, as far as that can be done without the model.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Request {
+    /// Decides the shape of the answer.
+    pub endpoint: Endpoint,
+    /// Name of the model.
+    pub model: String,
+    /// The prompt, in some form.
+    pub input: Input,
+    /// How to draw and when to stop.
+    pub params: Params,
+    /// Answer in server-sent events.
+    pub stream: bool,
+    /// End the stream with a chunk that has the usage.
+    pub include_usage: bool,
+}
+
+impl Request {
+    /// Parses a request body. Every field is checked; a field that is unknown or not supported is refused by name.
+    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields = fields::Fields::parse(body)?;
+        let request = match endpoint {
+            Endpoint::Completions => completion::parse(&mut fields)?,
+            Endpoint::Chat => chat::parse(&mut fields)?,
+        };
+        fields.finish()?;
+        Ok(request)
+    }
+}
+
+impl Endpoint {
+    /// Name as a metric label.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Completions => "completions",
+            Self::Chat => "chat_completions",
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Parameters that both endpoints share: how to draw tokens, and when to stop.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::ApiError;
+use super::fields::Fields;
+
+/// Limits of the wire contract, and of stop strings, which cost time for every token.
+const LOGIT_BIAS_MAX: usize = 1024;
+const STOP_TOKENS_MAX: usize = 64;
+const STOPS_MAX: usize = 16;
+const STOP_BYTES_MAX: usize = 1024;
+const SALT_BYTES_MAX: usize = 128;
+/// Most alternatives that logprobs show.
+pub(super) const TOP_LOGPROBS_MAX: u32 = 20;
+
+/// Checked parameters. `None` leaves the choice to the model's own defaults.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Params {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<u32>,
+    pub min_p: Option<f32>,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub repetition_penalty: Option<f32>,
+    pub logit_bias: Vec<(u32, f32)>,
+    pub seed: Option<u64>,
+    /// Alternatives to show beside each token's logprob; absent: no logprobs.
+    pub top_logprobs: Option<u32>,
+    /// Absent: the endpoint's default.
+    pub max_tokens: Option<u32>,
+    pub min_tokens: u32,
+    pub ignore_eos: bool,
+    pub stops: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub include_stop: bool,
+    pub skip_special: bool,
+    pub cache_salt: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Params {
+    /// Takes the shared fields. Limits on tokens and logprobs are for the caller, since the endpoints name them
+    /// differently.
+    pub(super) fn take(fields: &mut Fields<'_>) -> Result<Self, ApiError> {
+        fields.unsupported("n", &["1"])?;
+        fields.unsupported("service_tier", &["\"auto\"", "\"default\""])?;
+        // Says who asks; nothing here depends on it.
+        fields.take::<String>("user", "a string")?;
+        Ok(Self {
+            temperature: fields.number("temperature", 0.0, 2.0)?,
+            top_p: positive(fields, "top_p", 1.0)?,
+            // vLLM's clients turn it off with -1.
+            top_k: fields.integer("top_k", -1, u32::MAX.into())?.map(|k| u32::try_from(k).unwrap_or(0)),
+            min_p: fields.number("min_p", 0.0, 1.0)?,
+            presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            repetition_penalty: positive(fields, "repetition_penalty", 10.0)?,
+            logit_bias: logit_bias(fields)?,
+            seed: fields.take::<i64>("seed", "a whole number of 64 bits")?.map(i64::cast_unsigned),
+            top_logprobs: None,
+            max_tokens: None,
+            min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
+            ignore_eos: fields.flag("ignore_eos")?,
+            stops: stops(fields)?,
+            stop_token_ids: stop_token_ids(fields)?,
+            include_stop: fields.flag("include_stop_str_in_output")?,
+            skip_special: fields.take("skip_special_tokens", "true or false")?.unwrap_or(true),
+            cache_salt: cache_salt(fields)?,
+        })
+    }
+}
+
+/// Takes `stream` and `stream_options`: whether to stream, and whether to end with the usage.
+pub(super) fn stream(fields: &mut Fields<'_>) -> Result<(bool, bool), ApiError> {
+    let stream = fields.flag("stream")?;
+    let Some(raw) = fields.raw("stream_options") else { return Ok((stream, false)) };
+    if !stream {
+        return Err(ApiError::bad_value("stream_options", raw.get(), "absent unless 'stream' is true"));
+    }
+    let mut options = Fields::nested("stream_options", raw)?;
+    let include_usage = options.flag("include_usage")?;
+    options.finish()?;
+    Ok((stream, include_usage))
+}
+
+/// A number over 0, up to `max`.
+fn positive(fields: &mut Fields<'_>, name: &str, max: f64) -> Result<Option<f32>, ApiError> {
+    let rule = format!("a number over 0, at most {max}");
+    // What is over 0 only beyond the precision of 32 bits is 0 to the workers.
+    let allowed = |value: &f64| *value as f32 > 0.0 && *value <= max;
+    Ok(fields.take_if::<f64>(name, &rule, allowed)?.map(|value| value as f32))
+}
+
+fn logit_bias(fields: &mut Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
+    let rule = "an object of at most 1024 token ids, each with a number from -100 to 100";
+    let allowed = |map: &BTreeMap<String, f32>| {
+        map.len() <= LOGIT_BIAS_MAX
+            && map.iter().all(|(id, bias)| id.parse::<u32>().is_ok() && (-100.0..=100.0).contains(bias))
+    };
+    let map = fields.take_if("logit_bias", rule, allowed)?.unwrap_or_default();
+    Ok(map.into_iter().filter_map(|(id, bias)| Some((id.parse().ok()?, bias))).collect())
+}
+
+fn stops(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
+    let rule = "a string or a list of at most 16, none of them empty or longer than 1024 bytes";
+    let one = |stop: &String| (1..=STOP_BYTES_MAX).contains(&stop.len());
+    let allowed = |stops: &OneOrMany| match stops {
+        OneOrMany::One(stop) => one(stop),
+        OneOrMany::Many(stops) => stops.len() <= STOPS_MAX && stops.iter().all(one),
+    };
+    Ok(match fields.take_if("stop", rule, allowed)? {
+        None => Vec::new(),
+        Some(OneOrMany::One(stop)) => vec![stop],
+        Some(OneOrMany::Many(stops)) => stops,
+    })
+}
+
+fn stop_token_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, ApiError> {
+    let rule = "a list of at most 64 token ids";
+    let ids = fields.take_if("stop_token_ids", rule, |ids: &Vec<u32>| ids.len() <= STOP_TOKENS_MAX)?;
+    Ok(ids.unwrap_or_default())
+}
+
+fn cache_salt(fields: &mut Fields<'_>) -> Result<String, ApiError> {
+    let rule = "a string of 1 to 128 bytes";
+    let allowed = |salt: &String| (1..=SALT_BYTES_MAX).contains(&salt.len());
+    Ok(fields.take_if("cache_salt", rule, allowed)?.unwrap_or_default())
+}

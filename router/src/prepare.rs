@@ -1,0 +1,183 @@
+//! From a valid request and a model to what workers are asked: token ids, and every default filled in.
+
+use disagg_proto::v1;
+
+use crate::model::{Model, Render};
+use crate::openai::{ApiError, Endpoint, Input, Params, Request};
+use crate::text::TextRules;
+use crate::wire;
+
+/// What OpenAI's completions generate when a request does not say.
+const COMPLETION_TOKENS_DEFAULT: u32 = 16;
+/// OpenAI's default, for models that advise none.
+const TEMPERATURE_DEFAULT: f32 = 1.0;
+/// The wire contract's limit.
+const EOS_TOKENS_MAX: usize = 64;
+
+/// A request for one generation of a model.
+#[derive(Clone, Debug)]
+pub(crate) struct Prepared {
+    /// As it goes to the worker, but for the request id.
+    pub prompt: v1::Prompt,
+    /// How its output becomes text.
+    pub text: TextRules,
+}
+
+/// Turns `request` into token ids and checks it against the model. `max_model_len` is what every worker of the
+/// generation can take; `seed` is used if the request has none. Takes milliseconds for long prompts.
+pub(crate) fn prepare(
+    request: &Request,
+    model: &Model,
+    max_model_len: u32,
+    seed: u64,
+) -> Result<Prepared, ApiError> {
+    let params = &request.params;
+    let token_ids = tokenize(request, model, max_model_len)?;
+    let max_tokens = max_tokens(request, token_ids.len(), max_model_len)?;
+    if params.min_tokens > max_tokens {
+        let rule = format!("at most the limit on tokens, which is {max_tokens}");
+        return Err(ApiError::bad_value("min_tokens", &params.min_tokens.to_string(), &rule));
+    }
+    if let Some((id, _)) = params.logit_bias.iter().find(|(id, _)| *id >= model.vocab_size) {
+        let rule = format!("of token ids below {}", model.vocab_size);
+        return Err(ApiError::bad_value("logit_bias", &id.to_string(), &rule));
+    }
+    let eos_token_ids: Vec<u32> = model.eos_token_ids.iter().copied().take(EOS_TOKENS_MAX).collect();
+    let mut end_tokens = params.stop_token_ids.clone();
+    if !params.ignore_eos {
+        end_tokens.extend(&eos_token_ids);
+    }
+    let text = TextRules {
+        skip_special: params.skip_special,
+        stops: params.stops.clone(),
+        include_stop: params.include_stop,
+        end_tokens,
+        min_tokens: params.min_tokens,
+    };
+    let prompt = v1::Prompt {
+        request_id: String::new(),
+        token_ids,
+        model_fingerprint: Some(wire::hash128(model.fingerprint.0)),
+        cache_salt: params.cache_salt.clone(),
+        sampling: Some(sampling(params, model, seed)),
+        stop: Some(v1::StopRules {
+            max_tokens,
+            min_tokens: params.min_tokens,
+            eos_token_ids,
+            stop_token_ids: params.stop_token_ids.clone(),
+            ignore_eos: params.ignore_eos,
+        }),
+        choices: 1,
+    };
+    Ok(Prepared { prompt, text })
+}
+
+fn tokenize(request: &Request, model: &Model, max_model_len: u32) -> Result<Vec<u32>, ApiError> {
+    let failed =
+        |error: tokenizers::Error| ApiError::internal(format!("Tokenizing the prompt failed: {error}"));
+    let too_long = |least: usize| too_long(request.endpoint, max_model_len, least, "at least ");
+    let (param, ids) = match &request.input {
+        Input::Tokens(ids) => {
+            if let Some(id) = ids.iter().find(|id| **id >= model.vocab_size) {
+                let rule = format!("of token ids below {}", model.vocab_size);
+                return Err(ApiError::bad_value("prompt", &id.to_string(), &rule));
+            }
+            ("prompt", ids.clone())
+        }
+        Input::Text(text) => {
+            // What cannot fit is refused before the work of tokenizing it.
+            let least = model.tokenizer.tokens_min(text);
+            if least >= max_model_len as usize {
+                return Err(too_long(least));
+            }
+            ("prompt", model.tokenizer.encode_prompt(text).map_err(failed)?)
+        }
+        Input::Conversation(conversation) => {
+            let template = model.template.as_ref().ok_or_else(|| ApiError::no_template(&model.name))?;
+            let mut messages = conversation.messages.clone();
+            for message in messages.iter_mut().filter(|message| message["role"] == "developer") {
+                message["role"] = template.developer_role().into();
+            }
+            let render = Render {
+                messages: &messages,
+                add_generation_prompt: conversation.add_generation_prompt,
+                kwargs: &conversation.kwargs,
+            };
+            let text = template.render(&render).map_err(|error| ApiError::template(&error.to_string()))?;
+            let least = model.tokenizer.tokens_min(&text);
+            if least >= max_model_len as usize {
+                return Err(too_long(least));
+            }
+            ("messages", model.tokenizer.encode_rendered(&text).map_err(failed)?)
+        }
+    };
+    if ids.is_empty() {
+        return Err(ApiError::bad_value(param, "no tokens", "at least one token"));
+    }
+    if let Some(id) = ids.iter().find(|id| **id >= model.vocab_size) {
+        return Err(ApiError::internal(format!(
+            "The tokenizer made token {id}, which the model does not have."
+        )));
+    }
+    if ids.len() >= max_model_len as usize {
+        return Err(self::too_long(request.endpoint, max_model_len, ids.len(), ""));
+    }
+    Ok(ids)
+}
+
+/// OpenAI's wording for a prompt that leaves no room for a token.
+fn too_long(endpoint: Endpoint, max_model_len: u32, tokens: usize, least: &str) -> ApiError {
+    let (param, what) = match endpoint {
+        Endpoint::Completions => ("prompt", "prompt"),
+        Endpoint::Chat => ("messages", "messages"),
+    };
+    ApiError::context_length(
+        param,
+        format!(
+            "This model's maximum context length is {max_model_len} tokens. However, your {what} resulted in \
+             {least}{tokens} tokens. Please reduce the length of the {what}."
+        ),
+    )
+}
+
+/// The limit on tokens: what was asked for if it fits, else what is left.
+fn max_tokens(request: &Request, prompt_tokens: usize, max_model_len: u32) -> Result<u32, ApiError> {
+    let room = max_model_len - prompt_tokens as u32;
+    let (param, what, default) = match request.endpoint {
+        Endpoint::Completions => ("max_tokens", "prompt", COMPLETION_TOKENS_DEFAULT),
+        Endpoint::Chat => ("max_completion_tokens", "messages", u32::MAX),
+    };
+    match request.params.max_tokens {
+        None => Ok(room.min(default)),
+        Some(asked) if asked <= room => Ok(asked),
+        Some(asked) => Err(ApiError::context_length(
+            param,
+            format!(
+                "This model's maximum context length is {max_model_len} tokens. However, you requested {} tokens \
+                 ({prompt_tokens} in the {what}, {asked} in the completion). Please reduce the length of the {what} \
+                 or completion.",
+                prompt_tokens as u64 + u64::from(asked)
+            ),
+        )),
+    }
+}
+
+fn sampling(params: &Params, model: &Model, seed: u64) -> v1::Sampling {
+    let defaults = &model.sampling;
+    v1::Sampling {
+        temperature: params.temperature.or(defaults.temperature).unwrap_or(TEMPERATURE_DEFAULT),
+        top_p: params.top_p.or(defaults.top_p).unwrap_or(1.0),
+        top_k: params.top_k.or(defaults.top_k).unwrap_or(0),
+        min_p: params.min_p.or(defaults.min_p).unwrap_or(0.0),
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        repetition_penalty: params.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+        logit_bias: params
+            .logit_bias
+            .iter()
+            .map(|(id, bias)| v1::LogitBias { token_id: *id, bias: *bias })
+            .collect(),
+        seed: params.seed.unwrap_or(seed),
+        top_logprobs: params.top_logprobs,
+    }
+}

@@ -1,0 +1,240 @@
+//! One request on its way to a worker, with its second attempt.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use disagg_core::ModelFingerprint;
+use tokio::time::timeout_at;
+
+use crate::app::App;
+use crate::model::Model;
+use crate::openai::{Answer, ApiError, Endpoint, Request, Usage};
+use crate::prepare::{Prepared, prepare};
+use crate::routing::{self, Demand, NoPlan};
+use crate::text::OutputText;
+use crate::upstream::{Failure, Upstream};
+use crate::workers::{Identity, ReadyWorker};
+
+/// Attempts at a request that has sent nothing yet.
+const ATTEMPTS_MAX: u32 = 2;
+/// After a failure another worker, or a new life of the same, is waited for this long; then the same is asked again.
+const AVOID_FOR: Duration = Duration::from_secs(2);
+
+/// A request in progress that has sent nothing to its client yet.
+pub(crate) struct Call {
+    app: Arc<App>,
+    request: Arc<Request>,
+    /// Random; names the request everywhere.
+    id: u128,
+    created: u64,
+    /// Seed for a request that brings none. The same in every attempt, so that both draw the same tokens.
+    seed: u64,
+    attempts: u32,
+    /// The connection on which the last attempt failed, when, and how.
+    failed: Option<(u64, Instant, Failure)>,
+    prepared: Option<(ModelFingerprint, u32, Arc<Prepared>)>,
+}
+
+/// A worker's answer that has begun, with all that is needed to read it.
+pub(crate) struct Open {
+    pub upstream: Upstream,
+    pub model: Arc<Model>,
+    pub prepared: Arc<Prepared>,
+    pub decode: Arc<Identity>,
+    /// The connection it comes by.
+    pub session: u64,
+}
+
+/// The ready workers of one generation.
+struct Generation {
+    model: Arc<Model>,
+    decoders: Vec<ReadyWorker>,
+    all: Vec<ReadyWorker>,
+}
+
+/// What there is to be found.
+enum Look {
+    Found(Generation),
+    /// No ready worker.
+    Nothing,
+    /// Only the worker that has just failed.
+    Avoiding {
+        until: Instant,
+    },
+}
+
+impl Open {
+    /// The text that is to come.
+    pub(crate) fn output(&self) -> OutputText {
+        OutputText::new(self.prepared.text.clone(), &self.model.tokenizer, &self.prepared.prompt.token_ids)
+    }
+
+    /// The tokens of the whole request.
+    pub(crate) fn usage(&self, completion_tokens: u32) -> Usage {
+        let prompt = self.prepared.prompt.token_ids.len() as u32;
+        Usage::new(prompt, completion_tokens, self.upstream.started.overlap_tokens.min(prompt))
+    }
+}
+
+impl Call {
+    pub(crate) fn new(app: Arc<App>, request: Request, id: u128, created: u64, seed: u64) -> Self {
+        let request = Arc::new(request);
+        Self { app, request, id, created, seed, attempts: 0, failed: None, prepared: None }
+    }
+
+    /// What all parts of the answer repeat.
+    pub(crate) fn answer(&self, model: &Model) -> Answer {
+        let prefix = match self.request.endpoint {
+            Endpoint::Completions => "cmpl",
+            Endpoint::Chat => "chatcmpl",
+        };
+        Answer {
+            endpoint: self.request.endpoint,
+            id: format!("{prefix}-{:032x}", self.id),
+            created: self.created,
+            model: model.name.clone(),
+            system_fingerprint: model.system_fingerprint(),
+            include_usage: self.request.include_usage,
+        }
+    }
+
+    /// Finds a worker and waits for its first token, with a second attempt if the first fails.
+    pub(crate) async fn open(&mut self) -> Result<Open, ApiError> {
+        loop {
+            let generation = self.generation().await?;
+            let prepared = self.prepare(&generation).await?;
+            let settings = self.app.settings.in_force().placement();
+            let demand = Demand {
+                fingerprint: generation.model.fingerprint,
+                prompt: &prepared.prompt.token_ids,
+                cache_salt: &prepared.prompt.cache_salt,
+            };
+            let overlap = routing::overlap_tokens(&self.app.registry, demand, &generation.all);
+            let planned = routing::plan(demand, &generation.decoders, &generation.all, &overlap, &settings);
+            let plan = match planned {
+                Ok(plan) => plan,
+                Err(NoPlan::Refused(reason)) => return Err(ApiError::no_prefill(reason.as_str())),
+                // A generation has decode workers.
+                Err(NoPlan::NoDecodeWorker) => return Err(ApiError::internal("No decode worker to choose.")),
+            };
+            self.attempts += 1;
+            let mut prompt = prepared.prompt.clone();
+            prompt.request_id = format!("{:032x}-{}", self.id, self.attempts);
+            let fail = settings.fallback == disagg_core::FallbackPolicy::Fail;
+            match Upstream::open(&plan, prompt, settings.max_local_prefill_length, fail).await {
+                Ok(upstream) => {
+                    self.app.metrics.placed(upstream.started.remote, upstream.started.reason);
+                    let decode = Arc::clone(&plan.decode.identity);
+                    self.failed = None;
+                    let session = plan.decode.session;
+                    return Ok(Open { upstream, model: generation.model, prepared, decode, session });
+                }
+                Err(failure) => self.failed_on(plan.decode.session, failure)?,
+            }
+        }
+    }
+
+    /// An attempt has failed before anything was sent to the client. `Ok` if there is to be another.
+    pub(crate) fn failed_on(&mut self, session: u64, failure: Failure) -> Result<(), ApiError> {
+        tracing::info!(
+            request = format!("{:032x}", self.id),
+            attempt = self.attempts,
+            ?failure,
+            "attempt failed"
+        );
+        if let Failure::Invalid(message) = &failure {
+            return Err(ApiError::refused_by_worker(message));
+        }
+        if self.attempts >= ATTEMPTS_MAX {
+            return Err(match failure {
+                Failure::Busy => ApiError::workers_busy(),
+                Failure::Lost(message) | Failure::Invalid(message) => ApiError::worker_failed(&message),
+            });
+        }
+        self.app.metrics.retried();
+        self.failed = Some((session, Instant::now(), failure));
+        Ok(())
+    }
+
+    /// Chooses among the generations of the model that have a ready decode worker, or waits for one.
+    async fn generation(&self) -> Result<Generation, ApiError> {
+        let mut changes = self.app.registry.changes();
+        let wait_max = self.app.limits.worker_wait_max;
+        let give_up = Instant::now() + wait_max;
+        loop {
+            changes.mark_unchanged();
+            let wake = match self.look()? {
+                Look::Found(generation) => return Ok(generation),
+                Look::Nothing => give_up,
+                Look::Avoiding { until } => until.min(give_up),
+            };
+            if Instant::now() >= give_up {
+                return Err(ApiError::no_worker(format!(
+                    "No worker for the model `{}` became ready within {} seconds.",
+                    self.request.model,
+                    wait_max.as_secs()
+                )));
+            }
+            // Something has changed, or it is time to look again or to give up: the loop finds out which.
+            let _ = timeout_at(wake.into(), changes.changed()).await;
+        }
+    }
+
+    /// The generation to use now, if there is one.
+    fn look(&self) -> Result<Look, ApiError> {
+        let known = self.app.registry.models();
+        let named: Vec<Arc<Model>> =
+            known.iter().filter(|model| model.name == self.request.model).cloned().collect();
+        if named.is_empty() && !known.is_empty() {
+            return Err(ApiError::model_not_found(&self.request.model));
+        }
+        let all = self.app.registry.ready();
+        let decodes = |worker: &&ReadyWorker| {
+            worker.identity.role.decodes()
+                && named.iter().any(|model| model.fingerprint == worker.identity.fingerprint)
+        };
+        let mut decoders: Vec<ReadyWorker> = all.iter().filter(decodes).cloned().collect();
+        if let Some((session, at, failure)) = &self.failed {
+            let others: Vec<ReadyWorker> =
+                decoders.iter().filter(|worker| worker.session != *session).cloned().collect();
+            if others.is_empty() && *failure == Failure::Busy {
+                return Err(ApiError::workers_busy());
+            }
+            if others.is_empty() && !decoders.is_empty() && at.elapsed() < AVOID_FOR {
+                return Ok(Look::Avoiding { until: *at + AVOID_FOR });
+            }
+            if !others.is_empty() {
+                decoders = others;
+            }
+        }
+        if decoders.is_empty() {
+            return Ok(Look::Nothing);
+        }
+        // Each generation gets requests in proportion to its workers.
+        let drawn = &decoders[(self.id % decoders.len() as u128) as usize];
+        let fingerprint = drawn.identity.fingerprint;
+        let model = named.into_iter().find(|model| model.fingerprint == fingerprint);
+        decoders.retain(|worker| worker.identity.fingerprint == fingerprint);
+        Ok(model.map_or(Look::Nothing, |model| Look::Found(Generation { model, decoders, all })))
+    }
+
+    /// The request for this generation; made once, and again only if the generation changed between attempts.
+    async fn prepare(&mut self, generation: &Generation) -> Result<Arc<Prepared>, ApiError> {
+        let model = &generation.model;
+        let of_workers = generation.decoders.iter().map(|worker| worker.identity.max_model_len);
+        let max_model_len = of_workers.min().unwrap_or(model.max_model_len).min(model.max_model_len);
+        if let Some((fingerprint, length, prepared)) = &self.prepared
+            && *fingerprint == model.fingerprint
+            && *length == max_model_len
+        {
+            return Ok(Arc::clone(prepared));
+        }
+        let (request, for_model, seed) = (Arc::clone(&self.request), Arc::clone(model), self.seed);
+        let started = Instant::now();
+        let made = self.app.text_pool.run(move || prepare(&request, &for_model, max_model_len, seed));
+        let prepared = Arc::new(made.await??);
+        self.app.metrics.tokenized(started.elapsed());
+        self.prepared = Some((model.fingerprint, max_model_len, Arc::clone(&prepared)));
+        Ok(prepared)
+    }
+}

@@ -1,0 +1,158 @@
+//! The routing settings in force, and the file they are read from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use disagg_api::RouterSettings;
+use disagg_core::{FallbackPolicy, PlacementSettings};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::SettingsSource;
+
+/// How often the file is read. Watching by polling works for every kind of mount, ConfigMap volumes included.
+const POLL_EVERY: Duration = Duration::from_millis(500);
+/// A settings file is three lines; a larger one is a mistake.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// The settings cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsFileError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is larger than {FILE_BYTES_MAX} bytes")]
+    TooLarge { path: PathBuf },
+    #[error("{path}: {problem}")]
+    Invalid { path: PathBuf, problem: disagg_api::SettingsErrors },
+}
+
+/// What is in force, and what is wrong with what should be.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct InForce {
+    pub settings: RouterSettings,
+    /// Why the file, as it is now, is not in force.
+    pub problem: Option<String>,
+}
+
+/// The settings in force; every request reads them once.
+#[derive(Clone)]
+pub(crate) struct LiveSettings {
+    values: watch::Receiver<Arc<InForce>>,
+    /// The file, if there is one.
+    pub(crate) file: Option<Arc<PathBuf>>,
+}
+
+impl LiveSettings {
+    /// Reads the settings for the first time; here a bad file is an error, since there are no values before it. The
+    /// future keeps them up to date and has to be polled along with the router.
+    pub(crate) async fn start(
+        source: SettingsSource,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), SettingsFileError> {
+        let (settings, file) = match source {
+            SettingsSource::Flags(settings) => (settings, None),
+            SettingsSource::File(path) => (read(&path).await?, Some(Arc::new(path))),
+        };
+        let (sender, values) = watch::channel(Arc::new(InForce { settings, problem: None }));
+        let watched = file.clone();
+        let keep_up = async move {
+            match watched {
+                Some(path) => follow(&path, &sender).await,
+                None => std::future::pending().await,
+            }
+        };
+        Ok((Self { values, file }, keep_up))
+    }
+
+    /// What is in force now.
+    pub(crate) fn in_force(&self) -> Arc<InForce> {
+        Arc::clone(&self.values.borrow())
+    }
+}
+
+impl InForce {
+    /// The settings as placement takes them.
+    pub(crate) fn placement(&self) -> PlacementSettings {
+        PlacementSettings {
+            max_local_prefill_length: self.settings.max_local_prefill_length,
+            max_prefill_queue_depth: self.settings.max_prefill_queue_depth,
+            fallback: match self.settings.fallback_policy {
+                disagg_api::FallbackPolicy::Local => FallbackPolicy::Local,
+                disagg_api::FallbackPolicy::Fail => FallbackPolicy::Fail,
+            },
+        }
+    }
+}
+
+/// Applies every good edit. A bad one changes nothing but the problem shown.
+async fn follow(path: &Path, sender: &watch::Sender<Arc<InForce>>) {
+    let mut ticks = interval(POLL_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let before = Arc::clone(&sender.borrow());
+        let now = match read(path).await {
+            Ok(settings) => InForce { settings, problem: None },
+            Err(error) => InForce { settings: before.settings.clone(), problem: Some(error.to_string()) },
+        };
+        if now == *before {
+            continue;
+        }
+        match &now.problem {
+            None => tracing::info!(file = %path.display(), settings = ?now.settings, "settings applied"),
+            Some(problem) => {
+                tracing::warn!(%problem, "settings not applied; the last good values stay in force");
+            }
+        }
+        sender.send_replace(Arc::new(now));
+    }
+}
+
+async fn read(path: &Path) -> Result<RouterSettings, SettingsFileError> {
+    let failed = |source| SettingsFileError::Read { path: path.to_owned(), source };
+    let size = tokio::fs::metadata(path).await.map_err(failed)?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(SettingsFileError::TooLarge { path: path.to_owned() });
+    }
+    let text = tokio::fs::read_to_string(path).await.map_err(failed)?;
+    RouterSettings::from_yaml(&text)
+        .map_err(|problem| SettingsFileError::Invalid { path: path.to_owned(), problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn until(settings: &mut LiveSettings, wanted: impl Fn(&InForce) -> bool) {
+        let waited = settings.values.wait_for(|value| wanted(value));
+        tokio::time::timeout(Duration::from_secs(10), waited).await.expect("in time").expect("open");
+    }
+
+    #[tokio::test]
+    async fn a_good_edit_applies_and_a_bad_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settings.yaml");
+        std::fs::write(&path, "maxLocalPrefillLength: 100\n").unwrap();
+        let (mut settings, keep_up) = LiveSettings::start(SettingsSource::File(path.clone())).await.unwrap();
+        let keep_up = tokio::spawn(keep_up);
+        assert_eq!(settings.in_force().placement().max_local_prefill_length, 100);
+
+        std::fs::write(&path, "maxLocalPrefillLength: 7\n").unwrap();
+        until(&mut settings, |now| now.settings.max_local_prefill_length == 7).await;
+        std::fs::write(&path, "maxLocalPrefillLength: lots\n").unwrap();
+        until(&mut settings, |now| now.problem.as_ref().is_some_and(|p| p.contains("lots"))).await;
+        assert_eq!(settings.in_force().settings.max_local_prefill_length, 7);
+        std::fs::remove_file(&path).unwrap();
+        until(&mut settings, |now| now.problem.as_ref().is_some_and(|p| p.contains("cannot read"))).await;
+        std::fs::write(&path, "fallbackPolicy: Fail\n").unwrap();
+        until(&mut settings, |now| now.problem.is_none()).await;
+        assert_eq!(settings.in_force().placement().fallback, FallbackPolicy::Fail);
+        keep_up.abort();
+    }
+
+    #[tokio::test]
+    async fn a_bad_file_at_the_start_is_an_error() {
+        let missing = LiveSettings::start(SettingsSource::File("/nonexistent/settings".into())).await;
+        assert!(missing.err().unwrap().to_string().contains("/nonexistent/settings"));
+    }
+}

@@ -1,0 +1,128 @@
+//! One attempt at one request on one worker.
+
+use std::collections::VecDeque;
+
+use disagg_proto::v1::{self, worker_client::WorkerClient};
+use tonic::{Code, Status, Streaming};
+
+use crate::generation::{Event, Started};
+use crate::routing::Plan;
+use crate::workers::SentGuard;
+
+/// Why an attempt came to nothing.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Failure {
+    /// The worker has as many requests as it takes.
+    Busy,
+    /// The worker finds the request invalid; no other will think better of it.
+    Invalid(String),
+    /// The worker went away, broke the contract, or could not go on.
+    Lost(String),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::ResourceExhausted => Self::Busy,
+            Code::InvalidArgument | Code::OutOfRange => Self::Invalid(status.message().to_owned()),
+            _ if status.message().is_empty() => Self::Lost(status.code().description().to_owned()),
+            _ => Self::Lost(status.message().to_owned()),
+        }
+    }
+}
+
+/// A worker's answer that has begun. Dropping it cancels the request there.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    /// How the prompt was prefilled.
+    pub started: Started,
+    /// Events that have come and were not taken yet.
+    next: VecDeque<Event>,
+    stream: Streaming<v1::GenerateEvent>,
+    /// Counts it towards the worker's load.
+    _load: SentGuard,
+}
+
+impl Upstream {
+    /// Sends the request as planned and waits for the first token: until then every failure leaves nothing behind.
+    pub(crate) async fn open(
+        plan: &Plan,
+        prompt: v1::Prompt,
+        max_local_prefill_length: u32,
+        fail_without_remote: bool,
+    ) -> Result<Self, Failure> {
+        let remote = (!plan.prefill.is_empty()).then(|| v1::RemotePrefill {
+            candidates: plan.prefill.iter().map(candidate).collect(),
+            max_local_prefill_length,
+            fail_without_remote,
+        });
+        let request = v1::GenerateRequest {
+            prompt: Some(prompt),
+            remote,
+            placement_reason: plan.reason.as_str().to_owned(),
+        };
+        let load = plan.decode.worker.sending(plan.decode_load);
+        let prefill_load = plan.prefill.first().map(|worker| worker.worker.sending(plan.prefill_load));
+        let mut client = WorkerClient::new(plan.decode.channel.clone())
+            .max_decoding_message_size(disagg_proto::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(disagg_proto::MAX_MESSAGE_BYTES);
+        let mut stream = client.generate(request).await?.into_inner();
+        let started = match receive(&mut stream).await? {
+            Event::Started(started) => started,
+            Event::Failed(message) => return Err(Failure::Lost(message)),
+            Event::Tokens(_) | Event::Finished(_) => {
+                return Err(Failure::Lost("the worker did not say how it placed the prompt".to_owned()));
+            }
+        };
+        // Known by now to have been prefilled, or about to be, which its own reports show.
+        drop(prefill_load);
+        let first = match receive(&mut stream).await? {
+            Event::Failed(message) => return Err(Failure::Lost(message)),
+            event => event,
+        };
+        Ok(Self { started, next: VecDeque::from([first]), stream, _load: load })
+    }
+
+    /// The next event; after [`Event::Finished`] there is none to ask for.
+    pub(crate) async fn next(&mut self) -> Result<Event, Failure> {
+        let event = match self.next.pop_front() {
+            Some(event) => event,
+            None => receive(&mut self.stream).await?,
+        };
+        match event {
+            Event::Started(_) => Err(Failure::Lost("the worker started twice".to_owned())),
+            Event::Failed(message) => Err(Failure::Lost(message)),
+            Event::Tokens(_) | Event::Finished(_) => Ok(event),
+        }
+    }
+}
+
+fn candidate(worker: &crate::workers::ReadyWorker) -> v1::PrefillCandidate {
+    v1::PrefillCandidate {
+        worker: Some(v1::WorkerRef {
+            name: worker.identity.name.as_str().to_owned(),
+            epoch: worker.identity.epoch.0,
+        }),
+        address: worker.worker.address.clone(),
+    }
+}
+
+async fn receive(stream: &mut Streaming<v1::GenerateEvent>) -> Result<Event, Failure> {
+    match stream.message().await? {
+        Some(event) => Event::from_wire(event).map_err(|error| Failure::Lost(error.to_string())),
+        None => Err(Failure::Lost("the worker ended its answer too early".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_says_whether_another_attempt_makes_sense() {
+        assert_eq!(Failure::from(Status::resource_exhausted("queue")), Failure::Busy);
+        assert_eq!(Failure::from(Status::invalid_argument("bad")), Failure::Invalid("bad".to_owned()));
+        assert_eq!(Failure::from(Status::failed_precondition("old")), Failure::Lost("old".to_owned()));
+        assert_eq!(Failure::from(Status::unknown("")), Failure::Lost("Unknown error".to_owned()));
+    }
+}
