@@ -108,14 +108,11 @@ impl<B: Backend> Engine<B> {
     ///
     /// `blocks` matters only while the sequence awaits KV: after that nobody else writes its blocks.
     pub fn cancel(&mut self, sequence: SequenceId, blocks: BlockFate) -> bool {
+        let first = SequenceKey { request: sequence, choice: 0 };
+        let last = SequenceKey { request: sequence, choice: u32::MAX };
         let keys: Vec<_> = self
             .sequences
-            .range(
-                SequenceKey { request: sequence, choice: 0 }..=SequenceKey {
-                    request: sequence,
-                    choice: u32::MAX,
-                },
-            )
+            .range(first..=last)
             .filter(|(_, sequence)| sequence.kind == Kind::Generate && sequence.state() != State::Finished)
             .map(|(key, _)| *key)
             .collect();

@@ -5,7 +5,7 @@ use disagg_core::{BlockId, HandoffId, ModelFingerprint, SequenceId};
 use crate::backend::SampledToken;
 use crate::request::{FinishReason, Request};
 
-/// Bounds and switches of an engine. Checked by [`Engine::new`].
+/// Bounds and switches of an engine. Checked by [`crate::Engine::new`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct EngineConfig {
     /// Roots the identity of cached blocks.
@@ -55,7 +55,7 @@ pub enum EngineEvent {
         computed_tokens: u32,
     },
     /// A prefill for another worker is computed and all its pushes are with the transport. Its blocks stay until
-    /// [`Engine::push_drained`].
+    /// [`crate::Engine::push_drained`].
     PrefillDone {
         /// Which.
         handoff: HandoffId,
@@ -63,7 +63,7 @@ pub enum EngineEvent {
         first_tokens: Vec<SampledToken>,
     },
     /// A prefill for another worker cannot be finished. What it has pushed so far may still be on its way: its blocks
-    /// stay until [`Engine::push_drained`].
+    /// stay until [`crate::Engine::push_drained`].
     PrefillFailed {
         /// Which.
         handoff: HandoffId,
@@ -153,7 +153,7 @@ pub struct EngineLoad {
 pub enum BlockFate {
     /// Nobody else can write them: free at once.
     Free,
-    /// A peer may still write them: keep until [`Engine::end_quarantine`].
+    /// A peer may still write them: keep until [`crate::Engine::end_quarantine`].
     Quarantine,
 }
 
