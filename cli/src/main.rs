@@ -1,1 +1,64 @@
-fn main() {}
+//! `disagg`: runs, inspects and tunes disaggregated LLM serving. One executable is everything: `disagg up` starts
+//! itself again as the router and as each worker.
+//!
+//! Invariant of this crate: it decides nothing about serving. It turns flags and a `DisaggDeployment` into processes
+//! and keeps them running.
+
+mod args;
+mod console;
+mod router_client;
+mod state;
+mod status;
+mod supervise;
+mod threshold;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into()),
+    };
+    let result = runtime.block_on(run(cli.command));
+    // Whatever a task still holds ends with the process.
+    runtime.shutdown_background();
+    result.unwrap_or_else(|error| fail(&error))
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(args) => up::run(*args).await,
+        Command::Status(args) => status::run(&args).await,
+        Command::Threshold(args) => threshold::run(&args).await,
+        Command::Router(args) => {
+            log_to_stderr();
+            disagg_router::run(*args, disagg_worker::terminated()).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Worker(args) => {
+            log_to_stderr();
+            disagg_worker::run(*args, disagg_worker::terminated()).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Logs of the long-running parts, `info` unless `RUST_LOG` says otherwise.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let colour = console::colour_is_wanted();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+}
+
+/// The one place where an error is shown: itself and its causes in one line, unless it has several of its own.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    console::error(&format!("{error:#}"));
+    ExitCode::FAILURE
+}

@@ -1,0 +1,117 @@
+//! What the CLI asks a router: its workers, its settings, and whether it can serve.
+//!
+//! Fields that are missing get a default, so that a newer CLI can talk to an older router.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// The router is near: what takes longer will not come.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One router.
+#[derive(Clone)]
+pub(crate) struct RouterClient {
+    url: String,
+    http: reqwest::Client,
+}
+
+/// Answer of `GET /internal/workers`.
+#[derive(Deserialize, Clone, PartialEq, Debug)]
+pub(crate) struct Workers {
+    pub(crate) workers: Vec<Worker>,
+}
+
+/// One worker as the router sees it.
+#[derive(Deserialize, Clone, PartialEq, Debug, Default)]
+#[serde(default)]
+pub(crate) struct Worker {
+    pub(crate) address: String,
+    pub(crate) name: Option<String>,
+    pub(crate) role: Option<String>,
+    /// `joining`, `ready`, `draining`, `suspect` or `gone`.
+    pub(crate) state: String,
+    /// Of one life of the process.
+    pub(crate) epoch: Option<String>,
+    pub(crate) load: Load,
+    /// Requests of this router that run there.
+    pub(crate) in_flight: u64,
+    /// Why it is not ready.
+    pub(crate) problem: Option<String>,
+}
+
+/// A worker's own report.
+#[derive(Deserialize, Clone, PartialEq, Debug, Default)]
+#[serde(default)]
+pub(crate) struct Load {
+    pub(crate) running: u32,
+    pub(crate) waiting: u32,
+    pub(crate) awaiting_kv: u32,
+    pub(crate) blocks_total: u32,
+    pub(crate) blocks_used: u32,
+    pub(crate) blocks_quarantined: u32,
+    pub(crate) prefill_queue: u32,
+}
+
+/// Answer of `GET /internal/settings`.
+#[derive(Deserialize, Clone, PartialEq, Debug)]
+pub(crate) struct Settings {
+    /// What is in force: flat keys, as in the ConfigMap.
+    #[serde(rename = "settings")]
+    pub(crate) values: BTreeMap<String, serde_json::Value>,
+    /// The watched file, if there is one.
+    #[serde(default)]
+    pub(crate) file: Option<PathBuf>,
+    /// Why the file, as it is now, is not in force.
+    #[serde(default)]
+    pub(crate) problem: Option<String>,
+}
+
+impl RouterClient {
+    /// `url` is that of the router's HTTP endpoint, for example `http://127.0.0.1:8181`.
+    pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
+        let http =
+            reqwest::Client::builder().timeout(TIMEOUT).build().context("cannot make an HTTP client")?;
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), http })
+    }
+
+    /// The workers, by name.
+    pub(crate) async fn workers(&self) -> anyhow::Result<Workers> {
+        self.get("/internal/workers").await
+    }
+
+    /// The settings in force.
+    pub(crate) async fn settings(&self) -> anyhow::Result<Settings> {
+        self.get("/internal/settings").await
+    }
+
+    /// Whether requests can be served. The router being absent counts as no.
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.answers("/ready").await
+    }
+
+    /// Whether the router is there.
+    pub(crate) async fn is_alive(&self) -> bool {
+        self.answers("/health").await
+    }
+
+    async fn answers(&self, path: &str) -> bool {
+        let response = self.http.get(format!("{}{path}", self.url)).send().await;
+        response.is_ok_and(|response| response.status().is_success())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let url = format!("{}{path}", self.url);
+        let response = self.http.get(&url).send().await;
+        let response = response.with_context(|| format!("no router answers at {}", self.url))?;
+        let status = response.status();
+        if !status.is_success() {
+            bail!("{url} answers {status}; is it a disagg router?");
+        }
+        response.json().await.with_context(|| format!("{url} answers something else; is it a disagg router?"))
+    }
+}

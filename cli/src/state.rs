@@ -1,0 +1,31 @@
+//! Where things are kept between runs, by the XDG rules: models that were made on the spot in the cache folder, and the
+//! settings of what runs in the state folder.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+/// Folder for what can be made again.
+pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
+    folder("XDG_CACHE_HOME", ".cache")
+}
+
+/// The settings file of the deployment whose router listens on `port`. The router watches it.
+pub(crate) fn settings_file(port: u16) -> anyhow::Result<PathBuf> {
+    Ok(folder("XDG_STATE_HOME", ".local/state")?.join(format!("up-{port}")).join("settings.yaml"))
+}
+
+fn folder(variable: &str, below_home: &str) -> anyhow::Result<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)));
+    Ok(base.with_context(|| format!("neither {variable} nor HOME names a folder"))?.join("disagg"))
+}
+
+/// Writes a file so that a reader sees the old text or the new, and never half of it.
+pub(crate) fn write_atomically(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
+    let folder = path.parent().context("a file stands in a folder")?;
+    let failed = || format!("cannot write {}", path.display());
+    std::fs::create_dir_all(folder).with_context(failed)?;
+    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path)).with_context(failed)
+}

@@ -1,0 +1,124 @@
+//! `disagg status`: the workers as the router sees them.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::console;
+use crate::router_client::{RouterClient, Worker};
+
+/// Shows the workers as the router sees them: role, state, load and blocks.
+///
+/// The exit code is 0 when the router can serve and 1 when it can not.
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// URL of the router
+    #[arg(long, env = "DISAGG_ROUTER", value_name = "URL", default_value = "http://127.0.0.1:8181")]
+    router: String,
+}
+
+pub(crate) async fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let client = RouterClient::new(&args.router)?;
+    let answer = client.workers().await?;
+    let ready = client.is_ready().await;
+    console::print(&table(&answer.workers));
+    console::print(if ready { "\nready: yes\n" } else { "\nready: no\n" });
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const COLUMNS: [&str; 8] = ["NAME", "ROLE", "STATE", "RUNNING", "WAITING", "BLOCKS", "EPOCH", "ADDRESS"];
+
+/// One line for each worker, columns aligned; below it why some are not ready.
+fn table(workers: &[Worker]) -> String {
+    if workers.is_empty() {
+        return "The router knows no workers.\n".to_owned();
+    }
+    let rows: Vec<[String; COLUMNS.len()]> =
+        std::iter::once(COLUMNS.map(str::to_owned)).chain(workers.iter().map(row)).collect();
+    let widths: Vec<usize> = (0..COLUMNS.len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    let problems = workers.iter().filter_map(|worker| {
+        let problem = worker.problem.as_ref()?;
+        Some(format!("{}: {problem}\n", worker.name.as_ref().unwrap_or(&worker.address)))
+    });
+    text.extend(problems);
+    text
+}
+
+fn row(worker: &Worker) -> [String; COLUMNS.len()] {
+    let load = &worker.load;
+    let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let waiting = u64::from(load.waiting) + u64::from(load.awaiting_kv) + u64::from(load.prefill_queue);
+    let (used, total, quarantined) = (load.blocks_used, load.blocks_total, load.blocks_quarantined);
+    let blocks = match quarantined {
+        0 => format!("{used}/{total}"),
+        _ => format!("{used}/{total} ({quarantined} quarantined)"),
+    };
+    [
+        or_dash(&worker.name),
+        or_dash(&worker.role),
+        worker.state.clone(),
+        load.running.to_string(),
+        waiting.to_string(),
+        blocks,
+        or_dash(&worker.epoch),
+        worker.address.clone(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router_client::{Load, Workers};
+
+    #[test]
+    fn columns_are_aligned_and_problems_follow() {
+        let workers = [
+            Worker {
+                address: "127.0.0.1:20001".to_owned(),
+                name: Some("prefill-0".to_owned()),
+                role: Some("prefill".to_owned()),
+                state: "ready".to_owned(),
+                epoch: Some("00c0ffee00c0ffee".to_owned()),
+                load: Load {
+                    running: 3,
+                    waiting: 1,
+                    prefill_queue: 2,
+                    blocks_total: 100,
+                    blocks_used: 7,
+                    blocks_quarantined: 4,
+                    ..Load::default()
+                },
+                ..Worker::default()
+            },
+            Worker {
+                address: "127.0.0.1:20002".to_owned(),
+                state: "gone".to_owned(),
+                problem: Some("connection refused".to_owned()),
+                ..Worker::default()
+            },
+        ];
+        let expected = "\
+NAME       ROLE     STATE  RUNNING  WAITING  BLOCKS                 EPOCH             ADDRESS
+prefill-0  prefill  ready  3        3        7/100 (4 quarantined)  00c0ffee00c0ffee  127.0.0.1:20001
+-          -        gone   0        0        0/0                    -                 127.0.0.1:20002
+127.0.0.1:20002: connection refused
+";
+        assert_eq!(table(&workers), expected);
+        assert_eq!(table(&[]), "The router knows no workers.\n");
+    }
+
+    #[test]
+    fn an_answer_with_unknown_and_missing_fields_is_read() {
+        let text = r#"{"workers": [{"address": "a:1", "state": "joining", "news": 1}], "more": true}"#;
+        let answer: Workers = serde_json::from_str(text).unwrap();
+        assert_eq!((answer.workers[0].address.as_str(), answer.workers[0].name.as_deref()), ("a:1", None));
+    }
+}

@@ -1,0 +1,106 @@
+//! Flags of `disagg up`.
+
+use std::path::PathBuf;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
+use disagg_api::crd::{LoadFormat, limits};
+
+const EXAMPLES: &str = "\
+Examples:
+  disagg up
+      One prefill worker, one decode worker, a small random model, at http://127.0.0.1:8181.
+  disagg up --model ./my-llama --prefill 2 --decode 2
+      A model of yours, a folder in the Hugging Face layout, on four workers.
+  disagg up -f deployment.yaml --port 9000
+      What a DisaggDeployment says, on another port.
+
+Stop it with Ctrl-C: open answers are finished first. A second Ctrl-C stops at once.";
+
+/// Starts the router and the workers of one deployment as processes on this machine and keeps them running.
+///
+/// Without -f it runs a built-in demo: one prefill worker, one decode worker, and prompts of more than 128 tokens are
+/// prefilled remotely. Flags override what the file says.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct UpArgs {
+    /// A DisaggDeployment, as for `kubectl apply`
+    #[arg(short, long, value_name = "CR.yaml")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Folder of the model in the Hugging Face layout. Without one, a small random model is made
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Name that clients send as "model" [default: the file's, or the model folder's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_model_name: Option<String>,
+
+    /// Prefill workers; 0 prefills everything where it is decoded
+    #[arg(long, value_name = "N", value_parser = at_most(limits::REPLICAS, 0))]
+    pub(crate) prefill: Option<u32>,
+
+    /// Decode workers
+    #[arg(long, value_name = "N", value_parser = at_most(limits::REPLICAS, 1))]
+    pub(crate) decode: Option<u32>,
+
+    /// Port of the HTTP endpoint; 0 takes a free one [default: the file's, or 8181]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+
+    /// Address of the HTTP endpoint; 0.0.0.0 lets other machines in
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) host: Option<std::net::IpAddr>,
+
+    /// The threshold: prompts with more net-new tokens than this are prefilled remotely
+    #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::MAX_LENGTH, 0))]
+    pub(crate) max_local_prefill_length: Option<u32>,
+
+    /// Most tokens that one step of a worker computes
+    #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::MAX_NUM_BATCHED_TOKENS, 1))]
+    pub(crate) max_num_batched_tokens: Option<u32>,
+
+    /// Tokens in one KV block
+    #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::BLOCK_SIZE, 1))]
+    pub(crate) block_size: Option<u32>,
+
+    /// Where weights come from: the model's folder, or random numbers of the right shapes
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) load_format: Option<Format>,
+
+    /// Longest time to get ready before giving up, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120,
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=86_400))]
+    pub(crate) startup_timeout_seconds: u32,
+
+    /// On Ctrl-C, longest time for open answers to end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10,
+          value_parser = RangedU64ValueParser::<u32>::new().range(0..=3600))]
+    pub(crate) drain_seconds: u32,
+
+    /// Show what router and workers log: -v for progress, -vv for details. RUST_LOG goes first
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// [`LoadFormat`] as a flag.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Format {
+    /// Read the folder's safetensors files
+    Auto,
+    /// Make random weights of the folder's config
+    Dummy,
+}
+
+impl From<Format> for LoadFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Auto => Self::Auto,
+            Format::Dummy => Self::Dummy,
+        }
+    }
+}
+
+fn at_most(max: i32, min: u64) -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(min..=u64::from(max.unsigned_abs()))
+}

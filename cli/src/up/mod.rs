@@ -1,0 +1,96 @@
+//! `disagg up`: one deployment as processes on this machine.
+//!
+//! [`Plan`] says what to run, [`Layout`] where, the [`Supervisor`] keeps it running, `readiness` tells when it serves,
+//! and [`Up`] brings them together and ends them in order.
+
+mod args;
+mod banner;
+mod layout;
+mod model;
+mod plan;
+mod ports;
+mod readiness;
+mod running;
+mod signals;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use disagg_api::DisaggDeployment;
+
+pub(crate) use args::UpArgs;
+use layout::Layout;
+use plan::{Model, Plan};
+use running::Up;
+use signals::Signals;
+
+use crate::console::Console;
+use crate::state;
+use crate::supervise::{Output, Policy, Supervisor};
+
+/// A deployment's file is a page; a larger one is a mistake.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Time beyond its own drain bound after which a process is killed.
+const STOP_MARGIN: Duration = Duration::from_secs(2);
+
+/// Runs until a signal, or until something cannot be kept running.
+pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
+    let (deployment, folder) = read_deployment(args.file.as_deref())?;
+    let shown = args.file.as_deref().map_or("the built-in demo".into(), Path::to_string_lossy);
+    let plan = Plan::new(deployment, &folder, &args).with_context(|| format!("cannot run {shown}"))?;
+    let layout = Layout::new(&plan, &args)?;
+    let mut signals = Signals::new()?;
+    let console = Arc::new(Console::stderr(layout.names.clone()));
+
+    let model = plan.model.clone();
+    let model_folder = tokio::task::spawn_blocking(move || model::prepare(&model)).await??;
+    describe(&console, &plan, &model_folder);
+    // `disagg threshold` changes this file, and the router follows it.
+    state::write_atomically(&layout.settings, &plan.settings.to_yaml())?;
+
+    let policy = Policy {
+        restart_delay_min: Duration::from_millis(200),
+        restart_delay_max: Duration::from_secs(10),
+        stable_after: Duration::from_secs(30),
+        start_attempts: 3,
+        stop_grace: Duration::from_secs(args.drain_seconds.into()) + STOP_MARGIN,
+    };
+    let processes = layout.processes(&plan, &model_folder.path, &args)?;
+    let output: Arc<dyn Output> = Arc::clone(&console) as _;
+    let (supervisor, events) = Supervisor::start(processes, policy, &output);
+    let mut up = Up::new(&plan, &layout, &console, supervisor, events)?;
+    let outcome =
+        up.keep_running(Duration::from_secs(args.startup_timeout_seconds.into()), &mut signals).await;
+    let killed = up.stop(&mut signals).await;
+    outcome.map(|code| killed.unwrap_or(code))
+}
+
+/// The deployment, and the folder that relative paths in it begin from.
+fn read_deployment(file: Option<&Path>) -> anyhow::Result<(DisaggDeployment, PathBuf)> {
+    let Some(file) = file else { return Ok((DisaggDeployment::from_yaml(plan::DEMO)?, PathBuf::new())) };
+    let shown = file.display();
+    let size = std::fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
+    if size > FILE_BYTES_MAX {
+        bail!("{shown} has {size} bytes; a DisaggDeployment has at most {FILE_BYTES_MAX}");
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
+    let deployment = DisaggDeployment::from_yaml(&text).with_context(|| format!("cannot run {shown}"))?;
+    Ok((deployment, file.parent().unwrap_or(Path::new("")).to_owned()))
+}
+
+fn describe(console: &Console, plan: &Plan, folder: &model::Folder) {
+    let path = folder.path.display();
+    match plan.model {
+        Model::Random { .. } if folder.made => console.say(&format!("made a small random model in {path}")),
+        _ => console.say(&format!("model: {path}")),
+    }
+    if matches!(plan.model, Model::Random { .. }) {
+        console.say("its weights are random: it talks nonsense. Give a model of yours with --model FOLDER");
+    }
+    let (prefill, decode) = (plan.prefill.count, plan.decode.count);
+    console.say(&format!("starting 1 router, {prefill} prefill and {decode} decode worker(s)"));
+}

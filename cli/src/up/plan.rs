@@ -1,0 +1,278 @@
+//! What to run: one deployment and the flags, made into processes. Pure, but for the paths of files it names.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, RandomModel};
+use disagg_api::settings::RouterSettings;
+
+use super::args::UpArgs;
+
+/// The deployment that runs without `-f`.
+pub(crate) const DEMO: &str = include_str!("../../../deploy/samples/demo.yaml");
+
+/// The port when neither flag nor file names one.
+const PORT_DEFAULT: u16 = 8181;
+
+/// The most workers that `up` runs; each holds a whole model.
+const WORKERS_MAX: u32 = 64;
+
+/// A deployment that can not be run here.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum PlanError {
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A field that has no effect without a cluster is refused, not passed over.
+    #[error("{field}: {message}")]
+    Refused { field: &'static str, message: String },
+}
+
+/// Everything that is to run.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Plan {
+    pub(crate) served_name: String,
+    pub(crate) model: Model,
+    pub(crate) load_format: LoadFormat,
+    pub(crate) max_length: Option<u32>,
+    pub(crate) block_size: Option<u32>,
+    pub(crate) prefill: Workers,
+    pub(crate) decode: Workers,
+    /// 0: any free one.
+    pub(crate) port: u16,
+    pub(crate) settings: RouterSettings,
+}
+
+/// Where the model comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Model {
+    Folder(PathBuf),
+    /// To be made on the spot.
+    Random {
+        seed: u64,
+    },
+}
+
+/// The workers of one role.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Workers {
+    pub(crate) count: u32,
+    pub(crate) engine: EngineSpec,
+}
+
+impl Plan {
+    /// Applies the flags to the deployment and checks the result. `folder` is where the deployment's file lies;
+    /// relative paths in it begin there.
+    pub(crate) fn new(
+        mut deployment: DisaggDeployment,
+        folder: &Path,
+        args: &UpArgs,
+    ) -> Result<Self, PlanError> {
+        apply_flags(&mut deployment, args);
+        let settings = deployment.validate()?;
+        let served_name = deployment.served_name().to_owned();
+        let spec = deployment.spec;
+
+        let model = match (&args.model, spec.model.source.path, spec.model.source.random) {
+            (Some(flag), ..) => Model::Folder(flag.clone()),
+            (None, Some(path), _) => Model::Folder(folder.join(path)),
+            (None, None, Some(RandomModel { seed })) => Model::Random { seed: seed.map_or(0, number).into() },
+            (None, None, None) => {
+                return Err(PlanError::Refused {
+                    field: "spec.model.source.hubId",
+                    message:
+                        "`disagg up` does not download models yet; download the folder and name it with \
+                              spec.model.source.path or --model"
+                            .to_owned(),
+                });
+            }
+        };
+        if let Some(replicas @ 2..) = spec.router.replicas {
+            return Err(PlanError::Refused {
+                field: "spec.router.replicas",
+                message: format!("`disagg up` runs one router, not {replicas}; leave the field out"),
+            });
+        }
+        let workers = |role: disagg_api::crd::RoleSpec| Workers {
+            count: role.replicas.map_or(1, number),
+            engine: role.engine,
+        };
+        let (prefill, decode) = (workers(spec.prefill), workers(spec.decode));
+        if decode.count == 0 {
+            return Err(PlanError::Refused {
+                field: "spec.decode.replicas",
+                message: "`disagg up` needs at least one decode worker to be ready".to_owned(),
+            });
+        }
+        if prefill.count.saturating_add(decode.count) > WORKERS_MAX {
+            return Err(PlanError::Refused {
+                field: "spec.prefill.replicas and spec.decode.replicas",
+                message: format!("`disagg up` runs at most {WORKERS_MAX} workers on one machine"),
+            });
+        }
+        Ok(Self {
+            served_name,
+            model,
+            load_format: spec.model.load_format.unwrap_or_default(),
+            max_length: spec.model.max_length.map(number),
+            block_size: spec.kv_cache.block_size.map(number),
+            prefill,
+            decode,
+            port: args
+                .port
+                .or_else(|| spec.router.port.and_then(|port| port.try_into().ok()))
+                .unwrap_or(PORT_DEFAULT),
+            settings,
+        })
+    }
+
+    /// Roles and numbers of all workers, in the order in which they start.
+    pub(crate) fn workers(&self) -> Vec<Worker<'_>> {
+        let role = |role: &'static str, workers: &Workers| {
+            let number = workers.count;
+            (0..number).map(move |index| (role, index))
+        };
+        role("prefill", &self.prefill)
+            .chain(role("decode", &self.decode))
+            .map(|(role, index)| Worker { plan: self, role, index })
+            .collect()
+    }
+}
+
+/// One worker of a plan.
+#[derive(Clone, Copy)]
+pub(crate) struct Worker<'a> {
+    plan: &'a Plan,
+    role: &'static str,
+    index: u32,
+}
+
+impl Worker<'_> {
+    /// Its name, for example `prefill-0`.
+    pub(crate) fn name(&self) -> String {
+        format!("{}-{}", self.role, self.index)
+    }
+
+    /// Arguments of `disagg`.
+    pub(crate) fn args(&self, model_folder: &Path, listen: &str, drain_seconds: u32) -> Vec<OsString> {
+        let plan = self.plan;
+        let engine = if self.role == "prefill" { &plan.prefill.engine } else { &plan.decode.engine };
+        // Destructured without `..`, so that a new option has to be thought of here.
+        let EngineSpec {
+            max_num_batched_tokens,
+            max_num_seqs,
+            kv_cache_bytes,
+            num_blocks,
+            enable_chunked_prefill,
+            enable_prefix_caching,
+        } = engine;
+        let mut args = Args::new("worker");
+        args.flag("--name", self.name());
+        args.flag("--role", self.role);
+        args.flag("--listen", listen);
+        args.flag("--model", model_folder);
+        args.flag("--served-model-name", &plan.served_name);
+        args.flag(
+            "--load-format",
+            match plan.load_format {
+                LoadFormat::Auto => "auto",
+                LoadFormat::Dummy => "dummy",
+            },
+        );
+        args.option("--max-model-len", plan.max_length);
+        args.option("--block-size", plan.block_size);
+        args.option("--max-num-batched-tokens", *max_num_batched_tokens);
+        args.option("--max-num-seqs", *max_num_seqs);
+        args.option("--kv-cache-bytes", *kv_cache_bytes);
+        args.option("--num-blocks", *num_blocks);
+        args.option("--enable-chunked-prefill", *enable_chunked_prefill);
+        args.option("--enable-prefix-caching", *enable_prefix_caching);
+        args.flag("--drain-seconds", drain_seconds.to_string());
+        args.0.push("--exit-with-stdin".into());
+        args.0
+    }
+}
+
+/// Arguments of `disagg` for the router.
+pub(crate) fn router_args(
+    listen: &str,
+    workers: &[String],
+    settings: &Path,
+    drain_seconds: u32,
+) -> Vec<OsString> {
+    let mut args = Args::new("router");
+    args.flag("--listen", listen);
+    for worker in workers {
+        args.flag("--worker", worker);
+    }
+    args.flag("--settings", settings);
+    args.flag("--drain-timeout-seconds", drain_seconds.to_string());
+    args.0.push("--exit-with-stdin".into());
+    args.0
+}
+
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn new(command: &str) -> Self {
+        Self(vec![command.into()])
+    }
+
+    fn flag(&mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) {
+        // As one word, so that a value that begins with a dash is still a value.
+        let mut word = OsString::from(name);
+        word.push("=");
+        word.push(value);
+        self.0.push(word);
+    }
+
+    fn option(&mut self, name: &str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.flag(name, value.to_string());
+        }
+    }
+}
+
+fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
+    let spec = &mut deployment.spec;
+    if let Some(folder) = &args.model {
+        spec.model.source = disagg_api::crd::ModelSource {
+            path: Some(folder.to_string_lossy().into_owned()),
+            ..Default::default()
+        };
+        // The name in the demo says nothing about this model; the name in a user's own file was meant.
+        if args.file.is_none() {
+            let name = std::path::absolute(folder).ok();
+            let name =
+                name.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+            spec.model.served_name = name.or_else(|| spec.model.served_name.take());
+        }
+    }
+    if let Some(name) = &args.served_model_name {
+        spec.model.served_name = Some(name.clone());
+    }
+    if let Some(format) = args.load_format {
+        spec.model.load_format = Some(format.into());
+    }
+    set(&mut spec.kv_cache.block_size, args.block_size);
+    set(&mut spec.prefill.replicas, args.prefill);
+    set(&mut spec.decode.replicas, args.decode);
+    for role in [&mut spec.prefill, &mut spec.decode] {
+        set(&mut role.engine.max_num_batched_tokens, args.max_num_batched_tokens);
+    }
+    set(&mut spec.disaggregation.max_local_prefill_length, args.max_local_prefill_length);
+}
+
+/// The command line has checked that the number fits.
+fn set(field: &mut Option<i32>, flag: Option<u32>) {
+    if let Some(value) = flag {
+        *field = Some(i32::try_from(value).unwrap_or(i32::MAX));
+    }
+}
+
+/// Validation has checked that the number is not negative.
+fn number(value: i32) -> u32 {
+    value.unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests;

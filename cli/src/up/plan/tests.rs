@@ -1,0 +1,188 @@
+use clap::Parser;
+use disagg_router::RouterArgs;
+use disagg_worker::WorkerArgs;
+use disagg_worker::args::{LoadFormat as WorkerLoadFormat, PoolSize, WorkerConfig};
+
+use super::*;
+use crate::up::args::Format;
+
+const FULL: &str = include_str!("../../../../deploy/samples/model-folder.yaml");
+
+fn plan_of(text: &str, args: &UpArgs) -> Result<Plan, String> {
+    let deployment = DisaggDeployment::from_yaml(text).unwrap();
+    Plan::new(deployment, Path::new("/deployments"), args).map_err(|error| error.to_string())
+}
+
+fn demo(args: &UpArgs) -> Plan {
+    plan_of(DEMO, args).unwrap()
+}
+
+/// The demo with more lines in its spec.
+fn demo_and(lines: &str) -> String {
+    format!("{DEMO}{lines}")
+}
+
+#[derive(Parser)]
+struct AsWorker {
+    #[command(flatten)]
+    args: WorkerArgs,
+}
+
+#[derive(Parser)]
+struct AsRouter {
+    #[command(flatten)]
+    args: RouterArgs,
+}
+
+/// What the worker itself makes of the arguments we give it.
+fn worker_config(plan: &Plan, index: usize) -> WorkerConfig {
+    let args = plan.workers()[index].args(Path::new("/m"), "127.0.0.1:20000", 9);
+    AsWorker::try_parse_from(args).unwrap().args.resolve().unwrap()
+}
+
+#[test]
+fn the_demo_is_one_prefill_and_one_decode_worker() {
+    let plan = demo(&UpArgs::default());
+    let names: Vec<String> = plan.workers().iter().map(Worker::name).collect();
+    assert_eq!(names, ["prefill-0", "decode-0"]);
+    assert_eq!(plan.model, Model::Random { seed: 0 });
+    assert_eq!((plan.served_name.as_str(), plan.port), ("demo", 8181));
+    assert_eq!(plan.settings.max_local_prefill_length, 128);
+}
+
+#[test]
+fn flags_override_the_file() {
+    let flags = UpArgs {
+        file: Some("x.yaml".into()),
+        model: Some("other".into()),
+        served_model_name: Some("mine".to_owned()),
+        prefill: Some(0),
+        decode: Some(3),
+        port: Some(9000),
+        max_local_prefill_length: Some(7),
+        max_num_batched_tokens: Some(100),
+        block_size: Some(16),
+        load_format: Some(Format::Dummy),
+        ..UpArgs::default()
+    };
+    let plan = plan_of(FULL, &flags).unwrap();
+    assert_eq!(plan.model, Model::Folder("other".into()));
+    assert_eq!(plan.served_name, "mine");
+    assert_eq!((plan.prefill.count, plan.decode.count, plan.port), (0, 3, 9000));
+    assert_eq!(plan.settings.max_local_prefill_length, 7);
+    for workers in [&plan.prefill, &plan.decode] {
+        assert_eq!(workers.engine.max_num_batched_tokens, Some(100));
+    }
+    assert_eq!((plan.block_size, plan.load_format), (Some(16), LoadFormat::Dummy));
+    // What no flag names stays as the file has it.
+    assert_eq!((plan.max_length, plan.decode.engine.num_blocks), (Some(8192), Some(512)));
+}
+
+#[test]
+fn a_model_of_the_flag_alone_is_served_by_its_folder_name() {
+    let flags = UpArgs { model: Some("./models/llama".into()), ..UpArgs::default() };
+    assert_eq!(demo(&flags).served_name, "llama");
+    let flags = UpArgs { file: Some("x.yaml".into()), ..flags };
+    assert_eq!(plan_of(FULL, &flags).unwrap().served_name, "my-model");
+}
+
+#[test]
+fn paths_in_a_file_begin_at_its_folder() {
+    let text = FULL.replace("/models/my-model", "models/a");
+    assert_eq!(
+        plan_of(&text, &UpArgs::default()).unwrap().model,
+        Model::Folder("/deployments/models/a".into())
+    );
+    assert_eq!(plan_of(FULL, &UpArgs::default()).unwrap().model, Model::Folder("/models/my-model".into()));
+}
+
+#[test]
+fn every_engine_option_reaches_its_worker() {
+    let plan = plan_of(FULL, &UpArgs::default()).unwrap();
+    let prefill = worker_config(&plan, 1);
+    assert_eq!(prefill.serve.name.as_str(), "prefill-1");
+    assert_eq!(prefill.serve.role, disagg_core::Role::Prefill);
+    assert_eq!(prefill.serve.limits.max_num_batched_tokens, 4096);
+    assert_eq!(prefill.model.pool, PoolSize::Bytes(536_870_912));
+    let decode = worker_config(&plan, 2);
+    assert_eq!(decode.serve.name.as_str(), "decode-0");
+    assert_eq!(decode.serve.role, disagg_core::Role::Decode);
+    assert_eq!(decode.serve.limits.max_num_batched_tokens, 512);
+    assert_eq!(decode.serve.limits.max_num_seqs, 32);
+    assert_eq!(decode.model.pool, PoolSize::Blocks(512));
+    for config in [&prefill, &decode] {
+        assert_eq!(config.model.folder, Path::new("/m"));
+        assert_eq!(config.model.served_model_name, "my-model");
+        assert_eq!(config.model.max_model_len, Some(8192));
+        assert_eq!(config.model.block_size, 64);
+        assert_eq!(config.model.load_format, WorkerLoadFormat::Auto);
+        assert_eq!(config.serve.listen, "127.0.0.1:20000");
+        assert_eq!(config.serve.drain.as_secs(), 9);
+        assert!(config.exit_with_stdin, "no worker outlives `up`");
+    }
+}
+
+#[test]
+fn switches_reach_the_worker_both_ways() {
+    for on in [true, false] {
+        let text = demo_and("  kvCache: {blockSize: 16}\n").replace(
+            "  decode:\n",
+            &format!("  decode:\n    engine: {{enableChunkedPrefill: {on}, enablePrefixCaching: {on}}}\n"),
+        );
+        let plan = plan_of(&text, &UpArgs { load_format: Some(Format::Dummy), ..UpArgs::default() }).unwrap();
+        let config = worker_config(&plan, 1);
+        assert_eq!(config.serve.limits.enable_chunked_prefill, on);
+        assert_eq!(config.serve.limits.enable_prefix_caching, on);
+        assert_eq!(config.model.block_size, 16);
+        assert_eq!(config.model.load_format, WorkerLoadFormat::Dummy);
+    }
+}
+
+#[test]
+fn names_that_look_like_flags_are_values() {
+    let flags = UpArgs { served_model_name: Some("--help".to_owned()), ..UpArgs::default() };
+    assert_eq!(worker_config(&demo(&flags), 0).model.served_model_name, "--help");
+}
+
+#[test]
+fn the_router_knows_its_workers_and_the_settings_file() {
+    let workers = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
+    let args = router_args("127.0.0.1:8181", &workers, Path::new("/s.yaml"), 4);
+    let args = AsRouter::try_parse_from(args).unwrap().args;
+    assert_eq!(args.workers, workers);
+    assert_eq!(
+        (args.listen.as_str(), args.settings.as_deref()),
+        ("127.0.0.1:8181", Some(Path::new("/s.yaml")))
+    );
+    assert_eq!(args.drain_timeout_seconds, 4);
+    assert!(args.exit_with_stdin, "no router outlives `up`");
+}
+
+#[test]
+fn what_up_cannot_do_is_refused_by_field() {
+    let refused = |text: &str| plan_of(text, &UpArgs::default()).unwrap_err();
+    let hub = FULL.replace("path: /models/my-model", "hubId: some/model");
+    assert!(refused(&hub).starts_with("spec.model.source.hubId: "), "{}", refused(&hub));
+    let routers = demo_and("  router: {replicas: 2}\n");
+    assert!(refused(&routers).starts_with("spec.router.replicas: "), "{}", refused(&routers));
+    let none = DEMO.replace("  decode:\n    replicas: 1", "  decode:\n    replicas: 0");
+    assert!(refused(&none).starts_with("spec.decode.replicas: "), "{}", refused(&none));
+    let many = DEMO.replace("replicas: 1", "replicas: 33");
+    assert!(refused(&many).contains("at most 64 workers"), "{}", refused(&many));
+    let bad = demo_and("  router: {port: 70000}\n");
+    assert!(refused(&bad).starts_with("spec.router.port: must be"), "{}", refused(&bad));
+}
+
+#[test]
+fn a_hub_id_gives_way_to_a_folder() {
+    let hub = FULL.replace("path: /models/my-model", "hubId: some/model");
+    let flags = UpArgs { model: Some("/m".into()), ..UpArgs::default() };
+    assert_eq!(plan_of(&hub, &flags).unwrap().model, Model::Folder("/m".into()));
+}
+
+#[test]
+fn replicas_left_out_are_one() {
+    let text = DEMO.replace("    replicas: 1\n", "").replace("  prefill:\n", "").replace("  decode:\n", "");
+    let plan = plan_of(&text, &UpArgs::default()).unwrap();
+    assert_eq!((plan.prefill.count, plan.decode.count), (1, 1));
+}

@@ -1,0 +1,102 @@
+//! Free ports on this machine.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
+
+/// Where ports for workers are looked for.
+///
+/// Not where the kernel takes ports for outgoing connections from (32768 and up on Linux): a client that keeps
+/// connecting to a dead worker's port from that range can, by chance, get this very port as its own and connect to
+/// itself, and the restarted worker then finds its port taken.
+const WORKER_PORTS: Range<u16> = 20_000..30_000;
+
+/// Ports that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PortError {
+    #[error(
+        "port {} is already in use on {}: stop what listens there, or choose another with --port (0 takes a free one)",
+        .0.port(), .0.ip()
+    )]
+    InUse(SocketAddr),
+    #[error("cannot listen on {0}: {1}; choose another with --host and --port")]
+    Unusable(SocketAddr, std::io::Error),
+    #[error("no {0} free ports between {start} and {end}", start = WORKER_PORTS.start, end = WORKER_PORTS.end)]
+    NoneFree(usize),
+}
+
+/// Checks that the router will be able to listen on `address`. Port 0 becomes a free one.
+pub(super) fn router_address(address: SocketAddr) -> Result<SocketAddr, PortError> {
+    if address.port() == 0 {
+        let port = free_ports(address.ip(), 1)?[0];
+        return Ok(SocketAddr::new(address.ip(), port));
+    }
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(address),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(PortError::InUse(address)),
+        Err(error) => Err(PortError::Unusable(address, error)),
+    }
+}
+
+/// `count` free loopback ports for workers, which keep them over restarts.
+pub(super) fn worker_addresses(count: usize) -> Result<Vec<SocketAddr>, PortError> {
+    let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    Ok(free_ports(ip, count)?.into_iter().map(|port| SocketAddr::new(ip, port)).collect())
+}
+
+/// The search begins at a place of this process's own, so that deployments started at the same time do not choose
+/// the same ports before any of them listens.
+fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<u16>, PortError> {
+    let places = u32::from(WORKER_PORTS.end - WORKER_PORTS.start);
+    let first = std::process::id().wrapping_mul(67) % places;
+    let mut held = Vec::with_capacity(count);
+    for place in 0..places {
+        if held.len() == count {
+            break;
+        }
+        let port = WORKER_PORTS.start + ((first + place) % places) as u16;
+        // Held until all are found, so that none is found twice.
+        if let Ok(listener) = TcpListener::bind((ip, port)) {
+            held.push((port, listener));
+        }
+    }
+    if held.len() < count {
+        return Err(PortError::NoneFree(count));
+    }
+    Ok(held.into_iter().map(|(port, _)| port).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_free_distinct_and_below_the_ephemeral_range() {
+        let addresses = worker_addresses(5).unwrap();
+        let listeners: Vec<TcpListener> =
+            addresses.iter().map(|address| TcpListener::bind(address).unwrap()).collect();
+        assert_eq!(listeners.len(), 5);
+        assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() < 32_768));
+        let others = worker_addresses(5).unwrap();
+        assert!(others.iter().all(|address| !addresses.contains(address)), "taken ones are passed over");
+    }
+
+    #[test]
+    fn a_taken_port_names_the_flag() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = listener.local_addr().unwrap();
+        let error = router_address(taken).unwrap_err().to_string();
+        assert!(error.contains(&format!("port {} is already in use on 127.0.0.1", taken.port())), "{error}");
+        assert!(error.contains("--port"), "{error}");
+    }
+
+    #[test]
+    fn port_0_becomes_a_real_one() {
+        assert_ne!(router_address("127.0.0.1:0".parse().unwrap()).unwrap().port(), 0);
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused() {
+        let error = router_address("192.0.2.1:8181".parse().unwrap()).unwrap_err();
+        assert!(matches!(error, PortError::Unusable(..)), "{error}");
+    }
+}
