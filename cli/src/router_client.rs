@@ -3,7 +3,7 @@
 //! Fields that are missing get a default, so that a newer CLI can talk to an older router.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -63,12 +63,19 @@ pub(crate) struct Settings {
     /// What is in force: flat keys, as in the ConfigMap.
     #[serde(rename = "settings")]
     pub(crate) values: BTreeMap<String, serde_json::Value>,
-    /// The watched file, if there is one.
+    /// Path of the watched file, or `flags`.
     #[serde(default)]
-    pub(crate) file: Option<PathBuf>,
+    source: String,
     /// Why the file, as it is now, is not in force.
     #[serde(default)]
     pub(crate) problem: Option<String>,
+}
+
+impl Settings {
+    /// The watched file, if there is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        (!self.source.is_empty() && self.source != "flags").then(|| Path::new(&self.source))
+    }
 }
 
 impl RouterClient {

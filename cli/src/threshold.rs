@@ -57,7 +57,7 @@ pub(crate) async fn run(args: &ThresholdArgs) -> anyhow::Result<ExitCode> {
         console::note(&format!("the settings file is not in force: {problem}"));
     }
     if let ThresholdCommand::Set { tokens } = args.command {
-        let file = settings.file.as_deref().context(
+        let file = settings.file().context(
             "this router reads no settings file (`disagg router --settings FILE`, or `disagg up`), so its threshold \
              can not be changed while it runs",
         )?;

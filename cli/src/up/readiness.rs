@@ -18,14 +18,21 @@ pub(super) enum Target {
     /// The router sees a ready worker at this address, in another life than `not_epoch`.
     Worker { address: String, not_epoch: Option<String> },
     /// The router says that requests are served.
-    Everything,
+    Serving,
+}
+
+/// One life of a process: its index, and how often it had been restarted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Life {
+    pub(super) process: usize,
+    pub(super) restarts: u32,
 }
 
 /// A target that was reached.
 #[derive(Debug)]
 pub(super) struct Reached {
     /// As given to [`wait_for`].
-    pub(super) process: Option<usize>,
+    pub(super) life: Option<Life>,
     /// For a worker: its life.
     pub(super) epoch: Option<String>,
 }
@@ -34,7 +41,7 @@ pub(super) struct Reached {
 pub(super) async fn wait_for(
     client: RouterClient,
     target: Target,
-    process: Option<usize>,
+    life: Option<Life>,
     reached: mpsc::Sender<Reached>,
 ) {
     let mut ticks = interval(ASK_EVERY);
@@ -46,14 +53,14 @@ pub(super) async fn wait_for(
         }
         let epoch = match &target {
             Target::Router => client.is_alive().await.then_some(None),
-            Target::Everything => client.is_ready().await.then_some(None),
+            Target::Serving => client.is_ready().await.then_some(None),
             Target::Worker { address, not_epoch } => match client.workers().await {
                 Ok(answer) => serving_epoch(&answer.workers, address, not_epoch.as_deref()).map(Some),
                 Err(_) => None,
             },
         };
         if let Some(epoch) = epoch {
-            let _ = reached.send(Reached { process, epoch }).await;
+            let _ = reached.send(Reached { life, epoch }).await;
             return;
         }
     }

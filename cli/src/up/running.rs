@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::banner;
 use super::layout::{Layout, ROUTER};
 use super::plan::Plan;
-use super::readiness::{self, Reached, Target};
+use super::readiness::{self, Life, Reached, Target};
 use super::signals::Signals;
 use crate::console::{self, Console};
 use crate::router_client::RouterClient;
@@ -27,6 +27,8 @@ pub(super) struct Up<'a> {
     reached: mpsc::Receiver<Reached>,
     reached_sender: mpsc::Sender<Reached>,
     states: Vec<ProcessState>,
+    /// The router has said that it serves.
+    router_is_ready: bool,
     /// Everything has been ready once.
     was_ready: bool,
 }
@@ -68,6 +70,7 @@ impl<'a> Up<'a> {
             reached,
             reached_sender,
             states: layout.names.iter().map(|_| new()).collect(),
+            router_is_ready: false,
             was_ready: false,
         })
     }
@@ -80,7 +83,7 @@ impl<'a> Up<'a> {
     ) -> anyhow::Result<ExitCode> {
         let deadline = tokio::time::sleep(patience);
         tokio::pin!(deadline);
-        self.wait_for(Target::Everything, None);
+        self.wait_for(Target::Serving, None);
         loop {
             tokio::select! {
                 Some(event) = self.events.recv() => self.on_event(event)?,
@@ -108,7 +111,7 @@ impl<'a> Up<'a> {
                     Some(address) => Target::Worker { address, not_epoch: state.epoch.clone() },
                     None => Target::Router,
                 };
-                self.states[process].waiting = Some(self.wait_for(target, Some(process)));
+                self.states[process].waiting = Some(self.wait_for(target, Some(Life { process, restarts })));
             }
             Event::Died { process, exit, restart_in } => {
                 let state = &mut self.states[process];
@@ -126,26 +129,39 @@ impl<'a> Up<'a> {
     }
 
     fn on_reached(&mut self, reached: Reached) {
-        let Some(process) = reached.process else { return self.on_ready() };
+        let Some(Life { process, restarts }) = reached.life else {
+            self.router_is_ready = true;
+            return self.tell_when_ready();
+        };
         let state = &mut self.states[process];
+        if state.restarts != restarts || state.waiting.take().is_none() {
+            // It has died since.
+            return;
+        }
         state.serves = true;
         state.epoch = reached.epoch;
         let seconds = state.started.elapsed().as_secs_f64();
         let again = if state.restarts > 0 { "ready again" } else { "ready" };
         self.supervisor.mark_served(process);
         self.console.say(&format!("{} {again} ({seconds:.1} s)", self.layout.names[process]));
+        self.tell_when_ready();
     }
 
-    fn on_ready(&mut self) {
+    /// Once: when every process has come up and requests are served. The router alone is ready sooner, with the first
+    /// decode worker.
+    fn tell_when_ready(&mut self) {
+        if self.was_ready || !self.router_is_ready || !self.states.iter().all(|state| state.serves) {
+            return;
+        }
         self.was_ready = true;
         let threshold = self.plan.settings.max_local_prefill_length;
         let has_prefill = self.plan.prefill.count > 0;
         console::print(&banner::ready(self.layout.router, &self.plan.served_name, threshold, has_prefill));
     }
 
-    fn wait_for(&self, target: Target, process: Option<usize>) -> AbortHandle {
+    fn wait_for(&self, target: Target, life: Option<Life>) -> AbortHandle {
         let (client, reached) = (self.client.clone(), self.reached_sender.clone());
-        tokio::spawn(readiness::wait_for(client, target, process, reached)).abort_handle()
+        tokio::spawn(readiness::wait_for(client, target, life, reached)).abort_handle()
     }
 
     fn gave_up(&self, process: usize, exit: &Exit, last_lines: &[String]) -> String {
