@@ -1,6 +1,6 @@
 //! What to run: one deployment and the flags, made into processes. Pure, but for the paths of files it names.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, RandomModel};
@@ -217,12 +217,17 @@ impl Args {
         Self(vec![command.into()])
     }
 
-    fn flag(&mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) {
-        // As one word, so that a value that begins with a dash is still a value.
-        let mut word = OsString::from(name);
-        word.push("=");
-        word.push(value);
-        self.0.push(word);
+    fn flag(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        let value = value.as_ref();
+        if value.as_encoded_bytes().starts_with(b"-") {
+            // In one word: alone it would be taken for a flag.
+            let mut word = OsString::from(name);
+            word.push("=");
+            word.push(value);
+            self.0.push(word);
+        } else {
+            self.0.extend([name.into(), value.to_owned()]);
+        }
     }
 
     fn option(&mut self, name: &str, value: Option<impl ToString>) {

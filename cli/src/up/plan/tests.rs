@@ -1,7 +1,8 @@
 use clap::Parser;
 use disagg_router::RouterArgs;
 use disagg_worker::WorkerArgs;
-use disagg_worker::args::{LoadFormat as WorkerLoadFormat, PoolSize, WorkerConfig};
+use disagg_worker::args::{PoolSize, WorkerConfig};
+use disagg_worker::model::LoadFormat as WorkerLoadFormat;
 
 use super::*;
 use crate::up::args::Format;

@@ -1,0 +1,264 @@
+//! `disagg up`, `status` and `threshold` as processes: what goes wrong, what is said about it, and what is left
+//! behind. That a whole deployment serves is shown in `tests/e2e`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use disagg_e2e::ports::free_port;
+use disagg_e2e::router::{PlacementHeader, http_client};
+use disagg_e2e::{Process, eventually, procfs};
+use futures::StreamExt as _;
+use serde_json::json;
+use tempfile::TempDir;
+
+/// Everything up, on a busy machine.
+const READY: Duration = Duration::from_secs(90);
+/// A command that has nothing to wait for has ended.
+const DONE: Duration = Duration::from_secs(30);
+
+struct Up {
+    process: Process,
+    home: TempDir,
+    url: String,
+}
+
+fn disagg(home: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_disagg"));
+    command.args(arguments).env("HOME", home).env_remove("XDG_CACHE_HOME").env_remove("XDG_STATE_HOME");
+    command
+}
+
+impl Up {
+    fn start(arguments: &[&str]) -> Self {
+        let port = free_port().to_string();
+        Self::start_in(tempfile::tempdir().unwrap(), &port, arguments)
+    }
+
+    fn start_in(home: TempDir, port: &str, arguments: &[&str]) -> Self {
+        let mut command = disagg(home.path(), &["up", "--port", port]);
+        command.args(arguments);
+        let process = Process::start("up", home.path(), command);
+        Self { process, home, url: format!("http://127.0.0.1:{port}") }
+    }
+
+    async fn ready(&mut self) {
+        eventually("up to be ready", READY, async || match self.process.ended() {
+            Some(status) => panic!("up ended with {status}"),
+            None if self.process.stdout().contains("Ctrl-C") => Ok(()),
+            None => Err(self.process.log()),
+        })
+        .await;
+    }
+
+    /// Waits until it fails; gives what it wrote to standard error.
+    async fn failure(mut self) -> String {
+        let status = self.process.end(DONE).await;
+        assert_eq!(status.code(), Some(1), "{}", self.process.log());
+        assert_eq!(self.process.stdout(), "", "an error goes to standard error");
+        self.process.log()
+    }
+
+    async fn says(&self, what: &str) {
+        eventually(what, READY, async || {
+            let log = self.process.log();
+            if log.contains(what) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+
+    /// Runs another command beside it.
+    fn run(&self, arguments: &[&str]) -> Output {
+        disagg(self.home.path(), arguments).args(["--router", &self.url]).output().unwrap()
+    }
+
+    async fn placement(&self, prompt: &str) -> PlacementHeader {
+        let body = json!({"model": "demo", "prompt": prompt, "max_tokens": 1, "temperature": 0});
+        let response =
+            http_client().post(format!("{}/v1/completions", self.url)).json(&body).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        PlacementHeader::of(&response)
+    }
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_told_before_anything_starts() {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", free_port())).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let home = tempfile::tempdir().unwrap();
+    let cache = home.path().join(".cache");
+    let mut up = Up::start_in(home, &port, &[]);
+    assert_eq!(up.process.end(DONE).await.code(), Some(1));
+    let log = up.process.log();
+    assert!(log.contains(&format!("port {port} is already in use")) && log.contains("--port"), "{log}");
+    assert!(!log.contains("starting") && !cache.exists(), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_file_is_refused_with_every_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bad.yaml");
+    let demo = include_str!("../../deploy/samples/demo.yaml");
+    let refused = async |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let log = Up::start(&["-f", file.to_str().unwrap()]).failure().await;
+        assert!(log.contains("bad.yaml"), "{log}");
+        log
+    };
+    let log = refused(&demo.replace("replicas: 1", "replicas: -1")).await;
+    assert!(log.contains("spec.prefill.replicas: must be from 0 to 1024, not -1"), "{log}");
+    assert!(log.contains("spec.decode.replicas: must be from 0 to 1024, not -1"), "{log}");
+    let log = refused(&demo.replace("prefill:", "prefil:")).await;
+    assert!(log.contains("spec.prefil: no such field"), "{log}");
+    let log = refused("kind: [").await;
+    assert!(log.contains("not a YAML document"), "{log}");
+    let log = refused(&demo.replace("random: {}", "hubId: a/b")).await;
+    assert!(log.contains("spec.model.source.hubId"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_without_a_model_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = Up::start(&["--model", folder.path().to_str().unwrap()]).failure().await;
+    assert!(log.contains("has no config.json") && !log.contains("starting"), "{log}");
+    let log = Up::start(&["--model", "/nonexistent/model"]).failure().await;
+    assert!(log.contains("/nonexistent/model does not exist"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_no_worker_can_load_ends_up_with_the_workers_words() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), "{\"model_type\": \"abacus\"}").unwrap();
+    let mut up = Up::start(&["--model", folder.path().to_str().unwrap()]);
+    up.says("starting").await;
+    let children = procfs::children(up.process.pid());
+    let status = up.process.end(DONE).await;
+    let log = up.process.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("and never served; giving up. Its last lines:"), "{log}");
+    assert!(log.contains("starting it again in 0.2 s"), "{log}");
+    let error = log.split("error: ").last().unwrap();
+    assert!(error.contains("config.json"), "{log}");
+    assert!(!children.iter().any(procfs::ProcessInfo::runs), "{children:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_startup_that_takes_too_long_tells_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    disagg_worker::model::tiny::write(folder.path(), 0).unwrap();
+    // Whoever reads it waits for a writer that never comes.
+    let tokenizer = folder.path().join("tokenizer.json");
+    std::fs::remove_file(&tokenizer).unwrap();
+    assert!(Command::new("mkfifo").arg(&tokenizer).status().unwrap().success());
+    let model = folder.path().to_str().unwrap();
+    let mut up = Up::start(&["--model", model, "--startup-timeout-seconds", "4", "--drain-seconds", "0"]);
+    up.says("router ready").await;
+    let children = procfs::children(up.process.pid());
+    assert_eq!(children.len(), 3, "{children:?}");
+    let status = up.process.end(DONE).await;
+    let log = up.process.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let error = log.split("error: ").last().unwrap();
+    assert!(error.starts_with("not ready after 4 s; still missing: prefill-0"), "{log}");
+    assert!(error.contains("decode-0"), "{log}");
+    assert!(!children.iter().any(procfs::ProcessInfo::runs), "{children:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_and_threshold_show_and_change_what_runs() {
+    let mut up = Up::start(&["--max-local-prefill-length", "200"]);
+    up.ready().await;
+
+    let status = up.run(&["status"]);
+    let table = stdout(&status);
+    assert!(status.status.success(), "{table}");
+    for (name, role) in [("prefill-0", "prefill"), ("decode-0", "decode")] {
+        let line = table.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{table}"));
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[1..3], [role, "ready"], "{table}");
+    }
+    assert!(table.ends_with("ready: yes\n"), "{table}");
+
+    let prompt = "some words that are no more than two hundred tokens";
+    assert!(!up.placement(prompt).await.remote);
+    assert_eq!(stdout(&up.run(&["threshold", "get"])), "200\n");
+    let set = up.run(&["threshold", "set", "3"]);
+    assert_eq!(stdout(&set), "3\n", "{set:?}");
+    // Nothing of it was cached: another beginning.
+    assert!(up.placement(&format!("Today {prompt}")).await.remote, "in force without a restart");
+    let bad = up.run(&["threshold", "set", "4000000000"]);
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("must be a whole number of tokens"), "{bad:?}");
+    assert_eq!(stdout(&up.run(&["threshold", "get"])), "3\n");
+
+    // The router is restarted too, on the same port and with the settings of now.
+    let router =
+        procfs::children(up.process.pid()).into_iter().find(|child| child.has_argument("router")).unwrap();
+    procfs::kill_9(router.pid);
+    up.says("router was killed (SIGKILL); starting it again").await;
+    up.says("router ready again").await;
+    eventually("the new router to serve", READY, async || {
+        let ready = http_client().get(format!("{}/ready", up.url)).send().await;
+        ready.ok().filter(|answer| answer.status() == 200).map(|_| ()).ok_or_else(|| "not ready".to_owned())
+    })
+    .await;
+    assert_eq!(stdout(&up.run(&["threshold", "get"])), "3\n");
+
+    up.process.signal("TERM");
+    assert_eq!(up.process.end(DONE).await.code(), Some(0), "{}", up.process.log());
+    let status = up.run(&["status"]);
+    assert_eq!(status.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&status.stderr).contains("no router answers at"), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_lets_answers_end_and_a_second_one_does_not() {
+    let mut up = Up::start(&["--drain-seconds", "600"]);
+    up.ready().await;
+    let children = procfs::children(up.process.pid());
+    // Long enough to be still running at the end.
+    let body = json!({
+        "model": "demo", "prompt": "Hello", "max_tokens": 8000, "ignore_eos": true, "temperature": 0, "stream": true,
+    });
+    let response = http_client().post(format!("{}/v1/completions", up.url)).json(&body).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut stream = response.bytes_stream();
+    stream.next().await.unwrap().unwrap();
+    up.process.signal("INT");
+    up.says("finishing open answers").await;
+    for _ in 0..20 {
+        stream.next().await.expect("the answer goes on").expect("the answer goes on");
+    }
+    assert!(up.process.ended().is_none(), "it waits for the answer");
+    let begin = Instant::now();
+    up.process.signal("INT");
+    assert_eq!(up.process.end(DONE).await.code(), Some(130), "{}", up.process.log());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(!children.iter().any(procfs::ProcessInfo::runs), "{children:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_while_it_starts_is_obeyed() {
+    let mut up = Up::start(&[]);
+    up.says("starting").await;
+    up.process.signal("INT");
+    assert_eq!(up.process.end(DONE).await.code(), Some(0), "{}", up.process.log());
+}
+
+#[test]
+fn help_and_version_are_printed() {
+    let home = tempfile::tempdir().unwrap();
+    let version = disagg(home.path(), &["--version"]).output().unwrap();
+    assert_eq!(stdout(&version), concat!("disagg ", env!("CARGO_PKG_VERSION"), "\n"));
+    for command in ["up", "status", "threshold", "router", "worker"] {
+        let help = disagg(home.path(), &[command, "--help"]).output().unwrap();
+        assert!(help.status.success() && stdout(&help).contains(&format!("disagg {command}")), "{command}");
+    }
+}
