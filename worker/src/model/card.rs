@@ -125,3 +125,33 @@ pub fn kv_compat(fingerprint: ModelFingerprint, layout: &KvLayout) -> KvCompat {
     );
     KvCompat(xxh3_128(identity.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use disagg_engine::KvDtype;
+
+    #[test]
+    fn whatever_changes_the_bytes_changes_the_identity() {
+        let file = |name, bytes: &'static str| CardFile { name, bytes: Bytes::from_static(bytes.as_bytes()) };
+        let base = [file("config.json", "{}"), file("tokenizer.json", "ab")];
+        let prints = [
+            fingerprint(&base, 1),
+            fingerprint(&base, 2),
+            fingerprint(&base[..1], 1),
+            fingerprint(&[file("config.json", "{}a"), file("tokenizer.json", "b")], 1),
+            fingerprint(&[file("config.json", "{}"), file("chat_template.jinja", "ab")], 1),
+        ];
+        for (index, print) in prints.iter().enumerate() {
+            assert!(!prints[..index].contains(print), "{index}");
+        }
+
+        let layout = KvLayout { layers: 2, kv_heads: 4, head_dim: 8, block_size: 16, dtype: KvDtype::F32 };
+        let compat = kv_compat(prints[0], &layout);
+        assert_ne!(compat, kv_compat(prints[1], &layout));
+        assert_ne!(compat, kv_compat(prints[0], &KvLayout { block_size: 32, ..layout }));
+        assert_ne!(compat, kv_compat(prints[0], &KvLayout { dtype: KvDtype::Bf16, ..layout }));
+        // Half of the heads on each of two workers: the handoff converts that.
+        assert_eq!(compat, kv_compat(prints[0], &KvLayout { kv_heads: 2, ..layout }));
+    }
+}

@@ -43,6 +43,19 @@ impl Case {
         Self { name, model: LoadedModel::load(&source).expect("a model"), golden }
     }
 
+    /// The small model made on the spot, for which there is no reference.
+    pub(crate) fn tiny(folder: &Path) -> Self {
+        tiny::write(folder, 1).expect("written");
+        let source = ModelSource {
+            path: folder.to_owned(),
+            format: LoadFormat::Auto,
+            seed: 0,
+            served_model_name: None,
+        };
+        let golden = Golden { margin: 0.0, distinct: 0, prompts: Vec::new() };
+        Self { name: "tiny", model: LoadedModel::load(&source).expect("a model"), golden }
+    }
+
     pub(crate) fn all() -> Vec<Self> {
         CASES.into_iter().map(Self::load).collect()
     }

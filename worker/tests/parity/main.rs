@@ -198,3 +198,26 @@ fn one_wrong_number_in_a_block_shows() {
     assert_eq!(output[0][0], want[0]);
     assert_ne!(output[0][1].top_logprobs, want[1].top_logprobs);
 }
+
+/// What demonstrations and end-to-end tests rest on: noise, but noise that depends on the whole prompt.
+#[test]
+fn the_small_models_words_depend_on_every_token() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let case = Case::tiny(folder.path());
+    let mut worker = Worker::new(&case, 512, 64);
+    let prompt: Vec<u32> = (0..300).map(|index| (index * 37 + 11) % 500).collect();
+    let mut say = |prompt: &[u32]| -> Vec<u32> {
+        worker.generate(&[prompt]).remove(0).iter().map(|token| token.token).collect()
+    };
+    let answer = say(&prompt);
+    let mut distinct = answer.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert!(distinct.len() >= 16, "{distinct:?}");
+    assert_eq!(say(&prompt), answer);
+    for changed in [0, 150, 299] {
+        let mut other = prompt.clone();
+        other[changed] += 1;
+        assert_ne!(say(&other), answer, "token {changed} has no effect");
+    }
+}

@@ -86,11 +86,13 @@ fn weights(config: &ModelConfig, seed: u64) -> Result<Vec<u8>, ModelError> {
     Weights::build(config, &recorder)?;
     let mut tensors = recorder.tensors.into_inner();
     if let Some((_, head)) = tensors.get_mut("lm_head.weight") {
-        // A row of zeros gives the logit 0, which is never the largest of hundreds and rarely drawn: the text stays
-        // printable, and its length is what the request asks for.
-        for token in tokenizer::unprintable() {
-            let row = token as usize * config.hidden_size;
-            head[row..row + config.hidden_size].fill(0.0);
+        // A row of zeros gives the logit 0, which is never the largest of so many and rarely drawn: the text is words,
+        // and its length is what the request asks for, since the end-of-sequence tokens have such rows too.
+        let spoken = tokenizer::spoken();
+        for (token, row) in head.chunks_exact_mut(config.hidden_size).enumerate() {
+            if !spoken.contains(&token) {
+                row.fill(0.0);
+            }
         }
     }
     let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors

@@ -18,22 +18,26 @@ const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + me
     + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-/// What the merges are learned from: words only, so that spaces are the only boundaries.
-const CORPUS: &str = "The quick brown fox jumps over the lazy dog and the dog does not mind because the sun is warm \
-    and there is time for everything in the afternoon when the river runs slow and the wind comes down from the hills \
-    Once upon a time there was a small machine that wanted to tell stories but it had never learned to read so it \
-    listened to the people who came to its door and it kept their words one after another in the order in which they \
-    came and when they asked for a story it gave the words back in an order of its own and nobody could say what the \
-    story meant but everyone agreed that it had a certain charm and they came again the next day to hear more of it \
-    What is the weather like today and where does the road go from here are questions that a good traveller should \
-    know how to ask in every language of the world and how to answer with a smile before the night is over \
-    Please write a short answer to the question about the history of the city and explain how the water was brought \
-    from the mountains to the houses with long lines of stone that still stand after many years of rain and snow";
+/// What the merges are learned from: words only, so that spaces are the only boundaries, and short ones, so that most
+/// become a token.
+const CORPUS: &str = "the quick brown fox and the lazy dog had a long day in the sun and by the sea they saw a red ship \
+    come in with the tide and a king on the ship said that he had lost his way in the rain so the fox told him how to \
+    find the road to the old town on the hill where the air is cold and the bread is warm and when the king had gone \
+    the dog lay down and the fox sang a song of the wind and the stars for all who were there to hear it and none of \
+    them could say what the song meant but it was good and they had time and the night was long and soft and slow then \
+    the sun rose over the sea again and she gave each of them a word to take home one said light and one said stone \
+    and one said tell me a story about the time when the world was new and the last word was yes so we wrote it down \
+    here for you to read if you like and no one knows why seven green birds flew past my small blue boat that morning \
+    or from which far river they came just before snow fell";
 
-/// Tokens whose text is not printable ASCII, and the special ones.
-pub(super) fn unprintable() -> impl Iterator<Item = u32> {
-    let bytes = (0..256).filter(|&byte| !(matches!(byte, 0x20..=0x7e) || byte == u32::from(b'\n')));
-    bytes.chain(END_OF_TEXT as u32..VOCAB_SIZE as u32)
+/// Tokens that the model says: a space and a whole word each, so that its noise reads well.
+pub(super) fn spoken() -> Vec<usize> {
+    let space = byte_char(b' ');
+    let is_word = |token: &str| {
+        token.strip_prefix(space).is_some_and(|word| CORPUS.split_whitespace().any(|w| w == word))
+    };
+    let merges = train().into_iter().map(|(left, right)| left + &right).enumerate();
+    merges.filter(|(_, token)| is_word(token)).map(|(index, _)| 256 + index).collect()
 }
 
 /// `tokenizer.json`.
@@ -166,7 +170,7 @@ mod tests {
         let tokenizer = tokenizer();
         assert_eq!(tokenizer.get_vocab_size(true), VOCAB_SIZE);
         for text in
-            ["The quick brown fox", "naïve café, 東京 🦊\r\n\t\0", "  two  spaces ", "x = {\"a\": [1, 2]};"]
+            ["the quick brown fox", "naïve café, 東京 🦊\r\n\t\0", "  two  spaces ", "x = {\"a\": [1, 2]};"]
         {
             let ids = tokenizer.encode(text, false).expect("encodes");
             assert!(ids.get_ids().iter().all(|&id| (id as usize) < VOCAB_SIZE));
@@ -186,12 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_to_draw_is_printable() {
+    fn what_the_model_says_is_words() {
         let tokenizer = tokenizer();
-        let unprintable: Vec<u32> = unprintable().collect();
-        for id in (0..VOCAB_SIZE as u32).filter(|id| !unprintable.contains(id)) {
-            let text = tokenizer.decode(&[id], false).expect("decodes");
-            assert!(text.chars().all(|c| c == '\n' || c == ' ' || c.is_ascii_graphic()), "{id}: {text:?}");
+        let spoken = spoken();
+        assert!(spoken.len() >= 100, "{}", spoken.len());
+        for id in spoken {
+            let text = tokenizer.decode(&[id as u32], false).expect("decodes");
+            let word = text.strip_prefix(' ').expect("a space");
+            assert!(!word.is_empty() && word.chars().all(|c| c.is_ascii_alphabetic()), "{id}: {text:?}");
         }
     }
 }
