@@ -111,7 +111,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             reserve: Duration::from_secs(30),
-            accept: Duration::from_secs(10),
+            accept: Duration::from_secs(30),
             lease: Duration::from_secs(2),
             prefill: Duration::from_mins(5),
             transfer: Duration::from_secs(30),

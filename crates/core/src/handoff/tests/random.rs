@@ -74,7 +74,7 @@ fn back() -> impl Strategy<Value = u32> {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => (back(), prop::bool::weighted(0.85)).prop_map(|(back, granted)| Event::Reserve { back, granted }),
+        10 => (back(), prop::bool::weighted(0.9)).prop_map(|(back, granted)| Event::Reserve { back, granted }),
         20 => (back(), message()).prop_map(|(back, message)| Event::Peer { back, message }),
         3 => (0_usize..6).prop_map(|nth| Event::Timer { nth }),
         2 => (0_usize..20).prop_map(|nth| Event::StaleTimer { nth }),
