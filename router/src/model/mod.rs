@@ -6,7 +6,7 @@ mod template;
 mod tokenizer;
 
 #[cfg(test)]
-#[path = "../../tests/support/tokenizer.rs"]
+#[path = "../../tests/router/support/tokenizer.rs"]
 #[allow(unreachable_pub)] // shared with the integration tests
 mod tokenizer_json;
 

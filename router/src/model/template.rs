@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(render("{{ messages[0].content.split()[0] }}{{ messages[-1].role }}").unwrap(), "Beuser");
         assert_eq!(
             render("{{ tools is none }}{{ foo is defined }}{{ enable_thinking }}").unwrap(),
-            "truefalsefalse"
+            "TrueFalseFalse"
         );
         assert_eq!(render("{% set ns = namespace(x=1) %}{% set ns.x = 2 %}{{ ns.x }}").unwrap(), "2");
         assert_eq!(render("{% generation %}x{% endgeneration %}").unwrap(), "x");

@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::call::Open;
-use crate::generation::{Event, FinishReason};
+use crate::generation::{Event, FinishReason, GeneratedToken};
 use crate::metrics::{RequestMetrics, Status};
 use crate::openai::{Answer, ApiError};
-use crate::text::OutputText;
+use crate::text::{Delta, OutputText};
 use crate::upstream::Failure;
 
 /// Chunks between the worker and the client's connection.
@@ -124,15 +124,12 @@ impl Writer {
             match self.open.upstream.next().await? {
                 Event::Tokens(tokens) => {
                     self.metrics.tokens();
-                    for token in &tokens {
-                        let delta = self.output.push(&self.open.model.tokenizer, token);
-                        let stopped = delta.stopped;
-                        if !delta.is_empty() {
-                            self.send(event(&self.answer.delta_chunk(delta))).await?;
-                        }
-                        if stopped {
-                            return self.end(crate::text::Delta::default(), FinishReason::Stop).await;
-                        }
+                    let delta = self.text_of(&tokens);
+                    if delta.stopped {
+                        return self.end(delta, FinishReason::Stop).await;
+                    }
+                    if !delta.is_empty() {
+                        self.send(event(&self.answer.delta_chunk(delta))).await?;
                     }
                 }
                 Event::Finished(reason) => {
@@ -146,7 +143,19 @@ impl Writer {
         }
     }
 
-    async fn end(&mut self, rest: crate::text::Delta, reason: FinishReason) -> Result<(), Broken> {
+    /// The text of tokens that came together, up to a stop string.
+    fn text_of(&mut self, tokens: &[GeneratedToken]) -> Delta {
+        let mut delta = Delta::default();
+        for token in tokens {
+            delta.append(self.output.push(&self.open.model.tokenizer, token));
+            if delta.stopped {
+                break;
+            }
+        }
+        delta
+    }
+
+    async fn end(&mut self, rest: Delta, reason: FinishReason) -> Result<(), Broken> {
         let usage = self.open.usage(self.output.tokens());
         self.metrics.usage(&usage);
         let mut chunk = event(&self.answer.finish_chunk(rest, reason));

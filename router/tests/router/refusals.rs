@@ -1,0 +1,127 @@
+//! What clients get when a request cannot be served as it is.
+
+use serde_json::{Value, json};
+
+use crate::support::TestRouter;
+use crate::support::fake::{FakeWorker, says};
+
+#[tokio::test]
+async fn every_bad_field_is_named() {
+    let worker = FakeWorker::decode("d0", vec![says("x")]);
+    let router = TestRouter::start(&[&worker], &[]).await;
+    let ok = json!({ "model": "tiny", "prompt": "p" });
+    let mut report = String::new();
+    for change in [
+        json!({ "temprature": 1 }),
+        json!({ "temperature": 2.5 }),
+        json!({ "temperature": "hot" }),
+        json!({ "top_p": 0 }),
+        json!({ "top_k": -2 }),
+        json!({ "min_p": 1.5 }),
+        json!({ "presence_penalty": 3 }),
+        json!({ "repetition_penalty": 0 }),
+        json!({ "n": 2 }),
+        json!({ "best_of": 2 }),
+        json!({ "echo": true }),
+        json!({ "suffix": "end" }),
+        json!({ "seed": 1.5 }),
+        json!({ "max_tokens": 0 }),
+        json!({ "max_tokens": 600 }),
+        json!({ "min_tokens": 17 }),
+        json!({ "logit_bias": { "abc": 1 } }),
+        json!({ "logit_bias": { "263": 1 } }),
+        json!({ "logprobs": 21 }),
+        json!({ "stop": ["", "x"] }),
+        json!({ "stop_token_ids": [-1] }),
+        json!({ "stream_options": { "include_usage": true } }),
+        json!({ "stream": true, "stream_options": { "usage": true } }),
+        json!({ "prompt": null }),
+        json!({ "prompt": ["a", "b"] }),
+        json!({ "prompt": [] }),
+        json!({ "prompt": [263] }),
+        json!({ "prompt": "x".repeat(600) }),
+        json!({ "prompt": vec![1; 512] }),
+        json!({ "model": null }),
+        json!({ "model": "other" }),
+    ] {
+        let mut body = ok.clone();
+        for (name, value) in change.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let answer = router.post("/v1/completions", &body).await;
+        let mut shown = change.to_string();
+        shown.truncate(60);
+        report.push_str(&format!("{shown}\n  {} {}\n", answer.status, answer.json()["error"]));
+    }
+    insta::assert_snapshot!(report);
+    assert_eq!(worker.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn every_bad_field_of_a_chat_is_named() {
+    let worker = FakeWorker::decode("d0", vec![says("x")]);
+    let router = TestRouter::start(&[&worker], &[]).await;
+    let user = json!([{ "role": "user", "content": "p" }]);
+    let mut report = String::new();
+    for change in [
+        json!({ "messages": [] }),
+        json!({ "messages": null }),
+        json!({ "messages": "hi" }),
+        json!({ "messages": [{ "role": "robot", "content": "p" }] }),
+        json!({ "messages": [{ "role": "user" }] }),
+        json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }] }),
+        json!({ "messages": [{ "role": "user", "content": "p", "mood": "good" }] }),
+        json!({ "messages": [{ "role": "assistant", "content": "p", "tool_calls": [{}] }] }),
+        json!({ "tools": [{ "type": "function" }] }),
+        json!({ "response_format": { "type": "json_object" } }),
+        json!({ "max_tokens": 5, "max_completion_tokens": 6 }),
+        json!({ "max_completion_tokens": 600 }),
+        json!({ "top_logprobs": 3 }),
+        json!({ "logprobs": 3 }),
+        json!({ "messages": [{ "role": "user", "content": "x".repeat(600) }] }),
+    ] {
+        let mut body = json!({ "model": "tiny", "messages": user });
+        for (name, value) in change.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let answer = router.post("/v1/chat/completions", &body).await;
+        let mut shown = change.to_string();
+        shown.truncate(90);
+        report.push_str(&format!("{shown}\n  {} {}\n", answer.status, answer.json()["error"]));
+    }
+    insta::assert_snapshot!(report);
+    assert_eq!(worker.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn what_asks_for_nothing_is_accepted() {
+    let worker = FakeWorker::decode("d0", vec![says("x")]);
+    let router = TestRouter::start(&[&worker], &[]).await;
+    let body = json!({
+        "model": "tiny", "messages": [{ "role": "user", "content": "p", "name": "me" }], "n": null, "tools": [],
+        "tool_choice": "none", "response_format": { "type": "text" }, "max_tokens": 5, "max_completion_tokens": 5,
+        "stop": null, "seed": null, "logit_bias": null, "stream": false, "stream_options": null, "store": false,
+    });
+    assert_eq!(router.post("/v1/chat/completions", &body).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_refused() {
+    let worker = FakeWorker::decode("d0", vec![says("x")]);
+    let router = TestRouter::start(&[&worker], &["--max-body-bytes", "2000"]).await;
+    let error = |value: Value| value["error"]["code"].as_str().unwrap().to_owned();
+    for (body, status, code) in [
+        ("{", 400, "invalid_json"),
+        ("[]", 400, "invalid_json"),
+        ("", 400, "invalid_json"),
+        ("\u{0}", 400, "invalid_json"),
+        (&*format!(r#"{{"model": "tiny", "prompt": "{}"}}"#, "x".repeat(2000)), 413, "request_too_large"),
+    ] {
+        let answer = router.post_raw("/v1/completions", body.to_owned()).await;
+        assert_eq!((answer.status, error(answer.json()).as_str()), (status, code), "{body}");
+    }
+    let unknown = router.get("/v1/nothing").await;
+    assert_eq!((unknown.status, error(unknown.json()).as_str()), (404, "unknown_url"));
+    let wrong = router.get("/v1/completions").await;
+    assert_eq!((wrong.status, error(wrong.json()).as_str()), (405, "method_not_allowed"));
+}
