@@ -265,6 +265,10 @@ impl<B: Backend> Engine<B> {
             assert_eq!(waits, sequence.state() == State::Waiting, "{key:?}");
             assert_eq!(runs, sequence.state() == State::Running, "{key:?}");
         }
+        for row in self.launched.iter().flatten() {
+            let covers = row.start + row.len <= self.sequences[&row.key].blocks.len() * self.block_size;
+            assert!(covers, "a step under way uses blocks that {:?} no longer holds", row.key);
+        }
         assert!(self.scheduler.running().len() <= self.config.max_num_seqs as usize);
     }
 }

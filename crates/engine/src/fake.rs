@@ -340,7 +340,8 @@ impl FakeBackend {
     fn run(&self, batch: &Owned, mut layer_done: impl FnMut(u32)) -> (StepTokens, Vec<u32>) {
         let token = |input: &TokenInput| match input {
             TokenInput::Id(token) => *token,
-            TokenInput::Sampled(index) => self.last_drawn[*index as usize],
+            // Nothing is there if that step failed; then nobody looks at this one either.
+            TokenInput::Sampled(index) => self.last_drawn.get(*index as usize).copied().unwrap_or_default(),
         };
         let embed = |(input, position): (&TokenInput, &u32)| FakeModel::embed(token(input), *position);
         let mut hidden: Vec<u64> = batch.input_ids.iter().zip(&batch.positions).map(embed).collect();
@@ -433,6 +434,12 @@ impl Backend for FakeBackend {
     }
 
     fn collect(&mut self) -> Result<StepTokens, BackendError> {
+        if FakeControl::take(&self.control.fail_collect) {
+            // A step that has not run yet never will: what it should have stored is not there.
+            self.launched.pop_front();
+            self.last_drawn.clear();
+            return Err(Self::error("told to fail a collect"));
+        }
         if let Some(Launched::Waiting(batch)) = self.launched.front() {
             let (drawn, first) = self.run(batch, |_| ());
             self.last_drawn = first;
@@ -441,9 +448,6 @@ impl Backend for FakeBackend {
         let Some(Launched::Done(mut drawn)) = self.launched.pop_front() else {
             return Err(Self::error("no step is under way"));
         };
-        if FakeControl::take(&self.control.fail_collect) {
-            return Err(Self::error("told to fail a collect"));
-        }
         if !drawn.is_empty() && FakeControl::take(&self.control.fail_sample) {
             drawn[0].clear();
         }

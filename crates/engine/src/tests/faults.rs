@@ -20,6 +20,8 @@ fn a_failed_step_ends_its_sequences_and_no_others() {
                 RemotePrefill { handoff: HANDOFF, request: request(vec![5; 40], 2), first_block: 0 };
             worker.shape.tokens = 64;
             worker.engine.submit_prefill(prefill).unwrap();
+            // Too early, and ignored: it has pushed nothing yet.
+            worker.engine.push_drained(HANDOFF);
             let waits = worker.submit(request(vec![3; 6], 5));
             let flag = if at_launch { &worker.control.fail_launch } else { &worker.control.fail_collect };
             flag.store(true, Ordering::SeqCst);
@@ -38,6 +40,24 @@ fn a_failed_step_ends_its_sequences_and_no_others() {
             worker.assert_idle();
         }
     }
+}
+
+/// The second half of a prompt is launched before the first is collected. It fails, so it must not be found later.
+#[test]
+fn what_a_failed_step_should_have_computed_is_not_cached() {
+    let mut worker = Worker::new(Shape { depth: 2, tokens: 8, ..Shape::default() });
+    let doomed = worker.submit(request((0..17).collect(), 4));
+    worker.step();
+    worker.step();
+    worker.control.fail_collect.store(true, Ordering::SeqCst);
+    assert!(worker.engine.step(&mut worker.transport).is_err());
+    worker.take_events();
+    assert_eq!(worker.finished(doomed, 0), Some(FinishReason::Error));
+    assert_eq!(worker.engine.overlap_tokens(&(0..17).collect::<Vec<_>>(), ""), 8);
+    worker.submit(request((0..17).collect(), 4));
+    worker.run();
+    worker.assert_as_expected();
+    worker.assert_idle();
 }
 
 #[test]

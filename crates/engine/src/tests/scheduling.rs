@@ -38,6 +38,19 @@ fn without_chunks_a_prompt_runs_whole_and_decodes_stand_back() {
 }
 
 #[test]
+fn without_chunks_a_prompt_waits_for_a_step_that_takes_it_whole() {
+    let mut worker = Worker::new(Shape { tokens: 8, seqs: 4, chunked: false, ..Shape::default() });
+    let ids = [1, 2].map(|token| worker.submit(request(vec![token; 5], 3)));
+    worker.step();
+    assert_eq!(worker.control.most_tokens.load(Ordering::SeqCst), 5);
+    assert_eq!(worker.engine.load().running, 1);
+    worker.step();
+    assert_eq!(ids.map(|id| worker.tokens(id, 0).len()), [2, 1]);
+    worker.run();
+    worker.assert_as_expected();
+}
+
+#[test]
 fn the_latest_arrived_is_preempted_and_computed_again() {
     // 6 blocks of 4: three prompts of 2 blocks fill the pool.
     let mut worker = Worker::new(Shape { blocks: 6, seqs: 4, caching: false, ..Shape::default() });
