@@ -31,15 +31,12 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Run a whole deployment on this machine: router, prefill workers, decode workers
+    // Help texts of those without a comment here stand with their arguments.
     Up(Box<UpArgs>),
-    /// Show the workers as the router sees them
     Status(StatusArgs),
-    /// Show or change the threshold of a deployment that `disagg up` runs
     Threshold(ThresholdArgs),
-    /// Run one router (`up` starts one)
+    /// Run one router: OpenAI HTTP in front of the workers
     Router(Box<RouterArgs>),
-    /// Run one worker (`up` starts several)
     Worker(Box<WorkerArgs>),
 }
 
@@ -60,16 +57,11 @@ mod tests {
             EXAMPLES.lines().map(str::trim).filter(|line| line.starts_with("disagg ")).collect();
         assert_eq!(examples.len(), 8);
         for line in examples {
-            // The remark after an example stands at least two spaces away; flags are aligned with two at most.
-            let words: Vec<&str> = match line.split_once("     ") {
-                Some((command, _)) => command.split_whitespace().collect(),
-                None => line.split_whitespace().collect(),
-            };
-            let command: Vec<&str> = words.into_iter().take_while(|word| !REMARKS.contains(word)).collect();
+            // A remark may follow, in plain words; it begins with one of these.
+            let words = line.split_whitespace();
+            let command: Vec<&str> =
+                words.take_while(|word| !["everything", "the", "what", "from"].contains(word)).collect();
             Cli::try_parse_from(&command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
         }
     }
-
-    /// First words of remarks that stand close to their example.
-    const REMARKS: [&str; 2] = ["the", "what"];
 }

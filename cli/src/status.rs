@@ -7,7 +7,7 @@ use clap::Args;
 use crate::console;
 use crate::router_client::{RouterClient, Worker};
 
-/// Shows the workers as the router sees them: role, state, load and blocks.
+/// Show the workers as the router sees them: role, state, load and KV blocks
 ///
 /// The exit code is 0 when the router can serve and 1 when it can not.
 #[derive(Args, Debug)]

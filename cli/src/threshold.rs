@@ -21,8 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Shows or changes the threshold: prompts with more net-new tokens (those that the decode worker has not cached) are
-/// prefilled on a prefill worker, all others where they are decoded.
+/// Show or change the threshold of a running deployment
+///
+/// Prompts with more net-new tokens than this (those that the decode worker has not cached) are prefilled on a prefill
+/// worker, all others where they are decoded.
 #[derive(Args, Debug)]
 pub(crate) struct ThresholdArgs {
     /// URL of the router

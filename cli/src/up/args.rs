@@ -17,10 +17,11 @@ Examples:
 
 Stop it with Ctrl-C: open answers are finished first. A second Ctrl-C stops at once.";
 
-/// Starts the router and the workers of one deployment as processes on this machine and keeps them running.
+/// Run a whole deployment on this machine: router, prefill workers, decode workers
 ///
-/// Without -f it runs a built-in demo: one prefill worker, one decode worker, and prompts of more than 128 tokens are
-/// prefilled remotely. Flags override what the file says.
+/// They run as processes of their own and are started again when they die. Without -f it runs a built-in demo: one
+/// prefill worker, one decode worker, and prompts of more than 128 tokens are prefilled remotely. Flags override what
+/// the file says.
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct UpArgs {

@@ -46,9 +46,10 @@ impl Layout {
     pub(super) fn processes(&self, plan: &Plan, model: &Path, args: &UpArgs) -> anyhow::Result<Vec<Process>> {
         let program = std::env::current_exe().context("cannot find the path of this program")?;
         let log_level = match args.verbose {
-            0 => "warn",
+            // `up` itself tells which worker is there and which is not.
+            0 => "warn,disagg_router::workers::connection=error",
             1 => "info",
-            _ => "disagg=debug,disagg_router=debug,disagg_worker=debug,info",
+            _ => "info,disagg=debug,disagg_router=debug,disagg_worker=debug",
         };
         let chosen = std::env::var_os("RUST_LOG").is_some_and(|level| !level.is_empty());
         let env = if chosen { Vec::new() } else { vec![("RUST_LOG", log_level.to_owned())] };

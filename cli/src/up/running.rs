@@ -90,7 +90,7 @@ impl<'a> Up<'a> {
                 Some(reached) = self.reached.recv() => self.on_reached(reached),
                 () = &mut deadline, if !self.was_ready => bail!(self.overdue(patience).await),
                 name = signals.next() => {
-                    self.console.say(&format!("{name}: finishing open answers; once more stops at once"));
+                    self.console.say(&format!("{name}: finishing open answers; a second one stops at once"));
                     return Ok(ExitCode::SUCCESS);
                 }
             }
