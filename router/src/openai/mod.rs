@@ -83,3 +83,43 @@ impl Endpoint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NAMES: [&str; 8] =
+        ["model", "prompt", "messages", "stop", "stream", "stream_options", "logit_bias", "temperature"];
+
+    proptest! {
+        #[test]
+        fn no_body_panics(body in "(?s).{0,100}") {
+            for endpoint in [Endpoint::Completions, Endpoint::Chat] {
+                let _ = Request::parse(endpoint, body.as_bytes());
+            }
+        }
+
+        #[test]
+        fn no_value_panics_and_errors_name_a_field(
+            values in proptest::collection::vec(
+                (0..NAMES.len(), prop_oneof![
+                    "-?[0-9]{1,25}", "-?[0-9]\\.[0-9]{1,5}(e[0-9]{1,3})?", "\"[a-z]{0,4}\"", "\\[[0-9,]{0,6}\\]",
+                    Just("null".to_owned()), Just("true".to_owned()), Just("{}".to_owned()),
+                    Just("[[]]".to_owned()), Just("[{\"role\":\"user\"}]".to_owned()),
+                ]),
+                0..6,
+            ),
+        ) {
+            let fields: Vec<String> =
+                values.iter().map(|(name, value)| format!("\"{}\":{value}", NAMES[*name])).collect();
+            let body = format!("{{{}}}", fields.join(","));
+            for endpoint in [Endpoint::Completions, Endpoint::Chat] {
+                if let Err(error) = Request::parse(endpoint, body.as_bytes()) {
+                    prop_assert_eq!(error.status.as_u16(), 400);
+                    prop_assert!(error.body.param.is_some() || error.body.code == Some("invalid_json"), "{}", body);
+                }
+            }
+        }
+    }
+}
