@@ -8,7 +8,8 @@ SHELL := /bin/bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
 # One profile for everything that is tested, and for clippy too: proc macros and build scripts are then built once.
-# Always the whole workspace, so that cargo resolves the same features every time and builds each crate once.
+# Always the whole workspace and always with its tests, so that cargo resolves the same features every time and builds
+# each crate once.
 CARGO_CI := --profile ci --locked --workspace
 
 DENY_VERSION := 0.20.2
@@ -30,8 +31,7 @@ fmt: ## format the code
 	cargo fmt --all
 
 build: ## build the executables and all tests
-	cargo build $(CARGO_CI)
-	cargo test $(CARGO_CI) --no-run
+	cargo build $(CARGO_CI) --all-targets
 
 unit: ## unit and property tests, and the tests of our scripts
 	cargo test $(CARGO_CI) --exclude disagg-e2e
@@ -39,7 +39,7 @@ unit: ## unit and property tests, and the tests of our scripts
 	python3 -m unittest discover --start-directory tests/mutants --pattern 'test_*.py'
 
 e2e: ## end-to-end tests on real processes and sockets; no cluster part yet
-	cargo build $(CARGO_CI) --bins
+	cargo build $(CARGO_CI) --bins --test e2e
 	cargo test $(CARGO_CI) --test e2e
 
 bench: ## serve a small model with a release build and measure: local against remote prefill
