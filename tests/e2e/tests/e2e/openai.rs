@@ -61,7 +61,8 @@ async fn completions_say_the_same_whole_and_streamed_local_and_remote() {
     let deployment = deployment().await;
     let router = deployment.router();
     for (length, remote) in [(20, false), (64, false), (65, true), (700, true)] {
-        let request = |salt| completion_request(length, 5, salt, TOKENS);
+        // Another seed for each length, or a prompt would begin with the one before it.
+        let request = |salt| completion_request(length, length as u32, salt, TOKENS);
         let whole = openai::completion(router.post("/v1/completions", &request("whole")).await).await;
         assert_eq!(whole.placement.remote, remote, "{length} tokens: {:?}", whole.placement);
         assert_eq!(whole.placement.reason, if remote { "above-threshold" } else { "below-threshold" });
