@@ -118,25 +118,28 @@ impl Stream {
         // Set once the attempt is not wanted any more.
         let mut give_up_at: Option<Instant> = None;
         loop {
+            // In this order: what has landed is told before the end of the stream that brought it, or a prefill that
+            // is done would look like one that was lost.
             tokio::select! {
-                event = events.message() => {
-                    if self.on_event(event).await.is_break() {
-                        return;
-                    }
-                }
-                progress = landing(&mut self.landed) => {
-                    let report = if progress.complete() { Report::Landed } else { Report::Progress };
-                    self.report(report).await;
-                }
-                _ = heartbeat.tick(), if give_up_at.is_none() => {
-                    self.command(prefill_command::Command::Heartbeat(PrefillHeartbeat {}));
-                }
+                biased;
                 () = unwanted(&cancel, &self.reports), if give_up_at.is_none() => {
                     self.command(prefill_command::Command::Cancel(PrefillCancel {}));
                     give_up_at = Some(Instant::now() + drain);
                 }
                 () = tokio::time::sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
                     return;
+                }
+                _ = heartbeat.tick(), if give_up_at.is_none() => {
+                    self.command(prefill_command::Command::Heartbeat(PrefillHeartbeat {}));
+                }
+                progress = landing(&mut self.landed) => {
+                    let report = if progress.complete() { Report::Landed } else { Report::Progress };
+                    self.report(report).await;
+                }
+                event = events.message() => {
+                    if self.on_event(event).await.is_break() {
+                        return;
+                    }
                 }
             }
         }
