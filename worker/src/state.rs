@@ -188,6 +188,16 @@ impl Lifecycle {
         self.draining.subscribe()
     }
 
+    /// Requests under way.
+    pub fn sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Handoffs under way, of either side.
+    pub fn handoffs(&self) -> usize {
+        self.handoffs.len()
+    }
+
     /// Runs a request.
     pub fn spawn_sequence(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.sequences.spawn(task);
@@ -209,7 +219,7 @@ impl Lifecycle {
         };
         // What remains at the deadline is counted below.
         let _ = tokio::time::timeout(patience, idle).await;
-        Remaining { sequences: self.sequences.len(), handoffs: self.handoffs.len() }
+        Remaining { sequences: self.sequences(), handoffs: self.handoffs() }
     }
 }
 

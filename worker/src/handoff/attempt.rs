@@ -59,7 +59,8 @@ pub(super) struct Spec {
     pub(super) limits: PromptLimits,
 }
 
-/// Runs the stream until it ends, or until `cancel` and a while for the prefill worker to drain.
+/// Runs the stream until it has ended and nothing more can land, or until `cancel` and a while for the prefill worker
+/// to drain.
 pub(super) async fn run(
     spec: Spec,
     peers: Arc<Peers>,
@@ -117,29 +118,32 @@ impl Stream {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Set once the attempt is not wanted any more.
         let mut give_up_at: Option<Instant> = None;
-        loop {
-            // In this order: what has landed is told before the end of the stream that brought it, or a prefill that
-            // is done would look like one that was lost.
+        // The last blocks may land after the prefill worker has ended the stream.
+        let mut listening = true;
+        while listening || self.landed.is_some() {
+            // In this order: what has landed is told before the end of the stream that brought it.
             tokio::select! {
                 biased;
                 () = unwanted(&cancel, &self.reports), if give_up_at.is_none() => {
+                    if !listening {
+                        return;
+                    }
                     self.command(prefill_command::Command::Cancel(PrefillCancel {}));
                     give_up_at = Some(Instant::now() + drain);
                 }
                 () = tokio::time::sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
                     return;
                 }
-                _ = heartbeat.tick(), if give_up_at.is_none() => {
+                _ = heartbeat.tick(), if listening && give_up_at.is_none() => {
                     self.command(prefill_command::Command::Heartbeat(PrefillHeartbeat {}));
                 }
-                progress = landing(&mut self.landed) => {
-                    let report = if progress.complete() { Report::Landed } else { Report::Progress };
-                    self.report(report).await;
-                }
-                event = events.message() => {
-                    if self.on_event(event).await.is_break() {
-                        return;
-                    }
+                progress = landing(&mut self.landed) => match progress {
+                    Some(progress) if progress.complete() => self.report(Report::Landed).await,
+                    Some(_) => self.report(Report::Progress).await,
+                    None => {}
+                },
+                event = events.message(), if listening => {
+                    listening = self.on_event(event).await.is_continue();
                 }
             }
         }
@@ -197,19 +201,17 @@ impl Stream {
     }
 }
 
-/// Waits until more has landed. Never again once all has, or once the zone is closed.
-async fn landing(landed: &mut Option<watch::Receiver<Landed>>) -> Landed {
-    if let Some(receiver) = landed {
-        if receiver.changed().await.is_ok() {
-            let progress = *receiver.borrow_and_update();
-            if progress.complete() {
-                *landed = None;
-            }
-            return progress;
-        }
+/// Waits until more has landed; `None` once when the zone has been closed. Never again after that, or once all has.
+async fn landing(landed: &mut Option<watch::Receiver<Landed>>) -> Option<Landed> {
+    let Some(receiver) = landed else { return std::future::pending().await };
+    let progress = match receiver.changed().await {
+        Ok(()) => Some(*receiver.borrow_and_update()),
+        Err(_) => None,
+    };
+    if progress.is_none_or(|progress| progress.complete()) {
         *landed = None;
     }
-    std::future::pending().await
+    progress
 }
 
 async fn unwanted(cancel: &CancellationToken, reports: &mpsc::Sender<(Attempt, Report)>) {

@@ -1,0 +1,262 @@
+//! The two services between workers, spoken by hand: what a well-behaved worker never sends.
+
+use std::time::Duration;
+
+use disagg_core::{BlockId, Epoch, HandoffId, Role, WorkerId};
+use disagg_proto::v1;
+use disagg_proto::v1::kv_transfer_client::KvTransferClient;
+use disagg_proto::v1::prefill_client::PrefillClient;
+use disagg_worker::convert::Peer;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::harness::*;
+
+/// A start that `prefill` takes, into blocks of `decode` that are open for it.
+fn start(prefill: &TestWorker, decode: &TestWorker, request: &disagg_engine::Request) -> v1::PrefillStart {
+    let handoff = HandoffId { epoch: decode.state.identity.epoch, number: 1 };
+    let blocks = request.prompt.len() as u32 / BLOCK_SIZE;
+    decode.state.landing.close(handoff);
+    drop(decode.state.landing.open(handoff, prefill.state.this_worker(), (0..blocks).map(BlockId).collect()));
+    v1::PrefillStart {
+        handoff: Some(v1::HandoffRef { epoch: handoff.epoch.0, number: 1 }),
+        prefill_worker: Some(prefill.worker_ref()),
+        decode_worker: Some(decode.worker_ref()),
+        kv_compat: Some(hash(prefill.state.identity.kv_compat.0)),
+        prompt: Some(prompt("r", request)),
+        landing: Some(v1::Landing {
+            address: decode.address.to_string(),
+            transport: "grpc".into(),
+            first_block: 0,
+            block_ids: (0..blocks).collect(),
+        }),
+        lease_ms: 60_000,
+    }
+}
+
+fn command(command: v1::prefill_command::Command) -> v1::PrefillCommand {
+    v1::PrefillCommand { command: Some(command) }
+}
+
+struct Lease {
+    commands: mpsc::Sender<v1::PrefillCommand>,
+    events: Streaming<v1::PrefillEvent>,
+}
+
+async fn open(prefill: &TestWorker, start: v1::PrefillStart) -> Result<Lease, Status> {
+    let (commands, outgoing) = mpsc::channel(4);
+    commands.send(command(v1::prefill_command::Command::Start(start))).await.unwrap();
+    let mut client = PrefillClient::new(prefill.channel().await);
+    let events = client.prefill(ReceiverStream::new(outgoing)).await?.into_inner();
+    Ok(Lease { commands, events })
+}
+
+/// The status a stream ends with.
+async fn end<T>(mut events: Streaming<T>) -> Status {
+    let wait = async {
+        loop {
+            match events.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok("ended"),
+                Err(status) => return status,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the stream ends")
+}
+
+#[tokio::test]
+async fn prefills_that_do_not_fit_are_refused() {
+    type Break = fn(&mut v1::PrefillStart);
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let request = request(1, 40, 4);
+    let breaks: [(&str, Code, Break); 6] = [
+        ("name", Code::FailedPrecondition, |s| s.prefill_worker.as_mut().unwrap().name = "prefill-1".into()),
+        ("epoch", Code::FailedPrecondition, |s| s.prefill_worker.as_mut().unwrap().epoch ^= 1),
+        ("kv_compat", Code::FailedPrecondition, |s| s.kv_compat.as_mut().unwrap().low ^= 1),
+        ("fingerprint", Code::FailedPrecondition, |s| {
+            s.prompt.as_mut().unwrap().model_fingerprint.as_mut().unwrap().low ^= 1;
+        }),
+        ("blocks", Code::InvalidArgument, |s| s.landing.as_mut().unwrap().block_ids.truncate(3)),
+        ("lease", Code::InvalidArgument, |s| s.lease_ms = 1),
+    ];
+    for (what, code, break_it) in breaks {
+        let mut broken = start(&prefill, &decode, &request);
+        break_it(&mut broken);
+        let status = open(&prefill, broken).await.err().expect(what);
+        assert_eq!(status.code(), code, "{what}: {status}");
+    }
+    let status = open(&decode, start(&decode, &decode, &request)).await.err().unwrap();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+}
+
+#[tokio::test]
+async fn a_prefill_that_cannot_push_is_given_up() {
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let mut start = start(&prefill, &decode, &request(2, 40, 4));
+    // Nobody listens there.
+    start.landing.as_mut().unwrap().address = "127.0.0.1:1".into();
+    let lease = open(&prefill, start).await.unwrap();
+    let status = end(lease.events).await;
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    prefill.idle().await;
+}
+
+/// Lets the engine compute one step every now and then, so that it takes commands and is not soon done.
+async fn step_by_step(gate: &Gate) {
+    loop {
+        gate.hold_after(1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_without_heartbeats_runs_out() {
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    prefill.gate.hold_after(1);
+    let mut start = start(&prefill, &decode, &request(3, 480, 4));
+    start.lease_ms = 100;
+    let lease = open(&prefill, start).await.unwrap();
+    let status = tokio::select! {
+        status = end(lease.events) => status,
+        () = step_by_step(&prefill.gate) => unreachable!("it has no end"),
+    };
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    prefill.gate.open();
+    prefill.idle().await;
+    drop(lease.commands);
+}
+
+#[tokio::test]
+async fn a_cancelled_prefill_is_answered_by_drained() {
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    prefill.gate.hold_after(1);
+    let mut lease = open(&prefill, start(&prefill, &decode, &request(4, 480, 4))).await.unwrap();
+    lease.commands.send(command(v1::prefill_command::Command::Cancel(v1::PrefillCancel {}))).await.unwrap();
+    let follow = async {
+        let mut drained = false;
+        while let Ok(Some(event)) = lease.events.message().await {
+            assert!(!drained, "nothing follows `drained`");
+            drained = matches!(event.event, Some(v1::prefill_event::Event::Drained(_)));
+            assert!(!matches!(event.event, Some(v1::prefill_event::Event::Completed(_))));
+        }
+        drained
+    };
+    tokio::select! {
+        drained = follow => assert!(drained),
+        () = step_by_step(&prefill.gate) => unreachable!("it has no end"),
+    }
+    prefill.gate.open();
+    prefill.idle().await;
+}
+
+#[tokio::test]
+async fn a_handoff_is_taken_once() {
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let start = start(&prefill, &decode, &request(5, 40, 4));
+    prefill.gate.hold_after(1);
+    let first = open(&prefill, start.clone()).await.unwrap();
+    until("the prefill is held", || prefill.gate.holds()).await;
+    let status = end(open(&prefill, start).await.unwrap().events).await;
+    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    drop(first);
+    prefill.gate.open();
+    prefill.idle().await;
+}
+
+async fn push(decode: &TestWorker, messages: Vec<v1::push_request::Message>) -> Status {
+    let (sender, outgoing) = mpsc::channel(messages.len().max(1));
+    for message in messages {
+        sender.send(v1::PushRequest { message: Some(message) }).await.unwrap();
+    }
+    let mut client = KvTransferClient::new(decode.channel().await);
+    match client.push(ReceiverStream::new(outgoing)).await {
+        Ok(answers) => end(answers.into_inner()).await,
+        Err(status) => status,
+    }
+}
+
+#[tokio::test]
+async fn pushes_that_nobody_asked_for_are_refused_and_counted() {
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let begin = |epoch: u64, compat: u128| {
+        v1::push_request::Message::Begin(v1::PushBegin {
+            handoff: Some(v1::HandoffRef { epoch, number: 1 }),
+            prefill_worker: Some(v1::WorkerRef { name: "p".into(), epoch: 5 }),
+            kv_compat: Some(hash(compat)),
+        })
+    };
+    let (epoch, compat) = (decode.state.identity.epoch.0, decode.state.identity.kv_compat.0);
+    let end = v1::push_request::Message::End(v1::PushEnd { chunks: 0 });
+    for (reason, code, first) in [
+        ("unknown-handoff", Code::NotFound, begin(epoch, compat)),
+        ("wrong-epoch", Code::FailedPrecondition, begin(epoch ^ 1, compat)),
+        ("wrong-compat", Code::FailedPrecondition, begin(epoch, compat ^ 1)),
+    ] {
+        let status = push(&decode, vec![first]).await;
+        assert_eq!(status.code(), code, "{reason}: {status}");
+        let counted = decode.metric(&format!(r#"disagg_worker_chunks_refused_total{{reason="{reason}"}}"#));
+        assert_eq!(counted, 1, "{reason}");
+    }
+    assert_eq!(push(&decode, vec![end]).await.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn chunks_of_an_open_handoff_land_once_and_only_until_the_fence() {
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let identity = &decode.state.identity;
+    let layout = identity.layout;
+    let handoff = |number| HandoffId { epoch: identity.epoch, number };
+    let peer = Peer { worker: WorkerId::new("p"), epoch: Epoch(5) };
+    let begin = |number| {
+        v1::push_request::Message::Begin(v1::PushBegin {
+            handoff: Some(v1::HandoffRef { epoch: identity.epoch.0, number }),
+            prefill_worker: Some(v1::WorkerRef { name: "p".into(), epoch: 5 }),
+            kv_compat: Some(hash(identity.kv_compat.0)),
+        })
+    };
+    let chunk = |layer, first_block| {
+        v1::push_request::Message::Chunk(v1::KvChunk {
+            layer,
+            first_block,
+            block_count: 1,
+            payload: vec![1; layout.layer_block_bytes()].into(),
+            checksum: None,
+        })
+    };
+    let end = |chunks| v1::push_request::Message::End(v1::PushEnd { chunks });
+
+    let landed = decode.state.landing.open(handoff(1), peer.clone(), vec![BlockId(3)]);
+    assert_eq!(push(&decode, vec![begin(1), chunk(0, 0), chunk(0, 0)]).await.code(), Code::InvalidArgument);
+    assert_eq!(push(&decode, vec![begin(1), chunk(1, 1)]).await.code(), Code::InvalidArgument);
+    assert_eq!(push(&decode, vec![begin(1), end(1)]).await.code(), Code::InvalidArgument);
+    assert_eq!(landed.borrow().units, 1);
+    // Another stream may bring the rest.
+    let rest = (1..layout.layers).map(|layer| chunk(layer, 0));
+    let messages =
+        [begin(1)].into_iter().chain(rest).chain([end(u64::from(layout.layers) - 1)]).collect::<Vec<_>>();
+    assert_eq!(push(&decode, messages).await.code(), Code::Ok);
+    assert!(landed.borrow().complete());
+    for reason in ["duplicate", "out-of-range", "short"] {
+        let counted = decode.metric(&format!(r#"disagg_worker_chunks_refused_total{{reason="{reason}"}}"#));
+        assert_eq!(counted, 1, "{reason}");
+    }
+    decode.state.landing.close(handoff(1));
+    assert_eq!(push(&decode, vec![begin(1), chunk(0, 0)]).await.code(), Code::NotFound);
+
+    // Fenced while the stream is open.
+    let _landed = decode.state.landing.open(handoff(2), peer, vec![BlockId(3)]);
+    let (sender, outgoing) = mpsc::channel(4);
+    sender.send(v1::PushRequest { message: Some(begin(2)) }).await.unwrap();
+    let mut client = KvTransferClient::new(decode.channel().await);
+    let answers = client.push(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+    decode.state.landing.close(handoff(2));
+    sender.send(v1::PushRequest { message: Some(chunk(0, 0)) }).await.unwrap();
+    assert_eq!(self::end(answers).await.code(), Code::Aborted);
+}
