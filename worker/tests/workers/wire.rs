@@ -6,9 +6,11 @@ use disagg_core::{BlockId, Epoch, HandoffId, Role, WorkerId};
 use disagg_proto::v1;
 use disagg_proto::v1::kv_transfer_client::KvTransferClient;
 use disagg_proto::v1::prefill_client::PrefillClient;
+use disagg_proto::v1::prefill_server::{Prefill, PrefillServer};
 use disagg_worker::convert::Peer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status, Streaming};
 
 use crate::harness::*;
@@ -259,4 +261,87 @@ async fn chunks_of_an_open_handoff_land_once_and_only_until_the_fence() {
     decode.state.landing.close(handoff(2));
     sender.send(v1::PushRequest { message: Some(chunk(0, 0)) }).await.unwrap();
     assert_eq!(self::end(answers).await.code(), Code::Aborted);
+}
+
+/// A prefill worker that says it has done everything, and leaves the pushing to the test.
+struct Hasty {
+    start: mpsc::Sender<v1::PrefillStart>,
+}
+
+#[tonic::async_trait]
+impl Prefill for Hasty {
+    type PrefillStream = ReceiverStream<Result<v1::PrefillEvent, Status>>;
+
+    async fn prefill(
+        &self,
+        request: tonic::Request<Streaming<v1::PrefillCommand>>,
+    ) -> Result<tonic::Response<Self::PrefillStream>, Status> {
+        use v1::prefill_event::Event;
+
+        let first = request.into_inner().message().await?.unwrap();
+        let Some(v1::prefill_command::Command::Start(start)) = first.command else { panic!("{first:?}") };
+        let (events, stream) = mpsc::channel(4);
+        let first_tokens = vec![v1::Token { token_id: 1, logprob: None, top_logprobs: Vec::new() }];
+        for event in [
+            Event::Accepted(v1::PrefillAccepted::default()),
+            Event::Completed(v1::PrefillCompleted { first_tokens, chunks: 1 }),
+            Event::Drained(v1::PrefillDrained {}),
+        ] {
+            events.send(Ok(v1::PrefillEvent { event: Some(event) })).await.unwrap();
+        }
+        tokio::spawn({
+            let start_to = self.start.clone();
+            async move {
+                drop(events);
+                start_to.send(start).await.unwrap();
+            }
+        });
+        Ok(tonic::Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tokio::test]
+async fn blocks_that_land_after_the_lease_has_ended_well_still_count() {
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let identity = decode.state.identity.clone();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (start, mut starts) = mpsc::channel(1);
+    let hasty = tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(PrefillServer::new(Hasty { start }))
+            .serve_with_incoming(TcpIncoming::from(listener)),
+    );
+    let worker = v1::WorkerRef { name: "hasty".into(), epoch: 5 };
+    let candidate = v1::PrefillCandidate { worker: Some(worker.clone()), address };
+    let call = generate(&decode, remote("r", &request(6, 12, 3), vec![candidate]));
+    let push = async {
+        let handoff = starts.recv().await.unwrap().handoff;
+        let begin = v1::PushBegin {
+            handoff,
+            prefill_worker: Some(worker),
+            kv_compat: Some(hash(identity.kv_compat.0)),
+        };
+        let chunks = (0..identity.layout.layers).map(|layer| {
+            v1::push_request::Message::Chunk(v1::KvChunk {
+                layer,
+                first_block: 0,
+                block_count: 3,
+                payload: vec![1; 3 * identity.layout.layer_block_bytes()].into(),
+                checksum: None,
+            })
+        });
+        // Time for the end of the stream to arrive first; either order has to do.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut messages = vec![v1::push_request::Message::Begin(begin)];
+        messages.extend(chunks);
+        messages.push(v1::push_request::Message::End(v1::PushEnd { chunks: identity.layout.layers.into() }));
+        assert_eq!(self::push(&decode, messages).await.code(), Code::Ok);
+    };
+    let (answer, ()) = tokio::join!(call, push);
+    let answer = answer.unwrap();
+    assert_eq!(answer.placement(), "remote above-threshold hasty");
+    assert_eq!(answer.ids(0).len(), 3);
+    decode.idle().await;
+    hasty.abort();
 }
