@@ -35,7 +35,7 @@ pub struct HandoffId {
 pub struct WorkerId(Arc<str>);
 
 /// Hash of everything that makes two workers' models the same: config, tokenizer and template files, safetensors
-/// headers, and the seed of dummy weights.
+/// headers with samples of every tensor, and the seed of dummy weights.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelFingerprint(pub u128);
 

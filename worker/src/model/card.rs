@@ -139,7 +139,8 @@ mod tests {
             fingerprint(&base, 1),
             fingerprint(&base, 2),
             fingerprint(&base[..1], 1),
-            fingerprint(&[file("config.json", "{}a"), file("tokenizer.json", "b")], 1),
+            // The bytes of both files and of what stands between them, as one file.
+            fingerprint(&[file("config.json", "{}\u{e}\0\0\0\0\0\0\0tokenizer.jsonab")], 1),
             fingerprint(&[file("config.json", "{}"), file("chat_template.jinja", "ab")], 1),
         ];
         for (index, print) in prints.iter().enumerate() {
