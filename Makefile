@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test lint fmt build unit e2e bench fuzz mutants
+.PHONY: help test lint fmt build unit e2e clients acceptance bench fuzz mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -15,6 +15,17 @@ CARGO_CI := --profile ci --locked --workspace
 DENY_VERSION := 0.20.2
 DENY_ROOT := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
+
+# Clients that users have, each with its own pinned packages. A change of the pins makes a new venv.
+CLIENTS_VENV = $(CACHE)/tools/clients-$(shell sha256sum tests/clients/requirements.txt | cut -c1-12)
+AIPERF_VENV = $(CACHE)/tools/aiperf-$(shell sha256sum tests/clients/requirements-aiperf.txt | cut -c1-12)
+
+# $(call venv,FOLDER,REQUIREMENTS): makes it unless it is there; what is there is complete.
+define venv
+test -x $(1)/bin/python || { rm -rf $(1).tmp && python3 -m venv $(1).tmp \
+  && $(1).tmp/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(2) \
+  && rm -rf $(1) && mv $(1).tmp $(1); }
+endef
 
 help: ## show this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -41,6 +52,15 @@ unit: ## unit and property tests, and the tests of our scripts
 e2e: ## end-to-end tests on real processes and sockets; no cluster part yet
 	cargo build $(CARGO_CI) --bins --test e2e
 	cargo test $(CARGO_CI) --test e2e
+
+clients: ## the openai Python package against `disagg up`; needs `make build` before
+	$(call venv,$(CLIENTS_VENV),tests/clients/requirements.txt)
+	$(CLIENTS_VENV)/bin/python tests/clients/openai_client.py
+
+acceptance: ## aiperf with the original's load against `disagg up`; REQUESTS=40 WARMUP=10 ISL=3000 OSL=150 CONCURRENCY=10
+	cargo build $(CARGO_CI) --bins
+	$(call venv,$(AIPERF_VENV),tests/clients/requirements-aiperf.txt)
+	$(AIPERF_VENV)/bin/python tests/clients/aiperf_load.py
 
 bench: ## serve a small model with a release build and measure: local against remote prefill
 	cargo build --release --locked

@@ -33,6 +33,7 @@ STAGES = (
     Stage("build", 25),
     Stage("unit", 5, needs=("build",)),
     Stage("e2e", 15, needs=("build",)),
+    Stage("clients", 4, needs=("build",)),
 )
 
 
