@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,8 @@ class Small(unittest.TestCase):
         (cls.root / "Cargo.toml").write_text(textwrap.dedent(MANIFEST))
         (cls.root / "src/lib.rs").write_text(textwrap.dedent(SOURCE))
         (cls.root / ".gitignore").write_text("/target\n/Cargo.lock\n")
+        # The same Rust as ours: a machine may have no default one.
+        shutil.copy(pathlib.Path(__file__).resolve().parents[2] / "rust-toolchain.toml", cls.root)
         subprocess.run(["git", "init", "-q"], cwd=cls.root, check=True)
 
     def run_with(self, *entries, only=""):
