@@ -30,7 +30,7 @@ endef
 help: ## show this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
 
-test: ## everything: lint, build, unit and property tests, end-to-end tests; each timed against its budget
+test: ## everything: lint, build, unit, e2e, clients; each timed against its budget
 	@python3 tests/stages.py
 
 lint: $(DENY) ## rustfmt, clippy and cargo-deny (licences, bans, sources); changes nothing
@@ -58,7 +58,7 @@ clients: ## the openai Python package against `disagg up`; needs `make build` be
 	$(CLIENTS_VENV)/bin/python tests/clients/openai_client.py
 
 acceptance: ## aiperf with the original's load against `disagg up`; REQUESTS=40 WARMUP=10 ISL=3000 OSL=150 CONCURRENCY=10
-	cargo build $(CARGO_CI) --bins
+	cargo build $(CARGO_CI) --bins --test e2e
 	$(call venv,$(AIPERF_VENV),tests/clients/requirements-aiperf.txt)
 	$(AIPERF_VENV)/bin/python tests/clients/aiperf_load.py
 

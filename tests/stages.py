@@ -29,7 +29,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("lint", 15),
+    Stage("lint", 11),
     Stage("build", 25),
     Stage("unit", 5, needs=("build",)),
     Stage("e2e", 15, needs=("build",)),
