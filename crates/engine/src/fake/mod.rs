@@ -8,190 +8,28 @@
 //!
 //! It also asserts that batches keep the contract of [`Batch`], and can be told to fail.
 
+mod memory;
+mod model;
+mod transport;
+
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use disagg_core::{BlockId, HandoffId};
+use disagg_core::BlockId;
 
 use crate::backend::{Backend, BackendError, Batch, SampleRow, SampledToken, StepTokens, TokenInput};
-use crate::kv::{KvAccessError, KvDtype, KvLayout, KvMemory, KvPush, KvTransport};
-use crate::request::{FinishReason, Request, SamplingParams};
+use crate::kv::{KvDtype, KvLayout, KvMemory, KvPush, KvTransport};
+use crate::request::SamplingParams;
 use crate::sampling::{has_penalties, sample};
+use model::mix;
+
+pub use memory::FakeMemory;
+pub use model::FakeModel;
+pub use transport::{FakeTransport, PushedBlock};
 
 const LAYERS: u32 = 2;
-
-/// The model, as pure functions.
-#[derive(Clone, Copy, Debug)]
-pub struct FakeModel {
-    /// Tokens it knows.
-    pub vocab_size: u32,
-}
-
-impl FakeModel {
-    /// What layer 0 keeps for a token.
-    fn embed(token: u32, position: u32) -> u64 {
-        mix(u64::from(token) << 32 | u64::from(position))
-    }
-
-    /// Output of a layer for the last of the tokens whose values it has kept.
-    fn attend(kept: impl Iterator<Item = u64>) -> u64 {
-        kept.fold(1, |sum, value| mix(sum ^ value))
-    }
-
-    fn logits(self, hidden: u64) -> Vec<f32> {
-        let logit = |token: u32| (mix(hidden ^ u64::from(token)) >> 40) as f32 / (1u64 << 21) as f32;
-        (0..self.vocab_size).map(logit).collect()
-    }
-
-    /// Logits after `tokens`, without any memory.
-    pub fn logits_after(self, tokens: &[u32]) -> Vec<f32> {
-        let embedded = tokens.iter().zip(0..).map(|(token, position)| Self::embed(*token, position));
-        let mut sum = 1;
-        let attended = embedded.map(|value| {
-            sum = mix(sum ^ value);
-            sum
-        });
-        self.logits(Self::attend(attended))
-    }
-
-    /// What an engine with sequences of at most `max_len` tokens must answer: tokens and end of each choice.
-    pub fn generate(self, request: &Request, max_len: usize) -> Vec<(Vec<SampledToken>, FinishReason)> {
-        (0..request.choices).map(|choice| self.generate_choice(request, choice, max_len)).collect()
-    }
-
-    fn generate_choice(
-        self,
-        request: &Request,
-        choice: u32,
-        max_len: usize,
-    ) -> (Vec<SampledToken>, FinishReason) {
-        let stop = &request.stop;
-        let mut ends: Vec<u32> = stop.stop_token_ids.clone();
-        if !stop.ignore_eos {
-            ends.extend(&stop.eos_token_ids);
-        }
-        let mut history = request.prompt.clone();
-        let mut output = Vec::new();
-        loop {
-            let row = SampleRow {
-                row: 0,
-                params: &request.sampling,
-                choices: 0..1,
-                position: history.len() as u32,
-                history: &history,
-                prompt_len: request.prompt.len(),
-                forbidden: if output.len() < stop.min_tokens as usize { &ends } else { &[] },
-            };
-            let Ok(sampled) = sample(&self.logits_after(&history), &row, choice) else {
-                return (output, FinishReason::Error);
-            };
-            let token = sampled.token;
-            history.push(token);
-            output.push(sampled);
-            if ends.contains(&token) {
-                return (output, FinishReason::Stop(token));
-            }
-            if output.len() >= stop.max_tokens as usize || history.len() >= max_len {
-                return (output, FinishReason::Length);
-            }
-        }
-    }
-}
-
-/// splitmix64's output function (Steele, Lea, Flood 2014).
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    value ^ value >> 31
-}
-
-/// KV memory of a [`FakeBackend`]: real bytes, filled with noise at first.
-#[derive(Debug)]
-pub struct FakeMemory {
-    layout: KvLayout,
-    num_blocks: u32,
-    /// `[layer][block]`.
-    blocks: Mutex<Vec<Vec<u8>>>,
-}
-
-impl FakeMemory {
-    fn new(layout: KvLayout, num_blocks: u32) -> Self {
-        let block = vec![0xA5; layout.layer_block_bytes()];
-        Self { layout, num_blocks, blocks: Mutex::new(vec![block; (layout.layers * num_blocks) as usize]) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn index(&self, layer: u32, block: BlockId) -> Result<usize, KvAccessError> {
-        let (layers, blocks) = (self.layout.layers, self.num_blocks);
-        if layer < layers && block.0 < blocks {
-            Ok((layer * blocks + block.0) as usize)
-        } else {
-            Err(KvAccessError::OutOfRange { layer, block: block.0, layers, blocks })
-        }
-    }
-
-    /// Bytes of a slot's K and of its V within its block.
-    fn halves(&self, offset: usize) -> [Range<usize>; 2] {
-        let half = self.layout.half_elements() * 4;
-        [offset * 4..offset * 4 + 4, half + offset * 4..half + offset * 4 + 4]
-    }
-
-    fn set(&self, layer: u32, slot: u32, value: u64) {
-        let size = self.layout.block_size;
-        let index = self.index(layer, BlockId(slot / size)).expect("a slot of the pool");
-        let bytes = &mut self.lock()[index];
-        let [k, v] = self.halves((slot % size) as usize);
-        bytes[k].copy_from_slice(&(value as u32).to_le_bytes());
-        bytes[v].copy_from_slice(&((value >> 32) as u32).to_le_bytes());
-    }
-
-    /// Values of the first `count` tokens of a block table.
-    fn context(&self, layer: u32, table: &[BlockId], count: usize) -> Vec<u64> {
-        let size = self.layout.block_size as usize;
-        let blocks = self.lock();
-        let value = |position: usize| {
-            let index = self.index(layer, table[position / size]).expect("a block of the pool");
-            let [k, v] = self.halves(position % size);
-            let word = |range: Range<usize>| {
-                blocks[index][range].iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b))
-            };
-            word(v) << 32 | word(k)
-        };
-        (0..count).map(value).collect()
-    }
-}
-
-impl KvMemory for FakeMemory {
-    fn layout(&self) -> KvLayout {
-        self.layout
-    }
-
-    fn num_blocks(&self) -> u32 {
-        self.num_blocks
-    }
-
-    fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError> {
-        let index = self.index(layer, block)?;
-        out.extend_from_slice(&self.lock()[index]);
-        Ok(())
-    }
-
-    fn write(&self, layer: u32, block: BlockId, bytes: &[u8]) -> Result<(), KvAccessError> {
-        let index = self.index(layer, block)?;
-        let want = self.layout.layer_block_bytes();
-        if bytes.len() != want {
-            return Err(KvAccessError::WrongSize { got: bytes.len(), want });
-        }
-        self.lock()[index].copy_from_slice(bytes);
-        Ok(())
-    }
-}
 
 /// Remote control of a [`FakeBackend`] that an engine owns.
 #[derive(Debug, Default)]
@@ -354,30 +192,25 @@ impl FakeBackend {
                 let tokens = batch.cu_seqlens[row] as usize..batch.cu_seqlens[row + 1] as usize;
                 let first = batch.positions[tokens.start] as usize;
                 let context = self.memory.context(layer, table, first + tokens.len());
-                let before = FakeModel::attend(context[..first].iter().copied());
-                let mut sum = before;
+                let mut sum = FakeModel::attend(context[..first].iter().copied());
                 for (index, value) in tokens.zip(&context[first..]) {
                     sum = mix(sum ^ value);
                     hidden[index] = sum;
                 }
             }
         }
-        let draw = |sample: &OwnedSample| -> Vec<SampledToken> {
+        let draw = |wanted: &OwnedSample| -> Vec<SampledToken> {
             let row = SampleRow {
-                row: sample.row,
-                params: &sample.params,
-                choices: sample.choices.clone(),
-                position: sample.position,
-                history: &sample.history,
-                prompt_len: sample.prompt_len,
-                forbidden: &sample.forbidden,
+                row: wanted.row,
+                params: &wanted.params,
+                choices: wanted.choices.clone(),
+                position: wanted.position,
+                history: &wanted.history,
+                prompt_len: wanted.prompt_len,
+                forbidden: &wanted.forbidden,
             };
-            let logits = self.model.logits(hidden[batch.cu_seqlens[sample.row as usize + 1] as usize - 1]);
-            sample
-                .choices
-                .clone()
-                .map_while(|choice| crate::sampling::sample(&logits, &row, choice).ok())
-                .collect()
+            let logits = self.model.logits(hidden[batch.cu_seqlens[wanted.row as usize + 1] as usize - 1]);
+            wanted.choices.clone().map_while(|choice| sample(&logits, &row, choice).ok()).collect()
         };
         let drawn: StepTokens = batch.samples.iter().map(draw).collect();
         let first = drawn.iter().map(|tokens| tokens.first().map_or(0, |sampled| sampled.token)).collect();
@@ -465,54 +298,6 @@ impl OwnedSample {
             history: row.history.to_vec(),
             prompt_len: row.prompt_len,
             forbidden: row.forbidden.to_vec(),
-        }
-    }
-}
-
-/// A transport that notes every push, and lets the test decide when its bytes travel.
-pub struct FakeTransport {
-    source: Arc<dyn KvMemory>,
-    /// What was pushed and has not been taken, in order.
-    pub pushed: Vec<PushedBlock>,
-}
-
-/// One block of one layer on its way.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PushedBlock {
-    /// Whose.
-    pub handoff: HandoffId,
-    /// Layer.
-    pub layer: u32,
-    /// Position among the blocks the receiver reserved.
-    pub position: u32,
-    source: BlockId,
-    bytes: Vec<u8>,
-}
-
-impl FakeTransport {
-    /// Carries blocks out of `source`.
-    pub fn new(source: Arc<dyn KvMemory>) -> Self {
-        Self { source, pushed: Vec::new() }
-    }
-
-    /// Reads a pushed block as late as a real transport may. Asserts that it is what it was when it was pushed.
-    pub fn read(&self, pushed: &PushedBlock) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        self.source.read(pushed.layer, pushed.source, &mut bytes).expect("a block of the pool");
-        assert_eq!(bytes, pushed.bytes, "a block changed before its push had drained");
-        bytes
-    }
-}
-
-impl KvTransport for FakeTransport {
-    fn push_layer(&mut self, layer: u32, pushes: &[KvPush]) {
-        for push in pushes {
-            assert!(!push.blocks.is_empty(), "an empty push");
-            for (&source, position) in push.blocks.iter().zip(push.first..) {
-                let mut bytes = Vec::new();
-                self.source.read(layer, source, &mut bytes).expect("a block of the pool");
-                self.pushed.push(PushedBlock { handoff: push.handoff, layer, position, source, bytes });
-            }
         }
     }
 }
