@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use disagg_router::RouterArgs;
 use disagg_worker::WorkerArgs;
 
+use crate::bench::BenchArgs;
 use crate::status::StatusArgs;
 use crate::threshold::ThresholdArgs;
 use crate::up::UpArgs;
@@ -15,6 +16,7 @@ Examples:
   disagg up -f deployment.yaml       what a DisaggDeployment says, as local processes
   disagg status                      the workers as the router sees them
   disagg threshold set 1024          from now on, only longer prompts are prefilled remotely
+  disagg bench                       latencies and throughput under load, of this or any OpenAI-compatible server
 
 By hand, each in its own terminal:
   disagg worker --role prefill --name prefill-0 --listen 127.0.0.1:9001 --model ./my-llama
@@ -34,6 +36,7 @@ pub(crate) enum Command {
     // Help texts of those without a comment here stand with their arguments.
     Up(Box<UpArgs>),
     Status(StatusArgs),
+    Bench(Box<BenchArgs>),
     Threshold(ThresholdArgs),
     /// Run one router: OpenAI HTTP in front of the workers
     Router(Box<RouterArgs>),
@@ -55,12 +58,13 @@ mod tests {
     fn examples_parse() {
         let examples: Vec<&str> =
             EXAMPLES.lines().map(str::trim).filter(|line| line.starts_with("disagg ")).collect();
-        assert_eq!(examples.len(), 8);
+        assert_eq!(examples.len(), 9);
         for line in examples {
             // A remark may follow, in plain words; it begins with one of these.
             let words = line.split_whitespace();
-            let command: Vec<&str> =
-                words.take_while(|word| !["everything", "the", "what", "from"].contains(word)).collect();
+            let command: Vec<&str> = words
+                .take_while(|word| !["everything", "the", "what", "from", "latencies"].contains(word))
+                .collect();
             Cli::try_parse_from(&command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
         }
     }

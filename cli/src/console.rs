@@ -39,6 +39,11 @@ pub(crate) fn note(message: &str) {
     let _ = writeln!(std::io::stderr(), "note: {message}");
 }
 
+/// Text for people while standard output is for a program.
+pub(crate) fn inform(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// The result of a command, on standard output. A closed pipe is the reader's decision.
 pub(crate) fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());

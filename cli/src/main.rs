@@ -5,6 +5,7 @@
 //! and keeps them running.
 
 mod args;
+mod bench;
 mod console;
 mod router_client;
 mod state;
@@ -36,6 +37,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(*args).await,
         Command::Status(args) => status::run(&args).await,
+        Command::Bench(args) => bench::run(&args).await,
         Command::Threshold(args) => threshold::run(&args).await,
         Command::Router(args) => {
             log_to_stderr();

@@ -40,6 +40,8 @@ pub(crate) struct Worker {
     pub(crate) load: Load,
     /// Requests of this router that run there.
     pub(crate) in_flight: u64,
+    /// Ways for KV to come and go.
+    pub(crate) transports: Vec<String>,
     /// Why it is not ready.
     pub(crate) problem: Option<String>,
 }
@@ -96,6 +98,12 @@ impl RouterClient {
         self.get("/internal/settings").await
     }
 
+    /// The text of `/metrics`.
+    pub(crate) async fn metrics(&self) -> anyhow::Result<String> {
+        let response = self.response("/metrics").await?;
+        response.text().await.with_context(|| format!("{} breaks off its metrics", self.url))
+    }
+
     /// Whether requests can be served. The router being absent counts as no.
     pub(crate) async fn is_ready(&self) -> bool {
         self.answers("/ready").await
@@ -112,6 +120,12 @@ impl RouterClient {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self.response(path).await?;
+        let url = response.url().clone();
+        response.json().await.with_context(|| format!("{url} answers something else; is it a disagg router?"))
+    }
+
+    async fn response(&self, path: &str) -> anyhow::Result<reqwest::Response> {
         let url = format!("{}{path}", self.url);
         let response = self.http.get(&url).send().await;
         let response = response.with_context(|| format!("no router answers at {}", self.url))?;
@@ -119,6 +133,6 @@ impl RouterClient {
         if !status.is_success() {
             bail!("{url} answers {status}; is it a disagg router?");
         }
-        response.json().await.with_context(|| format!("{url} answers something else; is it a disagg router?"))
+        Ok(response)
     }
 }

@@ -1,13 +1,27 @@
-//! `disagg status`: the workers as the router sees them.
+//! `disagg status`: the workers as the router sees them, what it did with prompts, and the settings in force; once or
+//! live.
 
+mod counters;
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::console;
-use crate::router_client::{RouterClient, Worker};
+use crate::router_client::{RouterClient, Settings, Worker};
+use counters::Counters;
 
-/// Show the workers as the router sees them: role, state, load and KV blocks
+/// Between two pictures of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// To the upper left corner, and clear all below.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// Show the workers as the router sees them: role, state, load and KV blocks; and how prompts were placed
 ///
 /// The exit code is 0 when the router can serve and 1 when it can not.
 #[derive(Args, Debug)]
@@ -15,18 +29,71 @@ pub(crate) struct StatusArgs {
     /// URL of the router
     #[arg(long, env = "DISAGG_ROUTER", value_name = "URL", default_value = "http://127.0.0.1:8181")]
     router: String,
+
+    /// Show it again every second, until Ctrl-C
+    #[arg(long, short)]
+    watch: bool,
 }
 
 pub(crate) async fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let client = RouterClient::new(&args.router)?;
-    let answer = client.workers().await?;
-    let ready = client.is_ready().await;
-    console::print(&table(&answer.workers));
-    console::print(if ready { "\nready: yes\n" } else { "\nready: no\n" });
+    if args.watch {
+        watch(&client).await;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (text, ready) = picture(&client).await?;
+    console::print(&text);
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-const COLUMNS: [&str; 8] = ["NAME", "ROLE", "STATE", "RUNNING", "WAITING", "BLOCKS", "EPOCH", "ADDRESS"];
+/// Ends with Ctrl-C. A router that is away for a while is shown as that.
+async fn watch(client: &RouterClient) {
+    let start = if std::io::stdout().is_terminal() { CLEAR } else { "" };
+    let mut ticks = interval(WATCH_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let pictures = async {
+        loop {
+            ticks.tick().await;
+            let text = match picture(client).await {
+                Ok((text, _)) => text,
+                Err(error) => format!("{error:#}\n"),
+            };
+            console::print(&format!("{start}{text}\n"));
+        }
+    };
+    tokio::select! {
+        () = pictures => {}
+        // It fails where there are no signals; then there is nothing to wait for.
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+/// All of it as text, and whether the router can serve.
+async fn picture(client: &RouterClient) -> anyhow::Result<(String, bool)> {
+    let workers = client.workers().await?.workers;
+    let settings = client.settings().await?;
+    let counters = Counters::parse(&client.metrics().await?);
+    let ready = client.is_ready().await;
+    let mut text = table(&workers);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "\n{}{}", counters.lines(), settings_line(&settings));
+    text += if ready { "\nready: yes\n" } else { "\nready: no\n" };
+    Ok((text, ready))
+}
+
+fn settings_line(settings: &Settings) -> String {
+    let plain = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let values = settings.values.iter().map(|(key, value)| format!("{key} {}", plain(value)));
+    let mut line = format!("settings: {}", values.collect::<Vec<_>>().join(", "));
+    if let Some(problem) = &settings.problem {
+        line += "; the file is not in force: ";
+        line += problem;
+    }
+    line
+}
+
+const COLUMNS: [&str; 9] =
+    ["NAME", "ROLE", "STATE", "RUNNING", "WAITING", "BLOCKS", "TRANSPORT", "EPOCH", "ADDRESS"];
 
 /// One line for each worker, columns aligned; below it why some are not ready.
 fn table(workers: &[Worker]) -> String {
@@ -68,6 +135,7 @@ fn row(worker: &Worker) -> [String; COLUMNS.len()] {
         load.running.to_string(),
         waiting.to_string(),
         blocks,
+        if worker.transports.is_empty() { "-".to_owned() } else { worker.transports.join(",") },
         or_dash(&worker.epoch),
         worker.address.clone(),
     ]
@@ -86,6 +154,7 @@ mod tests {
                 name: Some("prefill-0".to_owned()),
                 role: Some("prefill".to_owned()),
                 state: "ready".to_owned(),
+                transports: vec!["grpc".to_owned()],
                 epoch: Some("00c0ffee00c0ffee".to_owned()),
                 load: Load {
                     running: 3,
@@ -106,13 +175,22 @@ mod tests {
             },
         ];
         let expected = "\
-NAME       ROLE     STATE  RUNNING  WAITING  BLOCKS                 EPOCH             ADDRESS
-prefill-0  prefill  ready  3        3        7/100 (4 quarantined)  00c0ffee00c0ffee  127.0.0.1:20001
--          -        gone   0        0        0/0                    -                 127.0.0.1:20002
+NAME       ROLE     STATE  RUNNING  WAITING  BLOCKS                 TRANSPORT  EPOCH             ADDRESS
+prefill-0  prefill  ready  3        3        7/100 (4 quarantined)  grpc       00c0ffee00c0ffee  127.0.0.1:20001
+-          -        gone   0        0        0/0                    -          -                 127.0.0.1:20002
 127.0.0.1:20002: connection refused
 ";
         assert_eq!(table(&workers), expected);
         assert_eq!(table(&[]), "The router knows no workers.\n");
+    }
+
+    #[test]
+    fn a_bad_settings_file_is_shown() {
+        let text =
+            r#"{"settings": {"fallbackPolicy": "Local", "maxLocalPrefillLength": 7}, "problem": "no"}"#;
+        let settings = serde_json::from_str(text).unwrap();
+        let line = "settings: fallbackPolicy Local, maxLocalPrefillLength 7; the file is not in force: no";
+        assert_eq!(settings_line(&settings), line);
     }
 
     #[test]

@@ -1,91 +1,15 @@
-//! `disagg up`, `status` and `threshold` as processes: what goes wrong, what is said about it, and what is left
-//! behind. That a whole deployment serves is shown in `tests/e2e`.
+//! `disagg up`, `status` and `threshold`: what goes wrong, what is said about it, and what is left behind.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use disagg_e2e::ports::free_port;
-use disagg_e2e::router::{PlacementHeader, http_client};
-use disagg_e2e::{Process, eventually, procfs};
+use disagg_e2e::router::http_client;
+use disagg_e2e::{eventually, procfs};
 use futures::StreamExt as _;
 use serde_json::json;
-use tempfile::TempDir;
 
-/// Everything up, on a busy machine.
-const READY: Duration = Duration::from_secs(90);
-/// A command that has nothing to wait for has ended.
-const DONE: Duration = Duration::from_secs(30);
-
-struct Up {
-    process: Process,
-    home: TempDir,
-    url: String,
-}
-
-fn disagg(home: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_disagg"));
-    command.args(arguments).env("HOME", home).env_remove("XDG_CACHE_HOME").env_remove("XDG_STATE_HOME");
-    command
-}
-
-impl Up {
-    fn start(arguments: &[&str]) -> Self {
-        let port = free_port().to_string();
-        Self::start_in(tempfile::tempdir().unwrap(), &port, arguments)
-    }
-
-    fn start_in(home: TempDir, port: &str, arguments: &[&str]) -> Self {
-        let mut command = disagg(home.path(), &["up", "--port", port]);
-        command.args(arguments);
-        let process = Process::start("up", home.path(), command);
-        Self { process, home, url: format!("http://127.0.0.1:{port}") }
-    }
-
-    async fn ready(&mut self) {
-        eventually("up to be ready", READY, async || match self.process.ended() {
-            Some(status) => panic!("up ended with {status}"),
-            None if self.process.stdout().contains("Ctrl-C") => Ok(()),
-            None => Err(self.process.log()),
-        })
-        .await;
-    }
-
-    /// Waits until it fails; gives what it wrote to standard error.
-    async fn failure(mut self) -> String {
-        let status = self.process.end(DONE).await;
-        assert_eq!(status.code(), Some(1), "{}", self.process.log());
-        assert_eq!(self.process.stdout(), "", "an error goes to standard error");
-        self.process.log()
-    }
-
-    async fn says(&self, what: &str) {
-        eventually(what, READY, async || {
-            let log = self.process.log();
-            if log.contains(what) { Ok(()) } else { Err(log) }
-        })
-        .await;
-    }
-
-    /// Runs another command beside it.
-    fn run(&self, arguments: &[&str]) -> Output {
-        disagg(self.home.path(), arguments).args(["--router", &self.url]).output().unwrap()
-    }
-
-    async fn placement(&self, prompt: &str) -> PlacementHeader {
-        let body = json!({"model": "demo", "prompt": prompt, "max_tokens": 1, "temperature": 0});
-        let response =
-            http_client().post(format!("{}/v1/completions", self.url)).json(&body).send().await.unwrap();
-        assert_eq!(response.status(), 200);
-        PlacementHeader::of(&response)
-    }
-}
-
-fn stdout(output: &Output) -> &str {
-    std::str::from_utf8(&output.stdout).unwrap()
-}
+use crate::harness::{DONE, READY, Up, disagg, stdout};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_taken_port_is_told_before_anything_starts() {
@@ -104,7 +28,7 @@ async fn a_taken_port_is_told_before_anything_starts() {
 async fn a_bad_file_is_refused_with_every_problem() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bad.yaml");
-    let demo = include_str!("../../deploy/samples/demo.yaml");
+    let demo = include_str!("../../../deploy/samples/demo.yaml");
     let refused = async |text: &str| {
         std::fs::write(&file, text).unwrap();
         let log = Up::start(&["-f", file.to_str().unwrap()]).failure().await;
@@ -254,7 +178,7 @@ fn help_and_version_are_printed() {
     let home = tempfile::tempdir().unwrap();
     let version = disagg(home.path(), &["--version"]).output().unwrap();
     assert_eq!(stdout(&version), concat!("disagg ", env!("CARGO_PKG_VERSION"), "\n"));
-    for command in ["up", "status", "threshold", "router", "worker"] {
+    for command in ["up", "status", "threshold", "bench", "router", "worker"] {
         let help = disagg(home.path(), &[command, "--help"]).output().unwrap();
         assert!(help.status.success() && stdout(&help).contains(&format!("disagg {command}")), "{command}");
     }
