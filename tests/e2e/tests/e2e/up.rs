@@ -116,7 +116,9 @@ async fn the_printed_lines_work_and_ctrl_c_ends_everything() {
     for (line, remote) in [(short, false), (long, true)] {
         let (placement, body) = paste(line, up.home.path()).await;
         assert_eq!(placement.remote, remote, "{line}: {placement:?}");
-        assert_eq!(body["choices"][0]["finish_reason"], "length", "{line}: {body}");
+        // A random model may also say that it has ended.
+        let finish_reason = body["choices"][0]["finish_reason"].as_str().expect("a finish reason");
+        assert!(["length", "stop"].contains(&finish_reason), "{line}: {body}");
     }
     assert_eq!(http_client().get(format!("{url}/ready")).send().await.expect("/ready").status(), 200);
 
