@@ -1,11 +1,12 @@
 //! Flags of a worker, and the checked configuration that the rest of the crate runs on.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
 use disagg_core::{Role, WorkerId};
 
 use crate::model::LoadFormat;
@@ -14,13 +15,44 @@ use crate::model::LoadFormat;
 const NAME_BYTES_MAX: usize = 253;
 
 /// What computes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Device {
-    /// The best device there is.
+    /// The first GPU if there is one, otherwise the CPU.
     #[default]
     Auto,
     /// The CPU backend (candle).
     Cpu,
+    /// This GPU, as CUDA numbers those that it is shown.
+    Cuda(usize),
+}
+
+/// Text that names no device.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is no device: write auto, cpu, cuda or cuda:N, for example cuda:0")]
+pub struct BadDevice(String);
+
+impl FromStr for Device {
+    type Err = BadDevice;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || BadDevice(text.to_owned());
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text.strip_prefix("cuda:").ok_or_else(bad)?.parse().map(Self::Cuda).map_err(|_| bad()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
 }
 
 /// A number of bytes, written as `1073741824`, `512MiB` or `1GiB`.
@@ -93,9 +125,13 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_SEED", default_value_t = 0, value_name = "N")]
     pub seed: u64,
 
-    /// What computes
-    #[arg(long, env = "DISAGG_DEVICE", value_enum, default_value_t)]
+    /// What computes: a GPU (cuda:0, cuda:1, ...), the CPU, or auto: the first GPU if there is one
+    #[arg(long, env = "DISAGG_DEVICE", default_value_t, value_name = "auto|cpu|cuda:N")]
     pub device: Device,
+
+    /// Share of a GPU's memory that weights, KV and everything else of this worker may take, over 0 and up to 1
+    #[arg(long, env = "DISAGG_GPU_MEMORY_UTILIZATION", default_value_t = 0.9, value_name = "SHARE")]
+    pub gpu_memory_utilization: f64,
 
     /// Prompt and output together, in tokens [default: what the model's config.json allows]
     #[arg(long, env = "DISAGG_MAX_MODEL_LEN", value_name = "TOKENS")]
@@ -117,7 +153,7 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_NUM_BLOCKS", value_name = "N", conflicts_with = "kv_cache_bytes")]
     pub num_blocks: Option<u32>,
 
-    /// Memory for the KV pool, for example 4GiB [default: 512MiB]
+    /// Memory for the KV pool, for example 4GiB [default: 512MiB on a CPU; on a GPU all that is left]
     #[arg(long, env = "DISAGG_KV_CACHE_BYTES", value_name = "SIZE")]
     pub kv_cache_bytes: Option<ByteSize>,
 
@@ -167,6 +203,8 @@ pub enum PoolSize {
     Blocks(u32),
     /// As many blocks as fit these bytes.
     Bytes(u64),
+    /// 512 MiB on a CPU, what is left of [`ModelConfig::gpu_memory_utilization`] on a GPU.
+    Default,
 }
 
 /// Which model, and how to get it into memory.
@@ -182,6 +220,8 @@ pub struct ModelConfig {
     pub seed: u64,
     /// What computes.
     pub device: Device,
+    /// Share of a GPU's memory to take.
+    pub gpu_memory_utilization: f64,
     /// Limit asked for, in tokens.
     pub max_model_len: Option<u32>,
     /// Tokens in one KV block.
@@ -286,6 +326,10 @@ impl WorkerArgs {
             let message = format!("{} given; 1 to 1024 tokens are allowed", self.block_size);
             return Err(ArgsError::new("block-size", message));
         }
+        if !(self.gpu_memory_utilization > 0.0 && self.gpu_memory_utilization <= 1.0) {
+            let message = format!("{} given; over 0 and up to 1 is allowed", self.gpu_memory_utilization);
+            return Err(ArgsError::new("gpu-memory-utilization", message));
+        }
         if !(100..=60_000).contains(&self.handoff_lease_ms) {
             let message = format!("{} given; 100 to 60000 are allowed", self.handoff_lease_ms);
             return Err(ArgsError::new("handoff-lease-ms", message));
@@ -298,7 +342,7 @@ impl WorkerArgs {
             (Some(0), _) => return Err(ArgsError::new("num-blocks", "at least 1 is needed")),
             (Some(blocks), _) => PoolSize::Blocks(blocks),
             (None, Some(ByteSize(bytes))) => PoolSize::Bytes(bytes),
-            (None, None) => PoolSize::Bytes(512 << 20),
+            (None, None) => PoolSize::Default,
         };
         let served_model_name = match self.served_model_name {
             Some(name) if name.is_empty() => {
@@ -314,6 +358,7 @@ impl WorkerArgs {
                 load_format: self.load_format,
                 seed: self.seed,
                 device: self.device,
+                gpu_memory_utilization: self.gpu_memory_utilization,
                 max_model_len: self.max_model_len,
                 block_size: self.block_size,
                 pool,
@@ -390,7 +435,8 @@ mod tests {
         let config = parse(&["--role", "decode"]).unwrap();
         assert_eq!(config.serve.name.as_str(), "decode-0");
         assert_eq!(config.model.served_model_name, "tiny");
-        assert_eq!(config.model.pool, PoolSize::Bytes(512 << 20));
+        assert_eq!(config.model.pool, PoolSize::Default);
+        assert_eq!(config.model.device, Device::Auto);
         assert!(config.serve.limits.enable_chunked_prefill);
     }
 
@@ -399,6 +445,19 @@ mod tests {
         for flags in [&["--enable-chunked-prefill", "false"][..], &["--no-enable-chunked-prefill"]] {
             assert!(!parse(flags).unwrap().serve.limits.enable_chunked_prefill, "{flags:?}");
         }
+    }
+
+    #[test]
+    fn devices_have_numbers() {
+        for (text, device) in [
+            ("auto", Device::Auto),
+            ("cpu", Device::Cpu),
+            ("cuda", Device::Cuda(0)),
+            ("cuda:3", Device::Cuda(3)),
+        ] {
+            assert_eq!(text.parse(), Ok(device));
+        }
+        assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
     }
 
     #[test]
@@ -420,6 +479,11 @@ mod tests {
             (&["--max-waiting", "0"], "--max-waiting"),
             (&["--block-size", "0"], "--block-size"),
             (&["--num-blocks", "0"], "--num-blocks"),
+            (&["--device", "gpu"], "--device"),
+            (&["--device", "cuda:"], "cuda:N"),
+            (&["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
+            (&["--gpu-memory-utilization", "1.1"], "--gpu-memory-utilization"),
+            (&["--gpu-memory-utilization", "NaN"], "--gpu-memory-utilization"),
             (&["--num-blocks", "8", "--kv-cache-bytes", "1GiB"], "--num-blocks"),
             (&["--handoff-lease-ms", "99"], "--handoff-lease-ms"),
             (&["--drain-seconds", "3601"], "--drain-seconds"),

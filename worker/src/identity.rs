@@ -25,7 +25,7 @@ pub struct Identity {
     /// Token ids are below this.
     pub vocab_size: u32,
     /// What computes, for people.
-    pub backend: &'static str,
+    pub backend: String,
 }
 
 /// Draws the epoch of this process: never 0, so that an unset field on the wire is never a valid one.

@@ -6,6 +6,7 @@
 pub mod args;
 pub mod backend;
 pub mod convert;
+pub mod cuda;
 pub mod engine_thread;
 pub mod handoff;
 mod http;
@@ -21,14 +22,19 @@ use std::future::Future;
 use std::io::Read;
 
 use anyhow::Context;
-use disagg_engine::KvLayout;
+use disagg_engine::{Backend, KvLayout};
 use tokio::sync::oneshot;
 
 pub use args::WorkerArgs;
-use args::{ArgsError, ModelConfig, PoolSize};
+use args::{ArgsError, EngineLimits, ModelConfig, PoolSize};
 use backend::candle::CandleBackend;
-use model::{LoadedModel, ModelCard, ModelSource};
+use cuda::backend::{CudaBackend, CudaOptions};
+use cuda::weights::Origin;
+use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource};
 use server::Server;
+
+/// KV pool of a CPU worker that was not told a size.
+const CPU_POOL_BYTES: u64 = 512 << 20;
 
 /// Runs a worker until `shutdown` resolves and its work is drained, or until it cannot go on.
 pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
@@ -46,7 +52,8 @@ pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow
     };
     tokio::pin!(shutdown);
 
-    let loading = tokio::task::spawn_blocking(move || load(&config.model));
+    let limits = config.serve.limits;
+    let loading = tokio::task::spawn_blocking(move || load(&config.model, limits));
     let (card, max_model_len, backend) = tokio::select! {
         loaded = loading => loaded.context("loading the model panicked")??,
         () = &mut shutdown => return Ok(()),
@@ -63,29 +70,86 @@ pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow
 }
 
 /// Reads the model and makes its backend. Blocks.
-fn load(config: &ModelConfig) -> anyhow::Result<(ModelCard, u32, CandleBackend)> {
+fn load(config: &ModelConfig, limits: EngineLimits) -> anyhow::Result<(ModelCard, u32, Box<dyn Backend>)> {
     if let Some(threads) = config.threads {
         // Fails if something has used the pool before, as tests may; the model then runs on the threads there are.
         if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global() {
             tracing::warn!(%error, "--threads has no effect");
         }
     }
+    let gpu = choose_gpu(config.device)?;
     let source = ModelSource {
         path: config.folder.clone(),
         format: config.load_format,
         seed: config.seed,
         served_model_name: Some(config.served_model_name.clone()),
     };
-    let LoadedModel { config: shapes, card, weights } = LoadedModel::load(&source)?;
+    let model = OpenModel::open(&source)?;
+    let card = model.card.clone();
     let max_model_len = max_model_len(config.max_model_len, card.max_model_len)?;
-    let layout = CandleBackend::layout_of(&shapes, config.block_size);
-    let blocks = num_blocks(config.pool, &layout)?;
-    let backend = match config.device {
-        args::Device::Auto | args::Device::Cpu => {
-            CandleBackend::new(shapes, weights, config.block_size, blocks)?
-        }
+    let backend: Box<dyn Backend> = match gpu {
+        Some(ordinal) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
+        None => Box::new(cpu_backend(config, model)?),
     };
     Ok((card, max_model_len, backend))
+}
+
+/// The GPU to compute on; `None`: the CPU.
+fn choose_gpu(device: args::Device) -> Result<Option<usize>, ArgsError> {
+    match (device, cuda::available()) {
+        (args::Device::Cpu, _) => Ok(None),
+        (args::Device::Auto, Ok(_)) => {
+            tracing::info!("computing on the first GPU");
+            Ok(Some(0))
+        }
+        (args::Device::Auto, Err(why)) => {
+            tracing::info!(why, "computing on the CPU");
+            Ok(None)
+        }
+        (args::Device::Cuda(ordinal), Ok(count)) if ordinal < count => Ok(Some(ordinal)),
+        (args::Device::Cuda(ordinal), Ok(count)) => {
+            let message = format!("there is no GPU {ordinal}; this process sees {count}, counted from 0");
+            Err(ArgsError::new("device", message))
+        }
+        (device @ args::Device::Cuda(_), Err(why)) => {
+            Err(ArgsError::new("device", format!("{device} cannot be used: {why}")))
+        }
+    }
+}
+
+fn cpu_backend(config: &ModelConfig, model: OpenModel) -> anyhow::Result<CandleBackend> {
+    let layout = CandleBackend::layout_of(&model.config, config.block_size);
+    let blocks =
+        num_blocks(config.pool, &layout)?.map_or_else(|| num_blocks_in(CPU_POOL_BYTES, &layout), Ok)?;
+    let LoadedModel { config: shapes, weights, .. } = model.load()?;
+    Ok(CandleBackend::new(shapes, weights, config.block_size, blocks)?)
+}
+
+fn cuda_backend(
+    config: &ModelConfig,
+    limits: EngineLimits,
+    model: OpenModel,
+    max_model_len: u32,
+    ordinal: usize,
+) -> anyhow::Result<CudaBackend> {
+    if config.block_size != cuda::backend::BLOCK_SIZE {
+        let message = format!("{} given; on a GPU it is {}", config.block_size, cuda::backend::BLOCK_SIZE);
+        return Err(ArgsError::new("block-size", message).into());
+    }
+    let layout = CudaBackend::layout_of(&model.config);
+    let options = CudaOptions {
+        ordinal,
+        max_num_batched_tokens: limits.max_num_batched_tokens,
+        max_num_seqs: limits.max_num_seqs,
+        max_model_len,
+        gpu_memory_utilization: config.gpu_memory_utilization,
+        num_blocks: num_blocks(config.pool, &layout)?,
+    };
+    let origin = match &model.weights {
+        WeightsSource::Files(files) => Origin::Tensors(files),
+        WeightsSource::Dummy(dummy) => Origin::Dummy(*dummy),
+    };
+    Ok(CudaBackend::new(model.config, origin, options)?)
 }
 
 fn max_model_len(asked: Option<u32>, model: u32) -> Result<u32, ArgsError> {
@@ -99,16 +163,22 @@ fn max_model_len(asked: Option<u32>, model: u32) -> Result<u32, ArgsError> {
     }
 }
 
-fn num_blocks(pool: PoolSize, layout: &KvLayout) -> Result<u32, ArgsError> {
-    let block_bytes = layout.block_bytes() as u64;
+/// Blocks that were asked for; `None`: the backend decides.
+fn num_blocks(pool: PoolSize, layout: &KvLayout) -> Result<Option<u32>, ArgsError> {
     match pool {
-        PoolSize::Blocks(blocks) => Ok(blocks),
-        PoolSize::Bytes(bytes) if bytes < block_bytes => {
-            let message = format!("{bytes} bytes hold no block of {block_bytes} bytes");
-            Err(ArgsError::new("kv-cache-bytes", message))
-        }
-        PoolSize::Bytes(bytes) => Ok(u32::try_from(bytes / block_bytes).unwrap_or(u32::MAX)),
+        PoolSize::Blocks(blocks) => Ok(Some(blocks)),
+        PoolSize::Bytes(bytes) => num_blocks_in(bytes, layout).map(Some),
+        PoolSize::Default => Ok(None),
     }
+}
+
+fn num_blocks_in(bytes: u64, layout: &KvLayout) -> Result<u32, ArgsError> {
+    let block_bytes = layout.block_bytes() as u64;
+    if bytes < block_bytes {
+        let message = format!("{bytes} bytes hold no block of {block_bytes} bytes");
+        return Err(ArgsError::new("kv-cache-bytes", message));
+    }
+    Ok(u32::try_from(bytes / block_bytes).unwrap_or(u32::MAX))
 }
 
 /// Resolves when standard input ends. Read on a thread of its own, which cannot keep the process alive.
@@ -133,5 +203,26 @@ pub async fn terminated() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_is_asked_for_and_missing_is_one_clear_error() {
+        let asked = choose_gpu(args::Device::Cuda(1000)).expect_err("no machine has so many").to_string();
+        match cuda::available() {
+            Ok(count) => assert_eq!(
+                asked,
+                format!("--device: there is no GPU 1000; this process sees {count}, counted from 0")
+            ),
+            Err(why) => {
+                assert_eq!(asked, format!("--device: cuda:1000 cannot be used: {why}"));
+                assert_eq!(choose_gpu(args::Device::Auto), Ok(None));
+            }
+        }
+        assert_eq!(choose_gpu(args::Device::Cpu), Ok(None));
     }
 }

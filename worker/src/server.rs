@@ -135,7 +135,7 @@ impl Server {
             layout,
             max_model_len,
             vocab_size: card.vocab_size,
-            backend: backend.name(),
+            backend: backend.description(),
         };
         let limits = config.limits;
         let engine_config = EngineConfig {

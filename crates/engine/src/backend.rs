@@ -90,6 +90,11 @@ pub trait Backend: Send {
     /// Name in errors and status, for example `candle-cpu`.
     fn name(&self) -> &'static str;
 
+    /// What computes, for people: the name, and on a GPU which one.
+    fn description(&self) -> String {
+        self.name().to_owned()
+    }
+
     /// Shape of the KV pool.
     fn layout(&self) -> KvLayout;
 
@@ -104,9 +109,45 @@ pub trait Backend: Send {
         1
     }
 
-    /// Starts a step. Calls `transport.push_layer` for every layer when `batch.pushes` is not empty.
+    /// Starts a step. When `batch.pushes` is not empty, `transport.push_layer` is called once for every layer, in order:
+    /// here, as layers are computed, or in [`Self::collect`] by a backend that computes while the engine goes on.
     fn launch(&mut self, batch: &Batch<'_>, transport: &mut dyn KvTransport) -> Result<(), BackendError>;
 
-    /// Waits for the oldest step under way.
-    fn collect(&mut self) -> Result<StepTokens, BackendError>;
+    /// Waits for the oldest step under way. What [`Self::launch`] has not pushed of that step is pushed here.
+    fn collect(&mut self, transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError>;
+}
+
+/// So that the choice of a backend can be made at run time.
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn description(&self) -> String {
+        (**self).description()
+    }
+
+    fn layout(&self) -> KvLayout {
+        (**self).layout()
+    }
+
+    fn num_blocks(&self) -> u32 {
+        (**self).num_blocks()
+    }
+
+    fn memory(&self) -> Arc<dyn KvMemory> {
+        (**self).memory()
+    }
+
+    fn pipeline_depth(&self) -> usize {
+        (**self).pipeline_depth()
+    }
+
+    fn launch(&mut self, batch: &Batch<'_>, transport: &mut dyn KvTransport) -> Result<(), BackendError> {
+        (**self).launch(batch, transport)
+    }
+
+    fn collect(&mut self, transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError> {
+        (**self).collect(transport)
+    }
 }

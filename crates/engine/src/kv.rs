@@ -76,7 +76,7 @@ impl KvLayout {
 }
 
 /// A transfer named memory that does not exist or brought bytes of the wrong size.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum KvAccessError {
     /// Layer or block is outside the pool.
     #[error("layer {layer}, block {block} is outside the pool of {layers} layers and {blocks} blocks")]
@@ -98,6 +98,9 @@ pub enum KvAccessError {
         /// [`KvLayout::layer_block_bytes`].
         want: usize,
     },
+    /// The device that holds the pool refused the access.
+    #[error("the KV pool's device: {0}")]
+    Device(String),
 }
 
 /// Host access to a worker's KV pool, by block and layer, from any thread.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub use card::{CardFile, ModelCard, kv_compat};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
-pub use weights::Weights;
+pub use weights::{DummyWeights, SafetensorsFolder, Weights};
 
 /// Where the numbers come from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, clap::ValueEnum)]
@@ -39,7 +39,55 @@ pub struct ModelSource {
     pub served_model_name: Option<String>,
 }
 
-/// A model in memory.
+/// A model that has been read and checked, but for its weights: what they are read into depends on the backend.
+pub struct OpenModel {
+    /// Shapes and constants of the model.
+    pub config: ModelConfig,
+    /// What the router needs to serve it.
+    pub card: ModelCard,
+    /// Where the weights come from.
+    pub weights: WeightsSource,
+}
+
+/// Weights that are not read yet.
+pub enum WeightsSource {
+    /// The folder's files.
+    Files(SafetensorsFolder),
+    /// Random numbers.
+    Dummy(DummyWeights),
+}
+
+impl OpenModel {
+    /// Reads everything but the weights, of which only enough for the card's fingerprint.
+    pub fn open(source: &ModelSource) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(&source.path)?;
+        let (weights, digest) = match source.format {
+            LoadFormat::Auto => {
+                let files = SafetensorsFolder::open(&source.path)?;
+                let digest = files.digest()?;
+                (WeightsSource::Files(files), digest)
+            }
+            LoadFormat::Dummy => {
+                let dummy = DummyWeights::new(source.seed);
+                (WeightsSource::Dummy(dummy), dummy.digest())
+            }
+        };
+        let card = ModelCard::read(source, &config, digest)?;
+        Ok(Self { config, card, weights })
+    }
+
+    /// Reads the weights into the CPU's memory. Takes long; call it off the async threads.
+    pub fn load(self) -> Result<LoadedModel, ModelError> {
+        let Self { config, card, weights } = self;
+        let weights = match &weights {
+            WeightsSource::Files(files) => Weights::build(&config, files),
+            WeightsSource::Dummy(dummy) => Weights::build(&config, dummy),
+        }?;
+        Ok(LoadedModel { config, card, weights })
+    }
+}
+
+/// A model in the CPU's memory.
 #[derive(Clone, Debug)]
 pub struct LoadedModel {
     /// Shapes and constants of the model.
@@ -53,18 +101,6 @@ pub struct LoadedModel {
 impl LoadedModel {
     /// Reads everything. Takes as long as reading the weights takes; call it off the async threads.
     pub fn load(source: &ModelSource) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(&source.path)?;
-        let (weights, weights_digest) = match source.format {
-            LoadFormat::Auto => {
-                let files = weights::SafetensorsFolder::open(&source.path)?;
-                (Weights::build(&config, &files)?, files.digest()?)
-            }
-            LoadFormat::Dummy => {
-                let dummy = weights::DummyWeights::new(source.seed);
-                (Weights::build(&config, &dummy)?, dummy.digest())
-            }
-        };
-        let card = ModelCard::read(source, &config, weights_digest)?;
-        Ok(Self { config, card, weights })
+        OpenModel::open(source)?.load()
     }
 }

@@ -58,7 +58,7 @@ impl Worker for WorkerService {
             max_model_len: identity.max_model_len,
             transports: vec![convert::GRPC_TRANSPORT.to_owned()],
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            backend: identity.backend.to_owned(),
+            backend: identity.backend.clone(),
         }))
     }
 

@@ -114,8 +114,8 @@ impl Backend for GatedBackend {
         self.inner.launch(batch, transport)
     }
 
-    fn collect(&mut self) -> Result<StepTokens, BackendError> {
-        self.inner.collect()
+    fn collect(&mut self, transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError> {
+        self.inner.collect(transport)
     }
 }
 

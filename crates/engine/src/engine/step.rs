@@ -24,7 +24,7 @@ impl<B: Backend> Engine<B> {
         // A batch refers to tokens of the step before it and no further back: deeper pipelines have no use here.
         let depth = self.backend.pipeline_depth().clamp(1, 2);
         if self.launched.len() >= depth || (nothing_new && under_way) {
-            self.collect()?;
+            self.collect(transport)?;
         }
         Ok(())
     }
@@ -110,9 +110,9 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Waits for the oldest launched step and draws the consequences.
-    fn collect(&mut self) -> Result<(), BackendError> {
+    fn collect(&mut self, transport: &mut dyn KvTransport) -> Result<(), BackendError> {
         let Some(rows) = self.launched.pop_front() else { return Ok(()) };
-        let collected = self.backend.collect();
+        let collected = self.backend.collect(transport);
         for row in &rows {
             if let Some(sequence) = self.sequences.get_mut(&row.key) {
                 sequence.in_flight -= 1;

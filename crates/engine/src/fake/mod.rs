@@ -266,7 +266,7 @@ impl Backend for FakeBackend {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepTokens, BackendError> {
+    fn collect(&mut self, _transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError> {
         if FakeControl::take(&self.control.fail_collect) {
             // A step that has not run yet never will: what it should have stored is not there.
             self.launched.pop_front();

@@ -95,7 +95,7 @@ fn adjust(logits: &[f32], row: &SampleRow<'_>) -> Vec<f32> {
 }
 
 /// Whether the row's history has a say in what is drawn.
-pub(crate) fn has_penalties(params: &crate::request::SamplingParams) -> bool {
+pub fn has_penalties(params: &crate::request::SamplingParams) -> bool {
     #[expect(clippy::float_cmp, reason = "exactly these values mean off")]
     let off =
         params.presence_penalty == 0.0 && params.frequency_penalty == 0.0 && params.repetition_penalty == 1.0;

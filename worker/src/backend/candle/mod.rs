@@ -137,7 +137,7 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepTokens, BackendError> {
+    fn collect(&mut self, _transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError> {
         self.done.pop_front().ok_or_else(|| error("no step is under way".to_owned()))
     }
 }

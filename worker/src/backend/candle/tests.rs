@@ -177,7 +177,10 @@ fn batches_that_reach_outside_are_refused() {
             samples: &[],
             pushes: &[],
         };
-        backend.launch(&batch, &mut NoTransport).map(|()| backend.collect()).map_err(|error| error.message)
+        backend
+            .launch(&batch, &mut NoTransport)
+            .map(|()| backend.collect(&mut NoTransport))
+            .map_err(|error| error.message)
     };
     assert_eq!(launch(good, &[3, 0]), Ok(Ok(Vec::new())));
     let with_ids = |second| ([TokenInput::Id(3), second], good.1, good.2, good.3);
@@ -191,5 +194,5 @@ fn batches_that_reach_outside_are_refused() {
     ] {
         assert_eq!(launch(batch, table), Err(want.to_owned()));
     }
-    assert_eq!(backend.collect(), Err(error("no step is under way".to_owned())));
+    assert_eq!(backend.collect(&mut NoTransport), Err(error("no step is under way".to_owned())));
 }

@@ -27,6 +27,16 @@ impl DummyWeights {
         Self { standard_deviation, ..self }
     }
 
+    /// Where a tensor's random numbers begin: the state of its generator.
+    pub(crate) fn stream(self, name: &str) -> u64 {
+        xxh3_64_with_seed(name.as_bytes(), self.seed)
+    }
+
+    /// Matrices are uniform over `(-width, width)`, whose standard deviation is `width / sqrt(3)`.
+    pub(crate) fn width(self) -> f32 {
+        self.standard_deviation * 3_f32.sqrt()
+    }
+
     /// What tells these weights from others.
     pub(crate) fn digest(self) -> u128 {
         xxh3_128(format!("dummy {} {}", self.seed, self.standard_deviation).as_bytes())
@@ -39,9 +49,8 @@ impl TensorSource for DummyWeights {
         if name.ends_with("norm.weight") {
             return Ok(vec![1.0; elements]);
         }
-        // A uniform distribution over (-w, w) has a standard deviation of w / sqrt(3).
-        let width = self.standard_deviation * 3_f32.sqrt();
-        let mut state = xxh3_64_with_seed(name.as_bytes(), self.seed);
+        let width = self.width();
+        let mut state = self.stream(name);
         Ok((0..elements).map(|_| width * signed_unit(splitmix64(&mut state))).collect())
     }
 }

@@ -1,0 +1,468 @@
+//! [`Backend`] on a GPU: stages inputs, replays CUDA graphs for decode steps, keeps two steps under way.
+//!
+//! A step in which every row is one token is padded to the next batch size that has a graph; a graph serves every
+//! context length, since lengths are read on the device. Other steps (prompts, or both mixed) are launched kernel by
+//! kernel: their matrix products are long enough to hide it. A step's tokens come back through pinned memory behind
+//! an event, so that nothing waits for the device but `collect`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaEvent, CudaGraph};
+use disagg_engine::{
+    Backend, BackendError, Batch, KvDtype, KvLayout, KvMemory, KvPush, KvTransport, SampledToken, StepTokens,
+    TokenInput,
+};
+
+use super::compile::Target;
+use super::device::{Buffer, Device};
+use super::forward::{Capacity, Model, TILE};
+use super::limits::{check_model, fitting_blocks, input_words};
+use super::lists::{Draw, RawRow, Wanted, sampling_lists};
+use super::memory::DevicePool;
+use super::staging::{Pinned, Staging};
+use super::step::Step;
+use super::weights::{Origin, Weights};
+use super::{CudaError, Doing};
+use crate::model::ModelConfig;
+
+const NAME: &str = "cuda";
+/// Steps that may be under way.
+const DEPTH: usize = 2;
+/// Tokens that one row may draw: the most choices that a request may ask for.
+const CHOICES_MAX: u32 = 128;
+/// Adjusted logits that one step may have at most, for penalties over long histories of many sequences.
+pub(super) const ADJUSTS_MAX: usize = 1 << 22;
+/// Tokens in a KV block; the attention kernels are written for it.
+pub const BLOCK_SIZE: u32 = 64;
+/// Batch sizes that get a graph: dense where a padding row costs most.
+const GRAPH_ROWS: [u32; 15] = [1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128];
+/// Written between timed products to empty the L2 cache; over twice the largest there is.
+const FLUSH_BYTES: usize = 256 << 20;
+
+/// Bounds that buffers are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// Which GPU, as CUDA counts those it is shown.
+    pub ordinal: usize,
+    /// Tokens in one step.
+    pub max_num_batched_tokens: u32,
+    /// Sequences in one step.
+    pub max_num_seqs: u32,
+    /// Tokens in one sequence.
+    pub max_model_len: u32,
+    /// Share of the GPU's memory to use in all, over 0 and at most 1.
+    pub gpu_memory_utilization: f64,
+    /// Blocks in the KV pool; `None`: as many as fit.
+    pub num_blocks: Option<u32>,
+}
+
+/// Computes on one GPU.
+pub struct CudaBackend {
+    // Before the model, whose buffers it reads: fields drop in order.
+    graphs: BTreeMap<u32, Graph>,
+    model: Model,
+    ordinal: usize,
+    memory: Arc<DevicePool>,
+    layout: KvLayout,
+    #[expect(dead_code, reason = "keeps the device side of the slots' staging allocated")]
+    inputs: Buffer<u32>,
+    slots: [Slot; DEPTH],
+    under_way: VecDeque<UnderWay>,
+    launched: usize,
+    table_stride: u32,
+    /// Batch sizes that graphs are made for, up to the most sequences.
+    graph_rows: Vec<u32>,
+    /// Of the step launched last: where each sample's first draw is.
+    first_draws: Vec<u32>,
+}
+
+/// A recorded step.
+struct Graph(CudaGraph);
+
+// SAFETY: a graph may be launched from any one thread at a time, and it is used through `&mut CudaBackend` alone.
+unsafe impl Send for Graph {}
+
+/// Host memory of one step under way.
+struct Slot {
+    staging: Staging,
+    tokens: Pinned<u32>,
+    logprobs: Pinned<f32>,
+    top_ids: Pinned<u32>,
+    top_logprobs: Pinned<f32>,
+}
+
+/// A launched step.
+struct UnderWay {
+    slot: usize,
+    done: CudaEvent,
+    samples: Vec<Wanted>,
+    pushes: Vec<KvPush>,
+}
+
+impl CudaBackend {
+    /// Opens the GPU, brings the weights there, sizes the KV pool, times algorithms and records graphs.
+    pub fn new(config: ModelConfig, origin: Origin<'_>, options: CudaOptions) -> Result<Self, CudaError> {
+        let device = Device::open(options.ordinal)?;
+        check_model(&device, &config, options.max_num_seqs)?;
+        let target = Target {
+            capability: device.capability,
+            head_dim: config.head_dim as u32,
+            block_size: BLOCK_SIZE,
+        };
+        let weights = Weights::load(&device, &config, &target, origin)?;
+        let layout = Self::layout_of(&config);
+        let sequences = options.max_num_seqs;
+        let mut capacity = Capacity {
+            tokens: options.max_num_batched_tokens.max(sequences),
+            sequences,
+            draws: sequences * CHOICES_MAX,
+            model_len: options.max_model_len,
+            blocks: 0,
+        };
+        capacity.blocks = match options.num_blocks {
+            Some(blocks) => blocks,
+            None => fitting_blocks(&device, &config, &layout, capacity, options.gpu_memory_utilization)?,
+        };
+        let mut model = Model::new(device, config, weights, &target, capacity)?;
+        let memory = DevicePool::new(&model.device.context, model.pool.clone(), layout, capacity.blocks)
+            .doing("making a stream for copies")?;
+        let table_stride = layout.blocks_for(options.max_model_len);
+        let words = input_words(capacity, table_stride);
+        let inputs = model.device.buffer(words)?;
+        let slots =
+            [Slot::new(&model.device, &inputs, capacity)?, Slot::new(&model.device, &inputs, capacity)?];
+        let mut graph_rows: Vec<u32> = GRAPH_ROWS.into_iter().filter(|&rows| rows < sequences).collect();
+        if sequences <= GRAPH_ROWS[GRAPH_ROWS.len() - 1] {
+            graph_rows.push(sequences);
+        }
+        let flush = model.device.buffer(FLUSH_BYTES)?;
+        for &rows in &graph_rows {
+            model.tune(rows, &flush)?;
+        }
+        model.device.synchronize()?;
+        tracing::info!(
+            gpu = model.device.context.name().unwrap_or_default(),
+            blocks = capacity.blocks,
+            kv_mib = (u64::from(capacity.blocks) * layout.block_bytes() as u64) >> 20,
+            "CUDA backend"
+        );
+        Ok(Self {
+            graphs: BTreeMap::new(),
+            memory: Arc::new(memory),
+            layout,
+            inputs,
+            slots,
+            under_way: VecDeque::new(),
+            launched: 0,
+            table_stride,
+            graph_rows,
+            first_draws: Vec::new(),
+            ordinal: options.ordinal,
+            model,
+        })
+    }
+
+    /// Shape of the KV pool that this backend makes for a model.
+    pub fn layout_of(config: &ModelConfig) -> KvLayout {
+        config.kv_layout(BLOCK_SIZE, KvDtype::Bf16)
+    }
+
+    /// Name of the GPU, for status.
+    pub fn gpu_name(&self) -> String {
+        self.model.device.context.name().unwrap_or_default()
+    }
+
+    fn try_launch(&mut self, batch: &Batch<'_>) -> Result<(), CudaError> {
+        // The engine's thread is another than the one that made the backend.
+        self.model.device.context.bind_to_thread().doing("using the GPU")?;
+        let slot = self.launched % DEPTH;
+        let rows = batch.block_tables.len() as u32;
+        let all_decode = batch.positions.len() == rows as usize && batch.samples.len() == rows as usize;
+        let single_choice = batch.samples.iter().all(|sample| sample.choices.len() == 1);
+        let graph_rows = if all_decode && single_choice {
+            self.graph_rows.iter().copied().find(|&padded| padded >= rows)
+        } else {
+            None
+        };
+        self.slots[slot].staging.clear();
+        let (step, samples) = match graph_rows {
+            Some(padded) => self.stage_decode(slot, batch, padded)?,
+            None => self.stage_mixed(slot, batch)?,
+        };
+        self.slots[slot].staging.send(&self.model.device)?;
+        match graph_rows {
+            Some(padded) => self.replay(padded, &step)?,
+            None => self.model.step(&step, |_, _| Ok(()))?,
+        }
+        self.fetch(slot, &step, &samples)?;
+        let done = self
+            .model
+            .device
+            .stream
+            .record_event(Some(CUevent_flags::CU_EVENT_DISABLE_TIMING))
+            .doing("recording the end of a step")?;
+        self.first_draws = samples.iter().map(|wanted| wanted.draws.start as u32).collect();
+        self.under_way.push_back(UnderWay { slot, done, samples, pushes: batch.pushes.to_vec() });
+        self.launched += 1;
+        Ok(())
+    }
+
+    /// The graph for `rows` rows, recorded on first use.
+    fn replay(&mut self, rows: u32, step: &Step) -> Result<(), CudaError> {
+        if !self.graphs.contains_key(&rows) {
+            // Once without recording: cublasLt and the driver load what they need, which a recording must not do.
+            self.model.step(step, |_, _| Ok(()))?;
+            let stream = self.model.device.stream.clone();
+            stream
+                .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+                .doing("recording a graph")?;
+            let recorded = self.model.step(step, |_, _| Ok(()));
+            let graph = stream
+                .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
+                .doing("recording a graph")?;
+            recorded?;
+            let Some(graph) = graph else {
+                return Err(CudaError {
+                    doing: "recording a graph".to_owned(),
+                    cause: "it came out empty".to_owned(),
+                });
+            };
+            self.graphs.insert(rows, Graph(graph));
+            return Ok(());
+        }
+        self.graphs[&rows].0.launch().doing("replaying a graph")
+    }
+
+    /// Sections at places that depend on `padded` alone, so that the graph finds them again.
+    fn stage_decode(
+        &mut self,
+        slot: usize,
+        batch: &Batch<'_>,
+        padded: u32,
+    ) -> Result<(Step, Vec<Wanted>), CudaError> {
+        let ids = self.input_ids(batch);
+        let staging = &mut self.slots[slot].staging;
+        let rows = batch.block_tables.len();
+        let pad = padded as usize - rows;
+        let padding = |value: u32| std::iter::repeat_n(value, pad);
+        let stride = self.table_stride as usize;
+        let mut step = Step {
+            tokens: padded,
+            ids: staging.push(ids.into_iter().chain(padding(0)))?,
+            positions: staging.push(batch.positions.iter().copied().chain(padding(0)))?,
+            slots: staging
+                .push(batch.slot_mapping.iter().map(|&slot| with_tail(slot, 0)).chain(padding(u32::MAX)))?,
+            decode_rows: padded,
+            q_rows: staging.push(0..padded)?,
+            context_lens: staging.push(batch.positions.iter().map(|p| p + 1).chain(padding(0)))?,
+            samples: padded,
+            sample_rows: staging.push(0..padded)?,
+            draws: padded,
+            table_stride: self.table_stride,
+            ..Step::default()
+        };
+        let (mut draws, mut raw, adjusts, wanted) =
+            sampling_lists(batch.samples, self.model.config.vocab_size);
+        draws.resize(padded as usize, Draw::default());
+        raw.resize(padded as usize, RawRow { row: 0, top: RawRow::NOTHING });
+        step.draw_list = staging.push_structs(&draws)?;
+        step.raw_list = staging.push_structs(&raw)?;
+        step.adjust_count = staging.push([adjusts.len() as u32])?;
+        // With the tables of the padding rows, which are never read, so that the place of what follows is fixed too.
+        let tables = batch
+            .block_tables
+            .iter()
+            .flat_map(|table| table.iter().map(|block| block.0).chain(std::iter::repeat(0)).take(stride));
+        step.decode_tables = staging.push(tables.chain(std::iter::repeat_n(0, pad * stride)))?;
+        step.adjust_list = staging.push_structs(&adjusts)?;
+        Ok((step, wanted))
+    }
+
+    fn stage_mixed(&mut self, slot: usize, batch: &Batch<'_>) -> Result<(Step, Vec<Wanted>), CudaError> {
+        let ids = self.input_ids(batch);
+        let staging = &mut self.slots[slot].staging;
+        let stride = self.table_stride as usize;
+        let (mut q_rows, mut contexts, mut decodes, mut prefills) = (vec![], vec![], vec![], vec![]);
+        let mut tiles: Vec<[u32; 4]> = Vec::new();
+        let mut row_lens = Vec::new();
+        let mut slots: Vec<u32> = batch.slot_mapping.to_vec();
+        for (row, window) in batch.cu_seqlens.windows(2).enumerate() {
+            let (start, len) = (window[0], window[1] - window[0]);
+            let first = batch.positions[start as usize];
+            let last = (start + len - 1) as usize;
+            slots[last] = with_tail(slots[last], len - 1);
+            if len == 1 {
+                q_rows.push(start);
+                contexts.push(first + 1);
+                decodes.push(row);
+            } else {
+                let index = prefills.len() as u32;
+                tiles.extend((0..len).step_by(TILE as usize).map(|q| [index, q, start + q, first + q]));
+                row_lens.push(len);
+                prefills.push(row);
+            }
+        }
+        // The longest contexts first, so that the last CTAs to start are short.
+        tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(tile[3]));
+        let tables = |rows: &[usize]| {
+            rows.iter()
+                .flat_map(|&row| {
+                    let table = batch.block_tables[row];
+                    table.iter().map(|block| block.0).chain(std::iter::repeat(0)).take(stride)
+                })
+                .collect::<Vec<_>>()
+        };
+        let (draws, raw, adjusts, wanted) = sampling_lists(batch.samples, self.model.config.vocab_size);
+        let step = Step {
+            tokens: ids.len() as u32,
+            ids: staging.push(ids)?,
+            positions: staging.push(batch.positions.iter().copied())?,
+            slots: staging.push(slots)?,
+            decode_rows: decodes.len() as u32,
+            q_rows: staging.push(q_rows)?,
+            context_lens: staging.push(contexts)?,
+            decode_tables: staging.push(tables(&decodes))?,
+            tiles: tiles.len() as u32,
+            tile_list: staging.push(tiles.into_iter().flatten())?,
+            row_lens: staging.push(row_lens)?,
+            prefill_tables: staging.push(tables(&prefills))?,
+            table_stride: self.table_stride,
+            samples: batch.samples.len() as u32,
+            sample_rows: staging
+                .push(batch.samples.iter().map(|sample| batch.cu_seqlens[sample.row as usize + 1] - 1))?,
+            draws: draws.len() as u32,
+            draw_list: staging.push_structs(&draws)?,
+            raw_list: staging.push_structs(&raw)?,
+            adjust_list: staging.push_structs(&adjusts)?,
+            adjust_count: staging.push([adjusts.len() as u32])?,
+        };
+        Ok((step, wanted))
+    }
+
+    /// Token ids as `embed` takes them.
+    fn input_ids(&self, batch: &Batch<'_>) -> Vec<u32> {
+        batch
+            .input_ids
+            .iter()
+            .map(|input| match *input {
+                TokenInput::Id(id) => id,
+                TokenInput::Sampled(sample) => {
+                    1 << 31 | self.first_draws.get(sample as usize).copied().unwrap_or_default()
+                }
+            })
+            .collect()
+    }
+
+    /// Issues the copies of what a step draws.
+    fn fetch(&mut self, slot: usize, step: &Step, samples: &[Wanted]) -> Result<(), CudaError> {
+        if step.samples == 0 {
+            return Ok(());
+        }
+        let (model, slot) = (&self.model, &mut self.slots[slot]);
+        let stream = model.device.stream.cu_stream();
+        let draws = step.draws as usize;
+        // SAFETY: pinned memory of this slot is read only after the event behind these copies.
+        unsafe {
+            use cudarc::driver::result::memcpy_dtoh_async as copy;
+            copy(&mut slot.tokens.as_mut_slice()[..draws], model.sampled.address(), stream)
+                .and_then(|()| {
+                    if samples.iter().all(|wanted| wanted.top_logprobs.is_none()) {
+                        return Ok(());
+                    }
+                    let top = samples.len() * RawRow::TOP_MAX;
+                    copy(&mut slot.logprobs.as_mut_slice()[..draws], model.logprobs.address(), stream)?;
+                    copy(&mut slot.top_ids.as_mut_slice()[..top], model.top_ids.address(), stream)?;
+                    copy(&mut slot.top_logprobs.as_mut_slice()[..top], model.top_logprobs.address(), stream)
+                })
+                .doing("fetching drawn tokens")
+        }
+    }
+
+    fn take(&self, step: &UnderWay) -> StepTokens {
+        let slot = &self.slots[step.slot];
+        let (tokens, logprobs) = (slot.tokens.as_slice(), slot.logprobs.as_slice());
+        let vocab = self.model.config.vocab_size as u32;
+        let take = |(index, wanted): (usize, &Wanted)| {
+            wanted
+                .draws
+                .clone()
+                // A row that cannot be drawn from has no token of the vocabulary.
+                .filter(|&draw| tokens[draw] < vocab)
+                .map(|draw| SampledToken {
+                    token: tokens[draw],
+                    logprob: wanted.top_logprobs.map(|_| logprobs[draw]),
+                    top_logprobs: (0..wanted.top_logprobs.unwrap_or(0))
+                        .map(|n| index * RawRow::TOP_MAX + n)
+                        .map(|at| (slot.top_ids.as_slice()[at], slot.top_logprobs.as_slice()[at]))
+                        .collect(),
+                })
+                .collect()
+        };
+        step.samples.iter().enumerate().map(take).collect()
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    fn num_blocks(&self) -> u32 {
+        self.model.blocks
+    }
+
+    fn memory(&self) -> Arc<dyn KvMemory> {
+        self.memory.clone()
+    }
+
+    fn description(&self) -> String {
+        format!("cuda:{} {}", self.ordinal, self.gpu_name())
+    }
+
+    fn pipeline_depth(&self) -> usize {
+        DEPTH
+    }
+
+    fn launch(&mut self, batch: &Batch<'_>, _transport: &mut dyn KvTransport) -> Result<(), BackendError> {
+        self.try_launch(batch).map_err(|error| BackendError { backend: NAME, message: error.to_string() })
+    }
+
+    fn collect(&mut self, transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError> {
+        let error = |message: String| BackendError { backend: NAME, message };
+        let Some(step) = self.under_way.pop_front() else {
+            return Err(error("no step is under way".to_owned()));
+        };
+        step.done.synchronize().map_err(|cause| error(format!("computing a step: {cause:?}")))?;
+        if !step.pushes.is_empty() {
+            for layer in 0..self.layout.layers {
+                transport.push_layer(layer, &step.pushes);
+            }
+        }
+        Ok(self.take(&step))
+    }
+}
+
+impl Slot {
+    fn new(device: &Device, inputs: &Buffer<u32>, capacity: Capacity) -> Result<Self, CudaError> {
+        let (draws, sequences) = (capacity.draws as usize, capacity.sequences as usize);
+        Ok(Self {
+            staging: Staging::new(device, inputs)?,
+            tokens: Pinned::new(device, draws)?,
+            logprobs: Pinned::new(device, draws)?,
+            top_ids: Pinned::new(device, sequences * RawRow::TOP_MAX)?,
+            top_logprobs: Pinned::new(device, sequences * RawRow::TOP_MAX)?,
+        })
+    }
+}
+
+/// Slot of a row's last token. With bit 31 the kernel clears the block's values behind it, which is needed when the
+/// block was begun in this step: when the row has at least as many tokens before this one as the block.
+fn with_tail(slot: u32, tokens_before: u32) -> u32 {
+    if slot % BLOCK_SIZE <= tokens_before { slot | 1 << 31 } else { slot }
+}

@@ -1,0 +1,300 @@
+//! Matrix products through cublasLt: `out[M, N] = x[M, K] · weight[N, K]ᵀ`, bf16 with float accumulation.
+//!
+//! cublasLt's first choice of algorithm is often not the fastest for the skinny products of decoding. For each shape
+//! that recurs (the batch sizes of the decode graphs) the candidates of its heuristic are timed once, with weights
+//! larger than the L2 cache between runs, and the winner is kept. Other shapes take the first choice.
+
+use std::collections::HashMap;
+
+use cudarc::cublaslt::sys;
+use cudarc::driver::sys::{CUdeviceptr, CUevent_flags};
+
+use super::device::{Buffer, Device};
+use super::{CudaError, Doing};
+
+/// What cublasLt may use for split-K and the like.
+const WORKSPACE_BYTES: usize = 64 << 20;
+/// Candidates that are timed.
+const CANDIDATES: usize = 24;
+/// Runs of each candidate; the fastest counts, since noise only ever adds.
+const RUNS: usize = 5;
+
+/// One product's sizes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Shape {
+    /// Tokens.
+    pub m: u32,
+    /// Output features.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// A bias `[n]` is added.
+    pub bias: bool,
+    /// The result is float instead of bf16.
+    pub float_out: bool,
+}
+
+/// Descriptors and the chosen algorithm of one shape.
+struct Plan {
+    operation: sys::cublasLtMatmulDesc_t,
+    weight: sys::cublasLtMatrixLayout_t,
+    input: sys::cublasLtMatrixLayout_t,
+    output: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// cublasLt with the plans made so far.
+pub struct Blas {
+    handle: sys::cublasLtHandle_t,
+    workspace: Buffer<u8>,
+    plans: HashMap<Shape, Plan>,
+}
+
+// SAFETY: cublasLt handles and descriptors may be used from any one thread at a time; `Blas` is not `Sync`.
+unsafe impl Send for Blas {}
+
+impl Blas {
+    /// Opens cublasLt.
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        let handle = cudarc::cublaslt::result::create_handle().doing("opening cublasLt")?;
+        Ok(Self { handle, workspace: device.buffer(WORKSPACE_BYTES)?, plans: HashMap::new() })
+    }
+
+    /// Times the candidates for `shape` on the given weight and keeps the fastest. `flush` is written between runs
+    /// to push the weight out of the L2 cache, as the layers between two uses do. Not while a graph is captured.
+    pub fn tune(
+        &mut self,
+        device: &Device,
+        shape: Shape,
+        weight: CUdeviceptr,
+        x: CUdeviceptr,
+        out: CUdeviceptr,
+        flush: &Buffer<u8>,
+    ) -> Result<(), CudaError> {
+        if self.plans.contains_key(&shape) {
+            return Ok(());
+        }
+        let mut plan = Plan::new(shape)?;
+        let candidates = self.candidates(&plan, shape)?;
+        let mut best = f32::INFINITY;
+        for candidate in candidates {
+            let mut fastest = f32::INFINITY;
+            for run in 0..=RUNS {
+                // SAFETY: the buffer is as long as is written.
+                unsafe {
+                    cudarc::driver::result::memset_d8_async(
+                        flush.address(),
+                        0,
+                        flush.len(),
+                        device.stream.cu_stream(),
+                    )
+                }
+                .doing("emptying the cache")?;
+                let start = device
+                    .stream
+                    .record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
+                    .doing("recording an event")?;
+                if self.run(device, &plan, &candidate.algo, weight, x, out, 0).is_err() {
+                    fastest = f32::INFINITY;
+                    break;
+                }
+                let end = device
+                    .stream
+                    .record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
+                    .doing("recording an event")?;
+                let elapsed = start.elapsed_ms(&end).doing("timing a product")?;
+                if run > 0 {
+                    fastest = fastest.min(elapsed);
+                }
+            }
+            if fastest < best {
+                best = fastest;
+                plan.algorithm = candidate.algo;
+            }
+        }
+        self.plans.insert(shape, plan);
+        Ok(())
+    }
+
+    /// `out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias)`, on the device's stream.
+    pub fn multiply(
+        &mut self,
+        device: &Device,
+        shape: Shape,
+        weight: CUdeviceptr,
+        bias: CUdeviceptr,
+        x: CUdeviceptr,
+        out: CUdeviceptr,
+    ) -> Result<(), CudaError> {
+        if !self.plans.contains_key(&shape) {
+            let mut plan = Plan::new(shape)?;
+            plan.algorithm = self.candidates(&plan, shape)?[0].algo;
+            self.plans.insert(shape, plan);
+        }
+        let plan = &self.plans[&shape];
+        self.run(device, plan, &plan.algorithm, weight, x, out, bias)
+    }
+
+    fn candidates(
+        &self,
+        plan: &Plan,
+        shape: Shape,
+    ) -> Result<Vec<sys::cublasLtMatmulHeuristicResult_t>, CudaError> {
+        use cudarc::cublaslt::result;
+        let doing = || format!("choosing an algorithm for {shape:?}");
+        let preference = result::create_matmul_pref().doing(doing())?;
+        let (mut found, workspace) = (0, WORKSPACE_BYTES);
+        // SAFETY: plain data, overwritten up to `found`; a zero state is CUBLAS_STATUS_SUCCESS.
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
+        // SAFETY: descriptors are alive; the array has CANDIDATES entries.
+        let status = unsafe {
+            result::set_matmul_pref_attribute(
+                preference,
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const workspace).cast(),
+                size_of::<usize>(),
+            )
+            .doing(doing())?;
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                plan.operation,
+                plan.weight,
+                plan.input,
+                plan.output,
+                plan.output,
+                preference,
+                CANDIDATES as i32,
+                results.as_mut_ptr(),
+                &raw mut found,
+            );
+            let _ = result::destroy_matmul_pref(preference);
+            status
+        };
+        status.result().doing(doing())?;
+        let usable: Vec<_> = results[..found as usize]
+            .iter()
+            .filter(|result| result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS)
+            .copied()
+            .collect();
+        if usable.is_empty() {
+            return Err(CudaError { doing: doing(), cause: "cublasLt has none".to_owned() });
+        }
+        Ok(usable)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the operands of one product")]
+    fn run(
+        &self,
+        device: &Device,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        weight: CUdeviceptr,
+        x: CUdeviceptr,
+        out: CUdeviceptr,
+        bias: CUdeviceptr,
+    ) -> Result<(), CudaError> {
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        // SAFETY: the plan's descriptors fit the operands, which the caller keeps alive until the stream is done.
+        unsafe {
+            if bias != 0 {
+                cudarc::cublaslt::result::set_matmul_desc_attribute(
+                    plan.operation,
+                    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                    (&raw const bias).cast(),
+                    size_of::<CUdeviceptr>(),
+                )
+                .doing("setting a bias")?;
+            }
+            cudarc::cublaslt::result::matmul(
+                self.handle,
+                plan.operation,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                weight as *const _,
+                plan.weight,
+                x as *const _,
+                plan.input,
+                out as *const _,
+                plan.output,
+                out as *mut _,
+                plan.output,
+                algorithm,
+                self.workspace.address() as *mut _,
+                WORKSPACE_BYTES,
+                device.stream.cu_stream().cast(),
+            )
+        }
+        .doing("multiplying")
+    }
+}
+
+impl Plan {
+    /// cublasLt counts columns first: `outᵀ[N, M] = weight · xᵀ`, with `weight` read transposed.
+    fn new(shape: Shape) -> Result<Self, CudaError> {
+        use cudarc::cublaslt::result;
+        const BF16: sys::cudaDataType = sys::cudaDataType_t::CUDA_R_16BF;
+        let doing = || format!("describing {shape:?}");
+        let (m, n, k) = (u64::from(shape.m), u64::from(shape.n), u64::from(shape.k));
+        let operation = result::create_matmul_desc(
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cudaDataType_t::CUDA_R_32F,
+        )
+        .doing(doing())?;
+        let set = |attribute, value: i32| {
+            // SAFETY: the descriptor was just made; the value lives through the call.
+            unsafe {
+                result::set_matmul_desc_attribute(
+                    operation,
+                    attribute,
+                    (&raw const value).cast(),
+                    size_of::<i32>(),
+                )
+            }
+            .doing(doing())
+        };
+        set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, 1)?;
+        if shape.bias {
+            set(
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE,
+                sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as i32,
+            )?;
+        }
+        Ok(Self {
+            operation,
+            weight: result::create_matrix_layout(BF16, k, n, k as i64).doing(doing())?,
+            input: result::create_matrix_layout(BF16, k, m, k as i64).doing(doing())?,
+            output: result::create_matrix_layout(
+                if shape.float_out { sys::cudaDataType_t::CUDA_R_32F } else { BF16 },
+                n,
+                m,
+                n as i64,
+            )
+            .doing(doing())?,
+            // SAFETY: plain data, replaced before use.
+            algorithm: unsafe { std::mem::zeroed() },
+        })
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        use cudarc::cublaslt::result;
+        // SAFETY: each was made once, by `new`, and is destroyed once. There is nothing to do about a refusal.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.operation);
+            let _ = result::destroy_matrix_layout(self.weight);
+            let _ = result::destroy_matrix_layout(self.input);
+            let _ = result::destroy_matrix_layout(self.output);
+        }
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: made by `new`, destroyed once.
+        unsafe {
+            let _ = cudarc::cublaslt::result::destroy_handle(self.handle);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! CUDA sources to cubins with NVRTC. Sources are in the binary; cubins are cached on disk by a hash of everything
+//! that goes into them, so that only the first start on a machine compiles.
+
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+
+use cudarc::nvrtc::sys;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{CudaError, Doing};
+
+const COMMON: &str = include_str!("kernels/common.cuh");
+
+/// One CUDA source file.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// File name, for messages.
+    pub name: &'static str,
+    text: &'static str,
+}
+
+/// Embedding, norms, RoPE with the KV append, activation.
+pub const ELEMENTWISE: Source =
+    Source { name: "elementwise.cu", text: include_str!("kernels/elementwise.cu") };
+/// Attention of one query token per sequence.
+pub const ATTENTION_DECODE: Source =
+    Source { name: "attention_decode.cu", text: include_str!("kernels/attention_decode.cu") };
+/// Attention of prompts, any GPU from compute capability 8.0 on.
+pub const ATTENTION_PREFILL: Source =
+    Source { name: "attention_prefill.cu", text: include_str!("kernels/attention_prefill.cu") };
+/// Attention of prompts on Hopper, head size 128.
+pub const ATTENTION_PREFILL_SM90: Source =
+    Source { name: "attention_prefill_sm90.cu", text: include_str!("kernels/attention_prefill_sm90.cu") };
+/// Choice of tokens.
+pub const SAMPLE: Source = Source { name: "sample.cu", text: include_str!("kernels/sample.cu") };
+/// Dummy weights.
+pub const INIT: Source = Source { name: "init.cu", text: include_str!("kernels/init.cu") };
+
+/// All of them.
+pub const ALL: [Source; 6] =
+    [ELEMENTWISE, ATTENTION_DECODE, ATTENTION_PREFILL, ATTENTION_PREFILL_SM90, SAMPLE, INIT];
+
+/// What the sources are compiled for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// Compute capability, for example (9, 0).
+    pub capability: (i32, i32),
+    /// Elements of a head.
+    pub head_dim: u32,
+    /// Tokens in a KV block.
+    pub block_size: u32,
+}
+
+impl Target {
+    /// `sm_90a` has the instructions that are Hopper's own.
+    fn architecture(&self) -> String {
+        let (major, minor) = self.capability;
+        format!("sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" })
+    }
+
+    fn options(&self) -> Vec<String> {
+        vec![
+            format!("--gpu-architecture={}", self.architecture()),
+            "--std=c++17".to_owned(),
+            "-default-device".to_owned(),
+            format!("-DHEAD_DIM={}", self.head_dim),
+            format!("-DBLOCK_SIZE={}", self.block_size),
+        ]
+    }
+}
+
+/// The cubin of `source`: from the cache, or compiled and put there. A cache that cannot be written is no error.
+pub fn cubin(source: Source, target: &Target) -> Result<Vec<u8>, CudaError> {
+    let options = target.options();
+    let mut version = (0, 0);
+    // SAFETY: two out-parameters that live through the call.
+    unsafe { sys::nvrtcVersion(&raw mut version.0, &raw mut version.1) }
+        .result()
+        .doing("asking NVRTC's version")?;
+    let key = xxh3_128(format!("{version:?}\0{options:?}\0{COMMON}\0{}", source.text).as_bytes());
+    let path = cache_folder().map(|folder| folder.join(format!("{key:032x}.cubin")));
+    if let Some(cached) = path.as_ref().and_then(|path| std::fs::read(path).ok()) {
+        return Ok(cached);
+    }
+    let cubin = compile(source, &options)?;
+    if let Some(path) = path {
+        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
+            // Renamed into place, so that a worker starting beside this one never reads half a file.
+            let scratch = path.with_extension(format!("{}.tmp", std::process::id()));
+            std::fs::write(&scratch, &cubin)?;
+            std::fs::rename(&scratch, &path)
+        });
+        if let Err(error) = written {
+            tracing::debug!(path = %path.display(), %error, "compiled kernel not cached");
+        }
+    }
+    Ok(cubin)
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
+    Some(base.join("disagg").join("cubin"))
+}
+
+/// Compiles without looking at the cache. Needs NVRTC, but no GPU.
+pub fn compile(source: Source, options: &[String]) -> Result<Vec<u8>, CudaError> {
+    let c = |text: &str| CString::new(text).doing("passing a string to NVRTC");
+    let (text, name) = (c(source.text)?, c(source.name)?);
+    let (header, header_name) = (c(COMMON)?, c("common.cuh")?);
+    let options = options.iter().map(|option| c(option)).collect::<Result<Vec<_>, _>>()?;
+    let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
+    let doing = || format!("compiling {}", source.name);
+    let mut program = std::ptr::null_mut();
+    // SAFETY: all strings outlive the calls; sizes are asked for before buffers are filled; the program is destroyed
+    // once, at the end.
+    unsafe {
+        sys::nvrtcCreateProgram(
+            &raw mut program,
+            text.as_ptr(),
+            name.as_ptr(),
+            1,
+            [header.as_ptr()].as_ptr(),
+            [header_name.as_ptr()].as_ptr(),
+        )
+        .result()
+        .doing(doing())?;
+        let compiled = sys::nvrtcCompileProgram(program, pointers.len() as i32, pointers.as_ptr()).result();
+        let outcome = if compiled.is_ok() {
+            let mut size = 0;
+            sys::nvrtcGetCUBINSize(program, &raw mut size).result().doing(doing()).and_then(|()| {
+                let mut cubin = vec![0_u8; size];
+                sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()).result().doing(doing())?;
+                Ok(cubin)
+            })
+        } else {
+            let mut size = 0;
+            let _ = sys::nvrtcGetProgramLogSize(program, &raw mut size);
+            let mut log = vec![0_u8; size.max(1)];
+            let _ = sys::nvrtcGetProgramLog(program, log.as_mut_ptr().cast());
+            let cause = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
+            Err(CudaError { doing: doing(), cause: cause.into_owned() })
+        };
+        let _ = sys::nvrtcDestroyProgram(&raw mut program);
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// NVRTC needs no GPU, so every kernel is compiled for every target wherever NVRTC is installed.
+    #[test]
+    fn every_kernel_compiles_for_every_target() {
+        // SAFETY: only tries to open the library.
+        if !unsafe { sys::is_culib_present() } {
+            println!("not run: NVRTC is not on this machine");
+            return;
+        }
+        for capability in [(8, 0), (8, 9), (9, 0), (10, 0)] {
+            for head_dim in [64, 128] {
+                let target = Target { capability, head_dim, block_size: 64 };
+                for source in ALL {
+                    if source.name == ATTENTION_PREFILL_SM90.name && (capability != (9, 0) || head_dim != 128)
+                    {
+                        continue;
+                    }
+                    let cubin =
+                        compile(source, &target.options()).unwrap_or_else(|e| panic!("{target:?}: {e}"));
+                    assert!(cubin.starts_with(b"\x7fELF"), "{} gave no cubin", source.name);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! One GPU: context, stream, kernels, buffers.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUdeviceptr};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::compile::{self, Source, Target};
+use super::{CudaError, Doing};
+
+/// A GPU with its compute stream. All work of one backend is issued on it, in order.
+pub struct Device {
+    /// Context.
+    pub context: Arc<CudaContext>,
+    /// The one stream.
+    pub stream: Arc<CudaStream>,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+}
+
+impl Device {
+    /// Opens GPU `ordinal`.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        let context = CudaContext::new(ordinal).doing(format!("opening GPU {ordinal}"))?;
+        // SAFETY: one stream orders everything, so cudarc's events between streams are not needed; inside a graph
+        // capture they would be errors.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().doing("making a stream")?;
+        let capability = context.compute_capability().doing("asking the compute capability")?;
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .doing("asking the number of multiprocessors")? as u32;
+        Ok(Self { context, stream, capability, multiprocessors })
+    }
+
+    /// Loads one source's kernels, compiling them if need be.
+    pub fn load(&self, source: Source, target: &Target) -> Result<Arc<CudaModule>, CudaError> {
+        let cubin = compile::cubin(source, target)?;
+        self.context.load_module(Ptx::from_binary(cubin)).doing(format!("loading {}", source.name))
+    }
+
+    /// `elements` of uninitialised device memory.
+    pub fn buffer<T: DeviceRepr>(&self, elements: usize) -> Result<Buffer<T>, CudaError> {
+        // SAFETY: the memory is written by a kernel or a copy before anything reads it; that is each caller's task.
+        let slice = unsafe { self.stream.alloc::<T>(elements.max(1)) }
+            .doing(format!("allocating {} bytes on the GPU", elements * size_of::<T>()))?;
+        Ok(Buffer::new(slice))
+    }
+
+    /// Waits for everything issued so far.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.stream.synchronize().doing("waiting for the GPU")
+    }
+}
+
+/// Device memory with its address at hand; kernels take addresses.
+pub struct Buffer<T> {
+    slice: CudaSlice<T>,
+    address: CUdeviceptr,
+}
+
+impl<T> Buffer<T> {
+    fn new(slice: CudaSlice<T>) -> Self {
+        use cudarc::driver::DevicePtr;
+        let address = {
+            let stream = slice.stream().clone();
+            let (address, _sync) = slice.device_ptr(&stream);
+            address
+        };
+        Self { slice, address }
+    }
+
+    /// Address of the first element.
+    pub fn address(&self) -> CUdeviceptr {
+        self.address
+    }
+
+    /// Address of element `index`.
+    pub fn at(&self, index: usize) -> CUdeviceptr {
+        debug_assert!(index <= self.slice.len());
+        self.address + (index * size_of::<T>()) as u64
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.slice.is_empty()
+    }
+}
+
+/// A kernel and how much dynamic shared memory it takes.
+pub struct Kernel {
+    function: CudaFunction,
+    shared_bytes: u32,
+    name: &'static str,
+}
+
+impl Kernel {
+    /// Looks the kernel up.
+    pub fn new(module: &Arc<CudaModule>, name: &'static str, shared_bytes: u32) -> Result<Self, CudaError> {
+        let function = module.load_function(name).doing(format!("looking up kernel {name}"))?;
+        // Static shared memory counts towards the 48 KiB that need no asking.
+        if shared_bytes > 0 {
+            function
+                .set_attribute(
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared_bytes as i32,
+                )
+                .doing(format!("giving kernel {name} {shared_bytes} bytes of shared memory"))?;
+        }
+        Ok(Self { function, shared_bytes, name })
+    }
+
+    /// Launches with arguments as the kernel's header lists them.
+    ///
+    /// # Safety
+    /// Number, types and order of `args` must be the kernel's, and addresses among them must be of live buffers that
+    /// are as large as the kernel's header asks.
+    pub unsafe fn launch(
+        &self,
+        device: &Device,
+        grid: (u32, u32),
+        block: u32,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
+        if grid.0 == 0 || grid.1 == 0 {
+            return Ok(());
+        }
+        let mut builder = device.stream.launch_builder(&self.function);
+        for arg in args {
+            match arg {
+                Arg::Address(value) | Arg::Long(value) => builder.arg(value),
+                Arg::Int(value) => builder.arg(value),
+                Arg::Uint(value) => builder.arg(value),
+                Arg::Float(value) => builder.arg(value),
+                Arg::Map(value) => builder.arg(value),
+            };
+        }
+        let config = LaunchConfig {
+            grid_dim: (grid.0, grid.1, 1),
+            block_dim: (block, 1, 1),
+            shared_mem_bytes: self.shared_bytes,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { builder.launch(config) }.doing(format!("launching {}", self.name))?;
+        Ok(())
+    }
+}
+
+/// One kernel argument.
+#[derive(Clone, Copy)]
+pub enum Arg {
+    /// A pointer; 0 is null.
+    Address(CUdeviceptr),
+    /// `int`.
+    Int(i32),
+    /// `u32`.
+    Uint(u32),
+    /// `u64`.
+    Long(u64),
+    /// `float`.
+    Float(f32),
+    /// A tensor map by value.
+    Map(TensorMap),
+}
+
+/// What TMA needs to know of an array: rows of bf16, copied in boxes of 64 × 64 with 128-byte swizzle.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct TensorMap(sys::CUtensorMap);
+
+// SAFETY: CUDA defines the structure as a kernel parameter passed by value.
+unsafe impl DeviceRepr for TensorMap {}
+
+impl TensorMap {
+    /// `rows` rows of `columns` elements, each row `stride` elements after the one before.
+    pub fn new(address: CUdeviceptr, rows: u64, columns: u64, stride: u64) -> Result<Self, CudaError> {
+        // SAFETY: plain data, filled in below.
+        let mut map = Self(unsafe { std::mem::zeroed() });
+        // SAFETY: the arrays live through the call and have `rank` (strides: one less) elements.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map.0,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                address as *mut _,
+                [columns, rows].as_ptr(),
+                [stride * 2].as_ptr(),
+                [64, 64].as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .doing("describing an array for TMA")?;
+        Ok(map)
+    }
+}

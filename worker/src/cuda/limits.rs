@@ -1,0 +1,98 @@
+//! What the kernels can compute, and how much of it fits into the GPU's memory.
+
+use disagg_engine::KvLayout;
+
+use super::backend::{ADJUSTS_MAX, BLOCK_SIZE};
+use super::device::Device;
+use super::forward::{Capacity, DECODE_ROWS_MAX, TILE};
+use super::lists::Draw;
+use super::{CudaError, Doing};
+use crate::model::ModelConfig;
+
+/// Elements of a row that the norm kernel keeps in registers: 1024 threads of 4 pieces of 8.
+const HIDDEN_MAX: usize = 32_768;
+
+/// Refuses what the kernels cannot compute.
+pub(super) fn check_model(device: &Device, config: &ModelConfig, sequences: u32) -> Result<(), CudaError> {
+    let refuse =
+        |cause: String| Err(CudaError { doing: "checking the model against the GPU".to_owned(), cause });
+    if device.capability < (8, 0) {
+        let (major, minor) = device.capability;
+        return refuse(format!("this GPU has compute capability {major}.{minor}; 8.0 or later is needed"));
+    }
+    if ![64, 128].contains(&config.head_dim) {
+        return refuse(format!("head_dim is {}; the CUDA kernels take 64 and 128", config.head_dim));
+    }
+    let group = config.num_heads / config.num_kv_heads;
+    if group > 8 {
+        return refuse(format!("{group} query heads share a KV head; the CUDA kernels take up to 8"));
+    }
+    if [config.hidden_size, config.intermediate_size, config.vocab_size].iter().any(|size| size % 8 != 0) {
+        return refuse("hidden_size, intermediate_size and vocab_size must be multiples of 8".to_owned());
+    }
+    if config.attention_output_bias || config.mlp_bias {
+        return refuse(
+            "biases on the attention output or in the MLP are not supported on CUDA yet".to_owned(),
+        );
+    }
+    if config.hidden_size > HIDDEN_MAX {
+        return refuse(format!(
+            "hidden_size is {}; the CUDA kernels take up to {HIDDEN_MAX}",
+            config.hidden_size
+        ));
+    }
+    if sequences > DECODE_ROWS_MAX {
+        return refuse(format!(
+            "--max-num-seqs is {sequences}; up to {DECODE_ROWS_MAX} is possible on a GPU"
+        ));
+    }
+    Ok(())
+}
+
+/// KV blocks that fit beside everything else.
+pub(super) fn fitting_blocks(
+    device: &Device,
+    config: &ModelConfig,
+    layout: &KvLayout,
+    capacity: Capacity,
+    utilization: f64,
+) -> Result<u32, CudaError> {
+    let (free, total) = device.context.mem_get_info().doing("asking for free memory")?;
+    let tokens = u64::from(capacity.tokens);
+    let widths =
+        4 * config.hidden_size + 2 * config.q_size() + 2 * config.kv_size() + 3 * config.intermediate_size;
+    let inputs = 4 * input_words(capacity, layout.blocks_for(capacity.model_len)) as u64;
+    let activations =
+        tokens * 2 * widths as u64 + u64::from(capacity.sequences) * 4 * config.vocab_size as u64;
+    // What cublasLt, graphs and the driver take besides.
+    let reserve = 1_u64 << 30;
+    let allowed = (total as f64 * utilization) as u64;
+    let used = (total - free) as u64;
+    let left = allowed.saturating_sub(used + activations + inputs + reserve);
+    let blocks = left / layout.block_bytes() as u64;
+    let needed = u64::from(layout.blocks_for(capacity.model_len));
+    if blocks < needed {
+        return Err(CudaError {
+            doing: "sizing the KV pool".to_owned(),
+            cause: format!(
+                "{} MiB are left for KV and one sequence of {} tokens needs {} MiB; \
+                 lower --max-model-len or --max-num-batched-tokens, or raise --gpu-memory-utilization",
+                left >> 20,
+                capacity.model_len,
+                (needed * layout.block_bytes() as u64) >> 20
+            ),
+        });
+    }
+    Ok(blocks.min(u64::from(u32::MAX / BLOCK_SIZE / 2)) as u32)
+}
+
+/// Words of input that the largest step has, with room for alignment and adjustments.
+pub(super) fn input_words(capacity: Capacity, table_stride: u32) -> usize {
+    let (tokens, sequences) = (capacity.tokens as usize, capacity.sequences as usize);
+    let tables = sequences * table_stride as usize;
+    // Every sequence may adjust each token that it has had, and those of its bias.
+    let adjusts = 6 * (sequences * (capacity.model_len as usize + 1024)).min(ADJUSTS_MAX);
+    let tiles = 4 * tokens.div_ceil(TILE as usize);
+    let draws = (size_of::<Draw>() / 4) * capacity.draws as usize;
+    3 * tokens + tiles + 24 * sequences + draws + tables + adjusts + 4096
+}
