@@ -87,6 +87,14 @@ fn load(config: &ModelConfig, limits: EngineLimits) -> anyhow::Result<(ModelCard
     let model = OpenModel::open(&source)?;
     let card = model.card.clone();
     let max_model_len = max_model_len(config.max_model_len, card.max_model_len)?;
+    // `auto` must work wherever the CPU does; a GPU that was asked for by name says what it cannot do.
+    let gpu = match cuda::check_config(&model.config) {
+        Err(why) if config.device == args::Device::Auto && gpu.is_some() => {
+            tracing::info!(%why, "computing on the CPU");
+            None
+        }
+        _ => gpu,
+    };
     let backend: Box<dyn Backend> = match gpu {
         Some(ordinal) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
         None => Box::new(cpu_backend(config, model)?),

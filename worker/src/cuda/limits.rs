@@ -20,6 +20,19 @@ pub(super) fn check_model(device: &Device, config: &ModelConfig, sequences: u32)
         let (major, minor) = device.capability;
         return refuse(format!("this GPU has compute capability {major}.{minor}; 8.0 or later is needed"));
     }
+    check_config(config)?;
+    if sequences > DECODE_ROWS_MAX {
+        return refuse(format!(
+            "--max-num-seqs is {sequences}; up to {DECODE_ROWS_MAX} is possible on a GPU"
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses models of a shape that the kernels do not take, on any GPU.
+pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
+    let refuse =
+        |cause: String| Err(CudaError { doing: "checking the model against the GPU".to_owned(), cause });
     if ![64, 128].contains(&config.head_dim) {
         return refuse(format!("head_dim is {}; the CUDA kernels take 64 and 128", config.head_dim));
     }
@@ -39,11 +52,6 @@ pub(super) fn check_model(device: &Device, config: &ModelConfig, sequences: u32)
         return refuse(format!(
             "hidden_size is {}; the CUDA kernels take up to {HIDDEN_MAX}",
             config.hidden_size
-        ));
-    }
-    if sequences > DECODE_ROWS_MAX {
-        return refuse(format!(
-            "--max-num-seqs is {sequences}; up to {DECODE_ROWS_MAX} is possible on a GPU"
         ));
     }
     Ok(())

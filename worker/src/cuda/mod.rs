@@ -35,6 +35,8 @@ pub mod weights;
 
 use std::fmt;
 
+pub use limits::check_config;
+
 /// Something that CUDA, cublasLt or NVRTC refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CudaError {
