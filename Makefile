@@ -64,7 +64,7 @@ acceptance: ## aiperf with the original's load against `disagg up`; REQUESTS=40 
 
 bench: ## serve a small model with a release build and measure: local against remote prefill
 	cargo build --release --locked
-	cargo bench --profile release --locked --package disagg-e2e --bench serving
+	DISAGG_BIN=$(CURDIR)/target/release/disagg cargo bench $(CARGO_CI) --bench serving
 
 # Every run of a property test draws new inputs; a failure prints the smallest input that it found.
 FUZZ_ROUNDS ?= 20

@@ -1,5 +1,5 @@
 //! Serves a model with one prefill and one decode worker behind a router and measures what a client sees, with every
-//! prompt prefilled locally and then with every prompt prefilled remotely. `make bench` runs it with a release build.
+//! prompt prefilled locally and then with every prompt prefilled remotely. `make bench` runs it against a release build.
 //!
 //! `DISAGG_BENCH_MODEL` names another model folder than the small one made on the spot; `DISAGG_BENCH_ISL`,
 //! `DISAGG_BENCH_OSL` and `DISAGG_BENCH_REQUESTS` set prompt length, output length and requests of each row.
