@@ -16,7 +16,8 @@ END_S = 20
 
 def executable():
     """`DISAGG_BIN`, or what `make build` made."""
-    path = pathlib.Path(os.environ.get("DISAGG_BIN", ROOT / "target/ci/disagg"))
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    path = pathlib.Path(os.environ.get("DISAGG_BIN", target / "ci/disagg"))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; `make build` makes it, DISAGG_BIN names another")
     return path

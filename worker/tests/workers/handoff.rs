@@ -73,7 +73,11 @@ async fn a_cut_connection_frees_blocks_on_both_sides() {
     midway.prefill.gate.open();
     midway.decode.idle().await;
     midway.prefill.idle().await;
-    assert_eq!(midway.prefill.metric(r#"disagg_worker_prefill_leases_total{outcome="given-up"}"#), 1);
+    // Counted just after the blocks are free.
+    until("the lease is counted", || {
+        midway.prefill.metric(r#"disagg_worker_prefill_leases_total{outcome="given-up"}"#) == 1
+    })
+    .await;
 }
 
 #[tokio::test]
