@@ -7,6 +7,7 @@
 
 #[cfg(feature = "crd")]
 pub mod crd;
+pub mod kubernetes;
 pub mod settings;
 
 #[cfg(feature = "crd")]

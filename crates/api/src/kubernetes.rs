@@ -1,0 +1,134 @@
+//! Names that the operator writes into a cluster and that router, CLI and users look for: children, labels,
+//! annotations, ports and environment variables.
+//!
+//! Text alone and no Kubernetes type, so that this module costs a router without a cluster nothing.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::settings::{FallbackPolicy, RouterSettings};
+
+/// Group of the resource, and prefix of our labels and annotations.
+pub const GROUP: &str = "disagg.dev";
+
+/// Label: name of the `DisaggDeployment`. On every child, and through its Service on every EndpointSlice.
+pub const LABEL_DEPLOYMENT: &str = "disagg.dev/deployment";
+/// Label: [`Component::as_str`]. On pods, on what makes them, on their Services and through those on EndpointSlices.
+pub const LABEL_ROLE: &str = "disagg.dev/role";
+
+/// Annotation of the settings ConfigMap: a JSON object of each key to the value that was last written on behalf of the
+/// resource.
+pub const ANNOTATION_SEEDED: &str = "disagg.dev/seeded";
+/// Annotation of the settings ConfigMap: a JSON object of all keys to the last values that were valid together. A
+/// router that starts while the data is bad serves by these.
+pub const ANNOTATION_LAST_GOOD: &str = "disagg.dev/last-good";
+/// Annotation of pod templates: hash of what a process reads only at its start. A change rolls the pods.
+pub const ANNOTATION_CONFIG_HASH: &str = "disagg.dev/config-hash";
+
+/// Port of a worker's gRPC server, also the name of the port.
+pub const WORKER_GRPC_PORT: u16 = 9000;
+/// Name of [`WORKER_GRPC_PORT`] in pods, Services and EndpointSlices.
+pub const WORKER_GRPC_PORT_NAME: &str = "grpc";
+/// Port of a worker's `/metrics`, `/health` and `/ready`.
+pub const WORKER_METRICS_PORT: u16 = 9090;
+/// Name of [`WORKER_METRICS_PORT`].
+pub const WORKER_METRICS_PORT_NAME: &str = "metrics";
+/// Port of a router's container: the OpenAI API, `/metrics`, `/health`, `/ready` and `/internal/*`. The port that
+/// clients use is that of the Service, which the resource can choose.
+pub const ROUTER_HTTP_PORT: u16 = 8181;
+/// Name of [`ROUTER_HTTP_PORT`] in pods and in the Service.
+pub const ROUTER_HTTP_PORT_NAME: &str = "http";
+
+/// Environment of a router in a cluster: the `DisaggDeployment` that it serves. Its workers are then found through the
+/// EndpointSlices with that [`LABEL_DEPLOYMENT`], and its settings are the ConfigMap [`settings_config_map`].
+pub const ENV_DEPLOYMENT: &str = "DISAGG_DEPLOYMENT";
+/// Environment of a router in a cluster: the namespace of all that.
+pub const ENV_NAMESPACE: &str = "DISAGG_NAMESPACE";
+
+/// The path on which a router says what settings it applies: a [`SettingsReport`] as JSON.
+pub const SETTINGS_PATH: &str = "/internal/settings";
+
+/// The parts of a deployment that are pods of their own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Component {
+    /// Prefill workers.
+    Prefill,
+    /// Decode workers.
+    Decode,
+    /// Routers.
+    Router,
+}
+
+impl Component {
+    /// Every component, in the order in which they are applied.
+    pub const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Router];
+
+    /// The value of [`LABEL_ROLE`], and the end of the children's names.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Router => "router",
+        }
+    }
+
+    /// Name of the StatefulSet or Deployment of this component, of its Service, PodDisruptionBudget and
+    /// NetworkPolicy. Each name ends in its component, so no two deployments of a namespace share one.
+    pub fn child(self, deployment: &str) -> String {
+        format!("{deployment}-{}", self.as_str())
+    }
+
+    /// The labels that select the pods of this component, and never change.
+    pub fn selector(self, deployment: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            (LABEL_DEPLOYMENT.to_owned(), deployment.to_owned()),
+            (LABEL_ROLE.to_owned(), self.as_str().to_owned()),
+        ])
+    }
+}
+
+/// Name of the ConfigMap with the router settings of a deployment.
+pub fn settings_config_map(deployment: &str) -> String {
+    Component::Router.child(deployment)
+}
+
+/// The answer to [`SETTINGS_PATH`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SettingsReport {
+    /// The values that new requests are placed by.
+    pub settings: SettingsValues,
+    /// `flags`, the path of a file, or `ConfigMap NAMESPACE/NAME`.
+    pub source: String,
+    /// Of a ConfigMap: the resourceVersion that was looked at last. If there is a problem with it, the values in force
+    /// are older.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
+    /// Why the source, as it is now, is not in force.
+    pub problem: Option<String>,
+}
+
+/// [`RouterSettings`] as JSON.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SettingsValues {
+    /// [`RouterSettings::max_local_prefill_length`].
+    pub max_local_prefill_length: u32,
+    /// [`RouterSettings::max_prefill_queue_depth`].
+    pub max_prefill_queue_depth: u32,
+    /// [`RouterSettings::fallback_policy`].
+    pub fallback_policy: FallbackPolicy,
+}
+
+impl From<&RouterSettings> for SettingsValues {
+    fn from(settings: &RouterSettings) -> Self {
+        // Destructured without `..`, so that a new setting has to be thought of here.
+        let RouterSettings { max_local_prefill_length, max_prefill_queue_depth, fallback_policy } = settings;
+        Self {
+            max_local_prefill_length: *max_local_prefill_length,
+            max_prefill_queue_depth: *max_prefill_queue_depth,
+            fallback_policy: *fallback_policy,
+        }
+    }
+}
