@@ -3,7 +3,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test lint fmt build unit e2e clients acceptance bench fuzz mutants
+CLUSTER_PY := python3 tests/cluster/cluster.py
+
+.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e clients acceptance bench fuzz mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -28,7 +30,7 @@ test -x $(1)/bin/python || { rm -rf $(1).tmp && python3 -m venv $(1).tmp \
 endef
 
 help: ## show this list
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
 
 test: ## everything: lint, build, unit, e2e, clients; each timed against its budget
 	@python3 tests/stages.py
@@ -48,6 +50,18 @@ unit: ## unit and property tests, and the tests of our scripts
 	cargo test $(CARGO_CI) --exclude disagg-e2e
 	python3 -m unittest discover --start-directory tests --pattern 'test_*.py'
 	python3 -m unittest discover --start-directory tests/mutants --pattern 'test_*.py'
+
+cluster: ## build the executables of the test cluster (Kubernetes, etcd) and helm; once, into the cache
+	$(CLUSTER_PY) build
+
+cluster-up: ## start a real Kubernetes of one node on this machine (root); needs no Docker
+	$(CLUSTER_PY) up
+
+cluster-down: ## end it and remove all that it left
+	$(CLUSTER_PY) down
+
+cluster-images: ## give it the product's images from target/ci; needs `make build` before
+	$(CLUSTER_PY) load $$($(CLUSTER_PY) images)
 
 e2e: ## end-to-end tests on real processes and sockets; no cluster part yet
 	cargo build $(CARGO_CI) --bins --test e2e

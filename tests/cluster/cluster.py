@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""A real Kubernetes of one node on this machine, for tests and for work by hand. Linux, root, Go and Python are all it
+needs; `make cluster-up` and `make e2e` call it.
+
+    cluster.py up                     start it, unless it runs
+    cluster.py down                   end it and remove all of it; also what a crash has left
+    cluster.py env                    shell commands that make kubectl and helm work with it: eval "$(… env)"
+    cluster.py run -- COMMAND…        run a command while it is up; one that was started for this is ended after it
+    cluster.py exec -- COMMAND…       run a command on the node
+    cluster.py load ARCHIVE…          give image archives to the node
+    cluster.py images                 make archives of the product's images from target/ci, and print their paths
+    cluster.py build                  build the executables that it runs, and helm
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+
+from testcluster import binaries, host, product
+from testcluster.errors import ClusterError
+from testcluster.layout import AUDIT_LOG, KUBECONFIG
+
+
+def main():
+    arguments = parse()
+    try:
+        return globals()[f"do_{arguments.verb}"](arguments)
+    except ClusterError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("up", "down", "env", "images", "build"):
+        verbs.add_parser(verb)
+    for verb in ("run", "exec"):
+        verbs.add_parser(verb).add_argument("command", nargs="+")
+    verbs.add_parser("load").add_argument("archive", nargs="+")
+    return parser.parse_args()
+
+
+def do_up(_):
+    host.up()
+    print('`eval "$(python3 tests/cluster/cluster.py env)"` makes kubectl and helm work with it', file=sys.stderr)
+
+
+def do_down(_):
+    host.down()
+
+
+def do_env(_):
+    host.require_up()
+    folders = f"{binaries.cluster()}:{binaries.helm().parent}"
+    print(f"export KUBECONFIG={KUBECONFIG}\nexport PATH={folders}:$PATH")
+
+
+def do_run(arguments):
+    environment = {"DISAGG_E2E_AUDIT_LOG": str(AUDIT_LOG), "KUBECONFIG": str(KUBECONFIG)}
+    with host.used():
+        child = subprocess.Popen(arguments.command, env=os.environ | environment)
+        # Told to end, we end the command, and then the cluster.
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        return child.wait()
+
+
+def do_exec(arguments):
+    command = host.enter(arguments.command)
+    os.execvp(command[0], command)
+
+
+def do_load(arguments):
+    host.require_up()
+    for archive in arguments.archive:
+        host.load(archive)
+
+
+def do_images(_):
+    for archive in product.write_images():
+        print(archive)
+
+
+def do_build(_):
+    print(binaries.cluster())
+    print(binaries.helm())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
