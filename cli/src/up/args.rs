@@ -74,10 +74,10 @@ pub(crate) struct UpArgs {
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=86_400))]
     pub(crate) startup_timeout_seconds: u32,
 
-    /// On Ctrl-C, longest time for open answers to end, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 10,
+    /// On Ctrl-C, longest time for open answers to end, in seconds [default: the file's, or 10]
+    #[arg(long, value_name = "SECONDS",
           value_parser = RangedU64ValueParser::<u32>::new().range(0..=3600))]
-    pub(crate) drain_seconds: u32,
+    pub(crate) drain_seconds: Option<u32>,
 
     /// Show what router and workers log: -v for progress, -vv for details. RUST_LOG goes first
     #[arg(short, long, action = clap::ArgAction::Count)]

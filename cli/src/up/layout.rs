@@ -54,11 +54,9 @@ impl Layout {
         let chosen = std::env::var_os("RUST_LOG").is_some_and(|level| !level.is_empty());
         let env = if chosen { Vec::new() } else { vec![("RUST_LOG", log_level.to_owned())] };
         let addresses: Vec<String> = self.workers.iter().map(ToString::to_string).collect();
-        let drain = args.drain_seconds;
-        let router = plan::router_args(&self.router.to_string(), &addresses, &self.settings, drain);
+        let router = plan::router_args(plan, &self.router.to_string(), &addresses, &self.settings);
         let workers = plan.workers();
-        let workers =
-            workers.iter().zip(&addresses).map(|(worker, listen)| worker.args(model, listen, drain));
+        let workers = workers.iter().zip(&addresses).map(|(worker, listen)| worker.args(model, listen));
         let processes = std::iter::once(router).chain(workers).zip(&self.names).map(|(args, name)| Process {
             name: name.clone(),
             program: program.clone(),

@@ -5,6 +5,7 @@
 
 mod args;
 mod banner;
+mod cluster_only;
 mod layout;
 mod model;
 mod plan;
@@ -57,7 +58,7 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         restart_delay_max: Duration::from_secs(10),
         stable_after: Duration::from_secs(30),
         start_attempts: 3,
-        stop_grace: Duration::from_secs(args.drain_seconds.into()) + STOP_MARGIN,
+        stop_grace: Duration::from_secs(plan.drain_seconds.into()) + STOP_MARGIN,
     };
     let processes = layout.processes(&plan, &model_folder.path, &args)?;
     let output: Arc<dyn Output> = Arc::clone(&console) as _;

@@ -7,12 +7,16 @@ use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, RandomM
 use disagg_api::settings::RouterSettings;
 
 use super::args::UpArgs;
+use super::cluster_only;
 
 /// The deployment that runs without `-f`.
 pub(crate) const DEMO: &str = include_str!("../../../deploy/samples/demo.yaml");
 
 /// The port when neither flag nor file names one.
 const PORT_DEFAULT: u16 = 8181;
+
+/// Longest time for open answers to end when neither flag nor file names one.
+const DRAIN_SECONDS_DEFAULT: u32 = 10;
 
 /// The most workers that `up` runs; each holds a whole model.
 const WORKERS_MAX: u32 = 64;
@@ -24,7 +28,7 @@ pub(crate) enum PlanError {
     Invalid(#[from] Invalid),
     /// A field that has no effect without a cluster is refused, not passed over.
     #[error("{field}: {message}")]
-    Refused { field: &'static str, message: String },
+    Refused { field: String, message: String },
 }
 
 /// Everything that is to run.
@@ -40,6 +44,17 @@ pub(crate) struct Plan {
     /// 0: any free one.
     pub(crate) port: u16,
     pub(crate) settings: RouterSettings,
+    pub(crate) router: RouterLimits,
+    /// Longest time for open answers to end.
+    pub(crate) drain_seconds: u32,
+}
+
+/// Limits of the router that the resource sets.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct RouterLimits {
+    pub(crate) max_in_flight: Option<u32>,
+    pub(crate) request_timeout_seconds: Option<u32>,
+    pub(crate) max_wait_for_worker_seconds: Option<u32>,
 }
 
 /// Where the model comes from.
@@ -71,6 +86,9 @@ impl Plan {
         let settings = deployment.validate()?;
         let served_name = deployment.served_name().to_owned();
         let spec = deployment.spec;
+        if let Some((field, why)) = cluster_only::field(&spec) {
+            return Err(PlanError::Refused { field, message: why.to_owned() });
+        }
 
         let model = match (&args.model, spec.model.source.path, spec.model.source.random) {
             (Some(flag), ..) => Model::Folder(flag.clone()),
@@ -78,7 +96,7 @@ impl Plan {
             (None, None, Some(RandomModel { seed })) => Model::Random { seed: seed.map_or(0, number).into() },
             (None, None, None) => {
                 return Err(PlanError::Refused {
-                    field: "spec.model.source.hubId",
+                    field: "spec.model.source.hubId".to_owned(),
                     message:
                         "`disagg up` does not download models yet; download the folder and name it with \
                               spec.model.source.path or --model"
@@ -88,7 +106,7 @@ impl Plan {
         };
         if let Some(replicas @ 2..) = spec.router.replicas {
             return Err(PlanError::Refused {
-                field: "spec.router.replicas",
+                field: "spec.router.replicas".to_owned(),
                 message: format!("`disagg up` runs one router, not {replicas}; leave the field out"),
             });
         }
@@ -99,13 +117,13 @@ impl Plan {
         let (prefill, decode) = (workers(spec.prefill), workers(spec.decode));
         if decode.count == 0 {
             return Err(PlanError::Refused {
-                field: "spec.decode.replicas",
+                field: "spec.decode.replicas".to_owned(),
                 message: "`disagg up` needs at least one decode worker to be ready".to_owned(),
             });
         }
         if prefill.count.saturating_add(decode.count) > WORKERS_MAX {
             return Err(PlanError::Refused {
-                field: "spec.prefill.replicas and spec.decode.replicas",
+                field: "spec.prefill.replicas and spec.decode.replicas".to_owned(),
                 message: format!("`disagg up` runs at most {WORKERS_MAX} workers on one machine"),
             });
         }
@@ -122,6 +140,15 @@ impl Plan {
                 .or_else(|| spec.router.port.and_then(|port| port.try_into().ok()))
                 .unwrap_or(PORT_DEFAULT),
             settings,
+            router: RouterLimits {
+                max_in_flight: spec.router.max_in_flight.map(number),
+                request_timeout_seconds: spec.router.request_timeout_seconds.map(number),
+                max_wait_for_worker_seconds: spec.router.max_wait_for_worker_seconds.map(number),
+            },
+            drain_seconds: args
+                .drain_seconds
+                .or(spec.drain_seconds.map(number))
+                .unwrap_or(DRAIN_SECONDS_DEFAULT),
         })
     }
 
@@ -153,7 +180,7 @@ impl Worker<'_> {
     }
 
     /// Arguments of `disagg`.
-    pub(crate) fn args(&self, model_folder: &Path, listen: &str, drain_seconds: u32) -> Vec<OsString> {
+    pub(crate) fn args(&self, model_folder: &Path, listen: &str) -> Vec<OsString> {
         let plan = self.plan;
         let engine = if self.role == "prefill" { &plan.prefill.engine } else { &plan.decode.engine };
         // Destructured without `..`, so that a new option has to be thought of here.
@@ -162,6 +189,7 @@ impl Worker<'_> {
             max_num_seqs,
             kv_cache_bytes,
             num_blocks,
+            gpu_memory_utilization_percent,
             enable_chunked_prefill,
             enable_prefix_caching,
         } = engine;
@@ -184,28 +212,29 @@ impl Worker<'_> {
         args.option("--max-num-seqs", *max_num_seqs);
         args.option("--kv-cache-bytes", *kv_cache_bytes);
         args.option("--num-blocks", *num_blocks);
+        let share = gpu_memory_utilization_percent.map(|percent| f64::from(percent) / 100.0);
+        args.option("--gpu-memory-utilization", share);
         args.option("--enable-chunked-prefill", *enable_chunked_prefill);
         args.option("--enable-prefix-caching", *enable_prefix_caching);
-        args.flag("--drain-seconds", drain_seconds.to_string());
+        args.flag("--drain-seconds", plan.drain_seconds.to_string());
         args.0.push("--exit-with-stdin".into());
         args.0
     }
 }
 
 /// Arguments of `disagg` for the router.
-pub(crate) fn router_args(
-    listen: &str,
-    workers: &[String],
-    settings: &Path,
-    drain_seconds: u32,
-) -> Vec<OsString> {
+pub(crate) fn router_args(plan: &Plan, listen: &str, workers: &[String], settings: &Path) -> Vec<OsString> {
     let mut args = Args::new("router");
     args.flag("--listen", listen);
     for worker in workers {
         args.flag("--worker", worker);
     }
     args.flag("--settings", settings);
-    args.flag("--drain-timeout-seconds", drain_seconds.to_string());
+    let RouterLimits { max_in_flight, request_timeout_seconds, max_wait_for_worker_seconds } = plan.router;
+    args.option("--max-in-flight", max_in_flight);
+    args.option("--request-timeout-seconds", request_timeout_seconds);
+    args.option("--max-wait-for-worker-seconds", max_wait_for_worker_seconds);
+    args.flag("--drain-timeout-seconds", plan.drain_seconds.to_string());
     args.0.push("--exit-with-stdin".into());
     args.0
 }

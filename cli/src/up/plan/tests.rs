@@ -37,7 +37,7 @@ struct AsRouter {
 
 /// What the worker itself makes of the arguments we give it.
 fn worker_config(plan: &Plan, index: usize) -> WorkerConfig {
-    let args = plan.workers()[index].args(Path::new("/m"), "127.0.0.1:20000", 9);
+    let args = plan.workers()[index].args(Path::new("/m"), "127.0.0.1:20000");
     AsWorker::try_parse_from(args).unwrap().args.resolve().unwrap()
 }
 
@@ -118,7 +118,7 @@ fn every_engine_option_reaches_its_worker() {
         assert_eq!(config.model.block_size, 64);
         assert_eq!(config.model.load_format, WorkerLoadFormat::Auto);
         assert_eq!(config.serve.listen, "127.0.0.1:20000");
-        assert_eq!(config.serve.drain.as_secs(), 9);
+        assert_eq!(config.serve.drain.as_secs(), 10, "what neither flag nor file names has its default");
         assert!(config.exit_with_stdin, "no worker outlives `up`");
     }
 }
@@ -148,7 +148,8 @@ fn names_that_look_like_flags_are_values() {
 #[test]
 fn the_router_knows_its_workers_and_the_settings_file() {
     let workers = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
-    let args = router_args("127.0.0.1:8181", &workers, Path::new("/s.yaml"), 4);
+    let flags = UpArgs { drain_seconds: Some(4), ..UpArgs::default() };
+    let args = router_args(&demo(&flags), "127.0.0.1:8181", &workers, Path::new("/s.yaml"));
     let args = AsRouter::try_parse_from(args).unwrap().args;
     assert_eq!(args.workers, workers);
     assert_eq!(
@@ -172,6 +173,48 @@ fn what_up_cannot_do_is_refused_by_field() {
     assert!(refused(&many).contains("at most 64 workers"), "{}", refused(&many));
     let bad = demo_and("  router: {port: 70000}\n");
     assert!(refused(&bad).starts_with("spec.router.port: must be"), "{}", refused(&bad));
+}
+
+#[test]
+fn what_a_cluster_alone_understands_is_refused_by_field() {
+    for (lines, field) in [
+        ("  images: {worker: a}\n", "spec.images"),
+        ("  router: {resources: {limits: {cpu: 1}}}\n", "spec.router.resources"),
+        ("  router: {service: {type: NodePort}}\n", "spec.router.service"),
+        ("  router: {podTemplate: {nodeSelector: {a: b}}}\n", "spec.router.podTemplate"),
+    ] {
+        let error = plan_of(&demo_and(lines), &UpArgs::default()).unwrap_err();
+        assert!(error.starts_with(&format!("{field}: `disagg up` starts processes")), "{error}");
+    }
+    for (role, inner, field) in [
+        ("prefill", "resources: {requests: {memory: 1Gi}}", "spec.prefill.resources"),
+        ("decode", "podTemplate: {env: [{name: A}]}", "spec.decode.podTemplate"),
+    ] {
+        let text = DEMO.replace(&format!("  {role}:\n"), &format!("  {role}:\n    {inner}\n"));
+        let error = plan_of(&text, &UpArgs::default()).unwrap_err();
+        assert!(error.starts_with(field), "{error}");
+    }
+    for (source, field) in [
+        ("pvc: {claimName: a}", "spec.model.source.pvc: "),
+        ("image: {reference: a}", "spec.model.source.image: "),
+        ("hubId: a/b\n    hubTokenSecret: {name: a}", "spec.model.hubTokenSecret: "),
+    ] {
+        let error = plan_of(&DEMO.replace("random: {}", source), &UpArgs::default()).unwrap_err();
+        assert!(error.starts_with(field), "{error}");
+    }
+}
+
+#[test]
+fn limits_of_router_and_drain_reach_the_processes() {
+    let text = demo_and(
+        "  router: {maxInFlight: 7, requestTimeoutSeconds: 8, maxWaitForWorkerSeconds: 0}\n  drainSeconds: 3\n",
+    );
+    let plan = plan_of(&text, &UpArgs::default()).unwrap();
+    let args = router_args(&plan, "127.0.0.1:8181", &["127.0.0.1:1".to_owned()], Path::new("/s.yaml"));
+    let args = AsRouter::try_parse_from(args).unwrap().args;
+    assert_eq!((args.max_in_flight, args.request_timeout_seconds), (7, 8));
+    assert_eq!((args.max_wait_for_worker_seconds, args.drain_timeout_seconds), (0, 3));
+    assert_eq!(worker_config(&plan, 0).serve.drain.as_secs(), 3);
 }
 
 #[test]
