@@ -83,8 +83,8 @@ impl Settings {
 impl RouterClient {
     /// `url` is that of the router's HTTP endpoint, for example `http://127.0.0.1:8181`.
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let http =
-            reqwest::Client::builder().timeout(TIMEOUT).build().context("cannot make an HTTP client")?;
+        let http = disagg_worker::https::client_builder(url).timeout(TIMEOUT).build();
+        let http = http.with_context(|| format!("cannot make an HTTP client for {url}"))?;
         Ok(Self { url: url.trim_end_matches('/').to_owned(), http })
     }
 

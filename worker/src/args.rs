@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use disagg_core::{Role, WorkerId};
 
+use crate::hub::ModelRef;
 use crate::model::LoadFormat;
 
 /// Longest worker name, in bytes; the length of a Kubernetes pod name.
@@ -109,11 +109,12 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_METRICS_LISTEN", value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,
 
-    /// Model folder in the Hugging Face layout: config.json, tokenizer.json, *.safetensors
-    #[arg(long, env = "DISAGG_MODEL", value_name = "FOLDER")]
-    pub model: PathBuf,
+    /// Model: a folder in the Hugging Face layout (config.json, tokenizer.json, *.safetensors), or ORG/NAME[@REVISION]
+    /// on the Hugging Face hub, which is downloaded into HF_HOME unless it is there. HF_TOKEN opens gated models
+    #[arg(long, env = "DISAGG_MODEL", value_name = "FOLDER|ORG/NAME")]
+    pub model: ModelRef,
 
-    /// Name that clients put into `model` [default: the folder's name]
+    /// Name that clients put into `model` [default: the folder's name, or ORG/NAME]
     #[arg(long, env = "DISAGG_SERVED_MODEL_NAME", value_name = "NAME")]
     pub served_model_name: Option<String>,
 
@@ -210,8 +211,8 @@ pub enum PoolSize {
 /// Which model, and how to get it into memory.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelConfig {
-    /// Folder in the Hugging Face layout.
-    pub folder: PathBuf,
+    /// Where it is.
+    pub model: ModelRef,
     /// Name that clients use.
     pub served_model_name: String,
     /// Where weights come from.
@@ -349,11 +350,14 @@ impl WorkerArgs {
                 return Err(ArgsError::new("served-model-name", "must not be empty"));
             }
             Some(name) => name,
-            None => folder_name(&self.model)?,
+            None => self.model.default_name().ok_or_else(|| {
+                let message = format!("needed, since {} has no usable name", self.model);
+                ArgsError::new("served-model-name", message)
+            })?,
         };
         Ok(WorkerConfig {
             model: ModelConfig {
-                folder: self.model,
+                model: self.model,
                 served_model_name,
                 load_format: self.load_format,
                 seed: self.seed,
@@ -401,14 +405,6 @@ fn at_least_one(flag: &'static str, value: u32) -> Result<(), ArgsError> {
     if value == 0 { Err(ArgsError::new(flag, "at least 1 is needed")) } else { Ok(()) }
 }
 
-fn folder_name(folder: &std::path::Path) -> Result<String, ArgsError> {
-    // `.` and `..` have no name until they are resolved.
-    let resolved = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-    resolved.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
-        ArgsError::new("served-model-name", format!("needed, since {} has no usable name", folder.display()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -438,6 +434,14 @@ mod tests {
         assert_eq!(config.model.pool, PoolSize::Default);
         assert_eq!(config.model.device, Device::Auto);
         assert!(config.serve.limits.enable_chunked_prefill);
+    }
+
+    #[test]
+    fn a_model_on_the_hub_is_served_by_its_whole_name() {
+        let flags = ["worker", "--model", "org/name@v2"];
+        let config = Cli::try_parse_from(flags).unwrap().args.resolve().unwrap();
+        assert_eq!(config.model.served_model_name, "org/name");
+        assert!(matches!(config.model.model, ModelRef::Hub(ref model) if model.revision() == "v2"));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub mod cuda;
 pub mod engine_thread;
 pub mod handoff;
 mod http;
+pub mod https;
+pub mod hub;
 pub mod identity;
 pub mod metrics;
 pub mod model;
@@ -20,6 +22,8 @@ pub mod transport;
 
 use std::future::Future;
 use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use disagg_engine::{Backend, KvLayout};
@@ -30,6 +34,7 @@ use args::{ArgsError, EngineLimits, ModelConfig, PoolSize};
 use backend::candle::CandleBackend;
 use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::weights::Origin;
+use hub::{HubConfig, Lines, ModelRef};
 use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource};
 use server::Server;
 
@@ -53,7 +58,11 @@ pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow
     tokio::pin!(shutdown);
 
     let limits = config.serve.limits;
-    let loading = tokio::task::spawn_blocking(move || load(&config.model, limits));
+    let folder = tokio::select! {
+        folder = model_folder(&config.model) => folder?,
+        () = &mut shutdown => return Ok(()),
+    };
+    let loading = tokio::task::spawn_blocking(move || load(&config.model, folder, limits));
     let (card, max_model_len, backend) = tokio::select! {
         loaded = loading => loaded.context("loading the model panicked")??,
         () = &mut shutdown => return Ok(()),
@@ -69,8 +78,23 @@ pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow
     Ok(())
 }
 
+/// The model's folder, downloaded first if need be.
+async fn model_folder(config: &ModelConfig) -> anyhow::Result<PathBuf> {
+    match &config.model {
+        ModelRef::Folder(folder) => Ok(folder.clone()),
+        ModelRef::Hub(model) => {
+            let lines: Lines = Arc::new(|line| tracing::info!("{line}"));
+            Ok(hub::fetch(model, config.load_format, &HubConfig::from_env()?, lines).await?)
+        }
+    }
+}
+
 /// Reads the model and makes its backend. Blocks.
-fn load(config: &ModelConfig, limits: EngineLimits) -> anyhow::Result<(ModelCard, u32, Box<dyn Backend>)> {
+fn load(
+    config: &ModelConfig,
+    folder: PathBuf,
+    limits: EngineLimits,
+) -> anyhow::Result<(ModelCard, u32, Box<dyn Backend>)> {
     if let Some(threads) = config.threads {
         // Fails if something has used the pool before, as tests may; the model then runs on the threads there are.
         if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global() {
@@ -79,7 +103,7 @@ fn load(config: &ModelConfig, limits: EngineLimits) -> anyhow::Result<(ModelCard
     }
     let gpu = choose_gpu(config.device)?;
     let source = ModelSource {
-        path: config.folder.clone(),
+        path: folder,
         format: config.load_format,
         seed: config.seed,
         served_model_name: Some(config.served_model_name.clone()),

@@ -16,7 +16,7 @@ const CONCURRENCY: usize = 10;
 /// with --rate. The size of prompts is calibrated with a few short requests. The exit code is 1 when any request failed.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct BenchArgs {
-    /// URL of the server, with or without `/v1`; plain HTTP
+    /// URL of the server, http or https, with or without `/v1`
     #[arg(long, env = "DISAGG_ROUTER", value_name = "URL", default_value = "http://127.0.0.1:8181")]
     pub(super) url: String,
 
@@ -146,9 +146,8 @@ impl BenchArgs {
         let url = url.strip_suffix("/v1").unwrap_or(url);
         let parsed = reqwest::Url::parse(url).with_context(|| format!("--url {}: not a URL", self.url))?;
         match parsed.scheme() {
-            "http" => Ok(url.to_owned()),
-            "https" => bail!("--url {}: HTTPS is not supported yet; use a port-forward or a proxy", self.url),
-            other => bail!("--url {}: {other} is no scheme of a server; use http", self.url),
+            "http" | "https" => Ok(url.to_owned()),
+            other => bail!("--url {}: {other} is no scheme of a server; use http or https", self.url),
         }
     }
 }
@@ -210,7 +209,8 @@ mod tests {
             assert_eq!(base(url).unwrap(), "http://h:1");
         }
         assert_eq!(base("http://h/path/v1").unwrap(), "http://h/path");
-        assert!(base("https://h").unwrap_err().to_string().contains("HTTPS"));
+        assert_eq!(base("https://h/v1").unwrap(), "https://h");
+        assert!(base("ftp://h").unwrap_err().to_string().contains("use http or https"));
         assert!(base("h:1").is_err());
         assert!(base("nothing").is_err());
     }

@@ -54,15 +54,16 @@ pub(crate) async fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 
 /// The server and the model that the load is for, checked as far as that can be done beforehand.
 async fn connect(args: &BenchArgs) -> anyhow::Result<Server> {
-    let http = reqwest::Client::builder()
+    let base = args.base_url()?;
+    let http = disagg_worker::https::client_builder(&base)
         .connect_timeout(std::time::Duration::from_secs(10))
         .pool_max_idle_per_host(usize::MAX)
         .tcp_nodelay(true)
         .build()
-        .context("cannot make an HTTP client")?;
+        .with_context(|| format!("cannot make an HTTP client for {base}"))?;
     let mut server = Server {
         http,
-        base: args.base_url()?,
+        base,
         api_key: args.api_key.clone(),
         model: args.model.clone().unwrap_or_default(),
         endpoint: args.endpoint,

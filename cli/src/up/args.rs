@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use disagg_api::crd::{LoadFormat, limits};
+use disagg_worker::hub::ModelRef;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -12,6 +13,8 @@ Examples:
       One prefill worker, one decode worker, a small random model, at http://127.0.0.1:8181.
   disagg up --model ./my-llama --prefill 2 --decode 2
       A model of yours, a folder in the Hugging Face layout, on four workers.
+  disagg up --model Qwen/Qwen3-0.6B
+      A model from the Hugging Face hub, downloaded once.
   disagg up -f deployment.yaml --port 9000
       What a DisaggDeployment says, on another port.
 
@@ -29,11 +32,12 @@ pub(crate) struct UpArgs {
     #[arg(short, long, value_name = "CR.yaml")]
     pub(crate) file: Option<PathBuf>,
 
-    /// Folder of the model in the Hugging Face layout. Without one, a small random model is made
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) model: Option<PathBuf>,
+    /// The model: a folder in the Hugging Face layout, or ORG/NAME[@REVISION] on the Hugging Face hub, downloaded into
+    /// HF_HOME with the token of HF_TOKEN. Without one, a small random model is made
+    #[arg(long, value_name = "FOLDER|ORG/NAME")]
+    pub(crate) model: Option<ModelRef>,
 
-    /// Name that clients send as "model" [default: the file's, or the model folder's]
+    /// Name that clients send as "model" [default: the file's, or the folder's name, or ORG/NAME]
     #[arg(long, value_name = "NAME")]
     pub(crate) served_model_name: Option<String>,
 

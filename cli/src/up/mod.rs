@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use disagg_api::DisaggDeployment;
+use disagg_worker::hub;
 
 pub(crate) use args::UpArgs;
 use layout::Layout;
@@ -47,8 +48,15 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let console = Arc::new(Console::stderr(layout.names.clone()));
 
-    let model = plan.model.clone();
-    let model_folder = tokio::task::spawn_blocking(move || model::prepare(&model)).await??;
+    let said = Arc::clone(&console);
+    let lines: hub::Lines = Arc::new(move |line| said.say(line));
+    let model_folder = tokio::select! {
+        folder = model::prepare(&plan.model, plan.load_format, lines) => folder?,
+        name = signals.next() => {
+            console.say(&format!("{name}: stopped before anything was started"));
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     describe(&console, &plan, &model_folder);
     // `disagg threshold` changes this file, and the router follows it.
     state::write_atomically(&layout.settings, &plan.settings.to_yaml())?;
@@ -87,10 +95,12 @@ fn describe(console: &Console, plan: &Plan, folder: &model::Folder) {
     let path = folder.path.display();
     match plan.model {
         Model::Random { .. } if folder.made => console.say(&format!("made a small random model in {path}")),
+        Model::Hub(ref model) => console.say(&format!("model: {model} from the hub, in {path}")),
         _ => console.say(&format!("model: {path}")),
     }
     if matches!(plan.model, Model::Random { .. }) {
-        console.say("its weights are random: it talks nonsense. Give a model of yours with --model FOLDER");
+        console
+            .say("its weights are random: it talks nonsense. --model takes a folder, or ORG/NAME on the hub");
     }
     let (prefill, decode) = (plan.prefill.count, plan.decode.count);
     console.say(&format!("starting 1 router, {prefill} prefill and {decode} decode worker(s)"));

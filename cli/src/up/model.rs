@@ -1,8 +1,10 @@
-//! The model's folder: checked if it is the user's, made if there is none.
+//! The model's folder: checked if it is the user's, downloaded if it is on the hub, made if there is none.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use disagg_api::crd::LoadFormat;
+use disagg_worker::hub::{self, HubConfig, Lines};
 
 use super::plan::Model;
 use crate::state;
@@ -17,8 +19,8 @@ pub(super) struct Folder {
     pub(super) made: bool,
 }
 
-/// The folder of `model`. Blocks while a random one is written.
-pub(super) fn prepare(model: &Model) -> anyhow::Result<Folder> {
+/// The folder of `model`. It is downloaded here, once, and not by each worker; `lines` tells how far that is.
+pub(super) async fn prepare(model: &Model, format: LoadFormat, lines: Lines) -> anyhow::Result<Folder> {
     match model {
         Model::Folder(path) => {
             check(path)?;
@@ -26,14 +28,29 @@ pub(super) fn prepare(model: &Model) -> anyhow::Result<Folder> {
             let path = std::path::absolute(path)?;
             Ok(Folder { path, made: false })
         }
-        Model::Random { seed } => random(&state::cache_folder()?.join("models"), *seed),
+        Model::Hub(model) => {
+            let format = match format {
+                LoadFormat::Auto => disagg_worker::model::LoadFormat::Auto,
+                LoadFormat::Dummy => disagg_worker::model::LoadFormat::Dummy,
+            };
+            let path = hub::fetch(model, format, &HubConfig::from_env()?, lines).await?;
+            Ok(Folder { path, made: false })
+        }
+        Model::Random { seed } => {
+            let (cache, seed) = (state::cache_folder()?.join("models"), *seed);
+            tokio::task::spawn_blocking(move || random(&cache, seed)).await?
+        }
     }
 }
 
 /// What can be said about a folder before a worker reads it.
 fn check(folder: &Path) -> anyhow::Result<()> {
     if !folder.exists() {
-        bail!("the model folder {} does not exist (--model, or spec.model.source.path)", folder.display());
+        bail!(
+            "the model folder {} does not exist (--model, or spec.model.source.path); a model on the hub is named \
+             ORG/NAME",
+            folder.display()
+        );
     }
     if !folder.join("config.json").is_file() {
         bail!(
@@ -97,7 +114,7 @@ mod tests {
     #[test]
     fn folders_that_hold_no_model_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let error = |path: &Path| prepare(&Model::Folder(path.to_owned())).err().unwrap().to_string();
+        let error = |path: &Path| check(path).unwrap_err().to_string();
         assert!(error(&folder.path().join("absent")).contains("does not exist"));
         assert!(error(folder.path()).contains("has no config.json"));
     }

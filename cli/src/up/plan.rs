@@ -3,8 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, RandomModel};
+use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, ModelSource, RandomModel};
 use disagg_api::settings::RouterSettings;
+use disagg_worker::hub::{BadHubModel, HubModel, ModelRef};
 
 use super::args::UpArgs;
 use super::cluster_only;
@@ -61,6 +62,8 @@ pub(crate) struct RouterLimits {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Model {
     Folder(PathBuf),
+    /// On the hub, or in its cache.
+    Hub(HubModel),
     /// To be made on the spot.
     Random {
         seed: u64,
@@ -90,20 +93,7 @@ impl Plan {
             return Err(PlanError::Refused { field, message: why.to_owned() });
         }
 
-        let model = match (&args.model, spec.model.source.path, spec.model.source.random) {
-            (Some(flag), ..) => Model::Folder(flag.clone()),
-            (None, Some(path), _) => Model::Folder(folder.join(path)),
-            (None, None, Some(RandomModel { seed })) => Model::Random { seed: seed.map_or(0, number).into() },
-            (None, None, None) => {
-                return Err(PlanError::Refused {
-                    field: "spec.model.source.hubId".to_owned(),
-                    message:
-                        "`disagg up` does not download models yet; download the folder and name it with \
-                              spec.model.source.path or --model"
-                            .to_owned(),
-                });
-            }
-        };
+        let model = model(spec.model.source, folder, args)?;
         if let Some(replicas @ 2..) = spec.router.replicas {
             return Err(PlanError::Refused {
                 field: "spec.router.replicas".to_owned(),
@@ -266,19 +256,35 @@ impl Args {
     }
 }
 
+/// What the flag names, or else the resource. Without both the built-in demo is the resource, so [`DEMO`] says what
+/// `disagg up` alone serves.
+fn model(source: ModelSource, folder: &Path, args: &UpArgs) -> Result<Model, PlanError> {
+    match (&args.model, source) {
+        (Some(ModelRef::Folder(flag)), _) => Ok(Model::Folder(flag.clone())),
+        (Some(ModelRef::Hub(flag)), _) => Ok(Model::Hub(flag.clone())),
+        (None, ModelSource { path: Some(path), .. }) => Ok(Model::Folder(folder.join(path))),
+        (None, ModelSource { hub_id: Some(id), revision, .. }) => {
+            let refused = |error: BadHubModel| PlanError::Refused {
+                field: "spec.model.source.hubId".to_owned(),
+                message: error.to_string(),
+            };
+            HubModel::new(&id, revision.as_deref()).map(Model::Hub).map_err(refused)
+        }
+        (None, ModelSource { random, .. }) => {
+            let seed = random.and_then(|RandomModel { seed }| seed);
+            Ok(Model::Random { seed: seed.map_or(0, number).into() })
+        }
+    }
+}
+
 fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
     let spec = &mut deployment.spec;
-    if let Some(folder) = &args.model {
-        spec.model.source = disagg_api::crd::ModelSource {
-            path: Some(folder.to_string_lossy().into_owned()),
-            ..Default::default()
-        };
+    if let Some(model) = &args.model {
+        // `model` has the flag itself; the source only has to be valid.
+        spec.model.source = ModelSource { path: Some(model.to_string()), ..ModelSource::default() };
         // The name in the demo says nothing about this model; the name in a user's own file was meant.
         if args.file.is_none() {
-            let name = std::path::absolute(folder).ok();
-            let name =
-                name.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-            spec.model.served_name = name.or_else(|| spec.model.served_name.take());
+            spec.model.served_name = model.default_name().or_else(|| spec.model.served_name.take());
         }
     }
     if let Some(name) = &args.served_model_name {

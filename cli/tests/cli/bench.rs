@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fake_server::{Behaviour, start};
+use crate::fake_server::{Behaviour, start, start_tls};
 use crate::harness::{Up, disagg, stdout};
 
 /// Runs it with `--json -`.
@@ -59,6 +59,31 @@ async fn known_delays_are_what_is_reported() {
         let table = String::from_utf8_lossy(&output.stderr);
         assert!(table.contains("TTFT (ms)") && table.contains("measured: 20 of 20 done"), "{table}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn https_is_measured_and_strange_certificates_are_refused() {
+    let (url, certificate) = start_tls(Behaviour::default()).await;
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("certificate.pem");
+    std::fs::write(&file, certificate).unwrap();
+    let load = ["--isl", "50", "--osl", "3", "--requests", "4", "--warmup", "0", "--concurrency", "2"];
+    let run = async |trusted: bool| {
+        let mut command = disagg(home.path(), &["bench", "--url", &url, "--json", "-"]);
+        command.args(load).env_remove("OPENAI_API_KEY");
+        if trusted {
+            command.env("SSL_CERT_FILE", &file);
+        }
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    let trusted = run(true).await;
+    assert!(trusted.status.success(), "{trusted:?}");
+    let json: Value = serde_json::from_str(stdout(&trusted)).unwrap();
+    assert_eq!(json["summary"]["completed"], 4);
+    let unknown = run(false).await;
+    assert_eq!(unknown.status.code(), Some(1));
+    let log = String::from_utf8_lossy(&unknown.stderr);
+    assert!(log.contains(&format!("no server answers at {url}")) && log.contains("certificate"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,9 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::TcpListener;
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 /// What it does.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,25 +28,59 @@ pub(crate) struct Behaviour {
     pub(crate) faulty: bool,
 }
 
+/// A connection, with TLS or without.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
 /// Listens on a port of its own; gives its URL. Ends with the test's runtime.
 pub(crate) async fn start(behaviour: Behaviour) -> String {
+    listen(behaviour, None).await
+}
+
+/// The same over HTTPS, with a certificate of its own; gives the URL and the certificate as PEM.
+pub(crate) async fn start_tls(behaviour: Behaviour) -> (String, String) {
+    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(own.signing_key.serialize_der().into());
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![own.cert.der().clone()], key).unwrap();
+    (listen(behaviour, Some(TlsAcceptor::from(Arc::new(config)))).await, own.cert.pem())
+}
+
+async fn listen(behaviour: Behaviour, tls: Option<TlsAcceptor>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
     let count = Arc::new(AtomicU64::new(0));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let count = Arc::clone(&count);
-            // A client that goes away is no failure of the server.
-            tokio::spawn(async move { serve(stream, behaviour, &count).await.unwrap_or_default() });
+            let (count, tls) = (Arc::clone(&count), tls.clone());
+            tokio::spawn(async move {
+                stream.set_nodelay(true).unwrap();
+                // A client that goes away, or that does not like the certificate, is no failure of the server.
+                let stream: Box<dyn Stream> = match tls {
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => Box::new(stream),
+                        Err(_) => return,
+                    },
+                    None => Box::new(stream),
+                };
+                let mut stream = BufReader::new(stream);
+                serve(&mut stream, behaviour, &count).await.unwrap_or_default();
+                // A TLS stream says goodbye, or its end reads as one that was cut.
+                stream.shutdown().await.unwrap_or_default();
+            });
         }
     });
     url
 }
 
 /// One request a connection.
-async fn serve(stream: TcpStream, behaviour: Behaviour, count: &AtomicU64) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut stream = BufReader::new(stream);
+async fn serve(
+    stream: &mut BufReader<Box<dyn Stream>>,
+    behaviour: Behaviour,
+    count: &AtomicU64,
+) -> std::io::Result<()> {
     let (mut head, mut length) = (String::new(), 0);
     while !head.ends_with("\r\n\r\n") {
         let mut line = String::new();
@@ -54,7 +93,7 @@ async fn serve(stream: TcpStream, behaviour: Behaviour, count: &AtomicU64) -> st
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     if head.starts_with("GET /v1/models ") {
-        return answer(&mut stream, 200, &json!({ "object": "list", "data": [{ "id": "fake" }] })).await;
+        return answer(stream, 200, &json!({ "object": "list", "data": [{ "id": "fake" }] })).await;
     }
     let body: Value = serde_json::from_slice(&body).unwrap();
     if behaviour.plain
@@ -62,7 +101,7 @@ async fn serve(stream: TcpStream, behaviour: Behaviour, count: &AtomicU64) -> st
             ["ignore_eos", "min_tokens", "stream_options"].iter().find(|name| body.get(name).is_some())
     {
         let error = json!({ "error": { "message": format!("Unknown parameter: '{name}'.") } });
-        return answer(&mut stream, 400, &error).await;
+        return answer(stream, 400, &error).await;
     }
     let prompt = body["prompt"].as_str().or_else(|| body["messages"][0]["content"].as_str()).unwrap();
     // Its tokenizer takes longer words apart; every prompt has five tokens more.
@@ -70,19 +109,18 @@ async fn serve(stream: TcpStream, behaviour: Behaviour, count: &AtomicU64) -> st
     let tokens = body["max_tokens"].as_u64().unwrap();
     let usage = json!({ "prompt_tokens": prompt_tokens, "completion_tokens": tokens });
     if body["stream"] != true {
-        return answer(&mut stream, 200, &json!({ "choices": [], "usage": usage })).await;
+        return answer(stream, 200, &json!({ "choices": [], "usage": usage })).await;
     }
     let number = if tokens > 1 { count.fetch_add(1, Ordering::Relaxed) } else { 0 };
     if behaviour.faulty && tokens > 1 && number % 3 == 2 {
-        return answer(&mut stream, 429, &json!({ "error": { "message": "too many" } })).await;
+        return answer(stream, 429, &json!({ "error": { "message": "too many" } })).await;
     }
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
     stream.write_all(head.as_bytes()).await?;
     let chat = body.get("messages").is_some();
     if chat {
         // The role comes at once, and is no token.
-        event(&mut stream, &json!({ "choices": [{ "delta": { "role": "assistant", "content": "" } }] }))
-            .await?;
+        event(stream, &json!({ "choices": [{ "delta": { "role": "assistant", "content": "" } }] })).await?;
     }
     if tokens > 1 {
         sleep(behaviour.first + behaviour.step * u32::try_from(number).unwrap()).await;
@@ -100,19 +138,19 @@ async fn serve(stream: TcpStream, behaviour: Behaviour, count: &AtomicU64) -> st
         } else {
             json!({ "text": "word ", "finish_reason": finish })
         };
-        event(&mut stream, &json!({ "choices": [choice] })).await?;
+        event(stream, &json!({ "choices": [choice] })).await?;
     }
     if !behaviour.plain {
-        event(&mut stream, &json!({ "choices": [], "usage": usage })).await?;
+        event(stream, &json!({ "choices": [], "usage": usage })).await?;
     }
     stream.write_all(b"data: [DONE]\n\n").await
 }
 
-async fn event(stream: &mut BufReader<TcpStream>, data: &Value) -> std::io::Result<()> {
+async fn event(stream: &mut BufReader<Box<dyn Stream>>, data: &Value) -> std::io::Result<()> {
     stream.write_all(format!("data: {data}\n\n").as_bytes()).await
 }
 
-async fn answer(stream: &mut BufReader<TcpStream>, status: u16, body: &Value) -> std::io::Result<()> {
+async fn answer(stream: &mut BufReader<Box<dyn Stream>>, status: u16, body: &Value) -> std::io::Result<()> {
     let body = body.to_string();
     let length = body.len();
     let head = format!(

@@ -24,7 +24,11 @@ pub(crate) struct Up {
 
 pub(crate) fn disagg(home: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_disagg"));
-    command.args(arguments).env("HOME", home).env_remove("XDG_CACHE_HOME").env_remove("XDG_STATE_HOME");
+    command.args(arguments).env("HOME", home);
+    for folder in ["XDG_CACHE_HOME", "XDG_STATE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"]
+    {
+        command.env_remove(folder);
+    }
     command
 }
 
@@ -35,8 +39,12 @@ impl Up {
     }
 
     pub(crate) fn start_in(home: TempDir, port: &str, arguments: &[&str]) -> Self {
+        Self::start_with(home, port, arguments, &[])
+    }
+
+    pub(crate) fn start_with(home: TempDir, port: &str, arguments: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = disagg(home.path(), &["up", "--port", port]);
-        command.args(arguments);
+        command.args(arguments).envs(env.iter().copied());
         let process = Process::start("up", home.path(), command);
         Self { process, home, url: format!("http://127.0.0.1:{port}") }
     }

@@ -81,6 +81,18 @@ fn samples_are_valid_and_round_trip() {
 }
 
 #[test]
+fn a_model_on_the_hub_is_named_with_its_revision() {
+    let reference = |source: Value| {
+        let resource = read(&demo_with("/spec/model/source", source)).unwrap();
+        resource.validate().unwrap();
+        resource.spec.model.source.hub_reference()
+    };
+    assert_eq!(reference(json!({"hubId": "a/b"})).unwrap(), "a/b");
+    assert_eq!(reference(json!({"hubId": "a/b", "revision": "refs/pr/1"})).unwrap(), "a/b@refs/pr/1");
+    assert_eq!(reference(json!({"path": "/m"})), None);
+}
+
+#[test]
 fn settings_of_a_resource_fill_in_the_defaults() {
     let settings = read(&demo()).unwrap().validate().unwrap();
     assert_eq!((settings.max_local_prefill_length, settings.max_prefill_queue_depth), (128, 2));

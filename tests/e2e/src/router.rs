@@ -26,7 +26,8 @@ pub struct Router {
 
 /// An HTTP client without a proxy, whatever the environment says: everything here is on loopback.
 pub fn http_client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().timeout(REQUEST).build().expect("an HTTP client")
+    let builder = disagg_worker::https::client_builder("http://127.0.0.1").no_proxy();
+    builder.timeout(REQUEST).build().expect("an HTTP client")
 }
 
 /// Reads the metrics at this URL.

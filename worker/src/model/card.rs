@@ -17,8 +17,8 @@ pub const CARD_BYTES_MAX: u64 = 64 << 20;
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// In the order in which they are sent and hashed. Those that a folder lacks are left out.
-const FILES: [&str; 6] = [
+/// The card's files, in the order in which they are sent and hashed. Those that a folder lacks are left out.
+pub const CARD_FILES: [&str; 6] = [
     CONFIG_FILE,
     "generation_config.json",
     TOKENIZER_FILE,
@@ -62,7 +62,7 @@ impl ModelCard {
     ) -> Result<Self, ModelError> {
         let mut files = Vec::new();
         let mut left = CARD_BYTES_MAX;
-        for name in FILES {
+        for name in CARD_FILES {
             let path = source.path.join(name);
             if path.is_file() {
                 let bytes = read_bounded(&path, left)?;

@@ -11,7 +11,7 @@ pub mod weights;
 
 use std::path::PathBuf;
 
-pub use card::{CardFile, ModelCard, kv_compat};
+pub use card::{CARD_FILES, CardFile, ModelCard, kv_compat};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use weights::{DummyWeights, SafetensorsFolder, Weights};

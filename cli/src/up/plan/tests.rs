@@ -55,7 +55,7 @@ fn the_demo_is_one_prefill_and_one_decode_worker() {
 fn flags_override_the_file() {
     let flags = UpArgs {
         file: Some("x.yaml".into()),
-        model: Some("other".into()),
+        model: Some(ModelRef::of("./other")),
         served_model_name: Some("mine".to_owned()),
         prefill: Some(0),
         decode: Some(3),
@@ -67,7 +67,7 @@ fn flags_override_the_file() {
         ..UpArgs::default()
     };
     let plan = plan_of(FULL, &flags).unwrap();
-    assert_eq!(plan.model, Model::Folder("other".into()));
+    assert_eq!(plan.model, Model::Folder("./other".into()));
     assert_eq!(plan.served_name, "mine");
     assert_eq!((plan.prefill.count, plan.decode.count, plan.port), (0, 3, 9000));
     assert_eq!(plan.settings.max_local_prefill_length, 7);
@@ -81,7 +81,7 @@ fn flags_override_the_file() {
 
 #[test]
 fn a_model_of_the_flag_alone_is_served_by_its_folder_name() {
-    let flags = UpArgs { model: Some("./models/llama".into()), ..UpArgs::default() };
+    let flags = UpArgs { model: Some(ModelRef::of("./models/llama")), ..UpArgs::default() };
     assert_eq!(demo(&flags).served_name, "llama");
     let flags = UpArgs { file: Some("x.yaml".into()), ..flags };
     assert_eq!(plan_of(FULL, &flags).unwrap().served_name, "my-model");
@@ -112,7 +112,7 @@ fn every_engine_option_reaches_its_worker() {
     assert_eq!(decode.serve.limits.max_num_seqs, 32);
     assert_eq!(decode.model.pool, PoolSize::Blocks(512));
     for config in [&prefill, &decode] {
-        assert_eq!(config.model.folder, Path::new("/m"));
+        assert_eq!(config.model.model, ModelRef::Folder("/m".into()));
         assert_eq!(config.model.served_model_name, "my-model");
         assert_eq!(config.model.max_model_len, Some(8192));
         assert_eq!(config.model.block_size, 64);
@@ -163,8 +163,6 @@ fn the_router_knows_its_workers_and_the_settings_file() {
 #[test]
 fn what_up_cannot_do_is_refused_by_field() {
     let refused = |text: &str| plan_of(text, &UpArgs::default()).unwrap_err();
-    let hub = FULL.replace("path: /models/my-model", "hubId: some/model");
-    assert!(refused(&hub).starts_with("spec.model.source.hubId: "), "{}", refused(&hub));
     let routers = demo_and("  router: {replicas: 2}\n");
     assert!(refused(&routers).starts_with("spec.router.replicas: "), "{}", refused(&routers));
     let none = DEMO.replace("  decode:\n    replicas: 1", "  decode:\n    replicas: 0");
@@ -218,9 +216,20 @@ fn limits_of_router_and_drain_reach_the_processes() {
 }
 
 #[test]
+fn models_on_the_hub_are_named_by_flag_or_file() {
+    let hub = |revision| Model::Hub(HubModel::new("some/model", revision).unwrap());
+    let flags = UpArgs { model: Some(ModelRef::of("some/model")), ..UpArgs::default() };
+    let plan = demo(&flags);
+    assert_eq!((plan.model, plan.served_name.as_str()), (hub(None), "some/model"));
+    let text = FULL.replace("path: /models/my-model", "hubId: some/model\n      revision: v1");
+    let plan = plan_of(&text, &UpArgs::default()).unwrap();
+    assert_eq!((plan.model, plan.served_name.as_str()), (hub(Some("v1")), "my-model"));
+}
+
+#[test]
 fn a_hub_id_gives_way_to_a_folder() {
     let hub = FULL.replace("path: /models/my-model", "hubId: some/model");
-    let flags = UpArgs { model: Some("/m".into()), ..UpArgs::default() };
+    let flags = UpArgs { model: Some(ModelRef::of("/m")), ..UpArgs::default() };
     assert_eq!(plan_of(&hub, &flags).unwrap().model, Model::Folder("/m".into()));
 }
 

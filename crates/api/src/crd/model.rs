@@ -86,6 +86,14 @@ pub struct ModelSource {
     pub random: Option<RandomModel>,
 }
 
+impl ModelSource {
+    /// What a worker's `--model` takes for a model on the hub: `organization/name`, or with `@revision`.
+    pub fn hub_reference(&self) -> Option<String> {
+        let id = self.hub_id.as_ref()?;
+        Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))
+    }
+}
+
 /// The pattern of [`ModelSource::hub_id`]; [`super::DisaggDeployment::validate`] has the same rule in words.
 const HUB_ID_PATTERN: &str = "^[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$";
 

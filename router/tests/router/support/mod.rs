@@ -61,7 +61,9 @@ impl TestRouter {
             let _ = wait.await;
         };
         let task = tokio::spawn(disagg_router::serve(args, listener, stop));
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        // All is plain HTTP here, but reqwest wants a provider of TLS; installed by the first test of a process.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().expect("a client");
         Self { address, client, shutdown: Some(shutdown), task }
     }
 

@@ -16,8 +16,10 @@ use xxhash_rust::xxh3::Xxh3;
 use super::TensorSource;
 use crate::model::error::{ModelError, read_bounded};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+/// The weights, if they are one file.
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+/// What names the files of the weights, if they are several.
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Of a header; the format's own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -55,19 +57,7 @@ struct Index {
 impl SafetensorsFolder {
     /// Opens the files and reads their headers.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
-        let index = folder.join(INDEX_FILE);
-        let names = if folder.join(SINGLE_FILE).is_file() {
-            vec![SINGLE_FILE.to_owned()]
-        } else if index.is_file() {
-            shard_names(&index)?
-        } else {
-            return Err(ModelError::Missing {
-                path: folder.to_owned(),
-                message: format!(
-                    "neither {SINGLE_FILE} nor {INDEX_FILE} is there; weights in other formats have to be converted"
-                ),
-            });
-        };
+        let names = weight_files(folder)?;
         let mut shards = Vec::with_capacity(names.len());
         let mut tensors = HashMap::new();
         for name in names {
@@ -107,6 +97,24 @@ impl SafetensorsFolder {
             }
         }
         Ok(hasher.digest128())
+    }
+}
+
+/// Names of the files that hold the weights in `folder`, sorted. Whether those that an index names are there is not
+/// looked at.
+pub(crate) fn weight_files(folder: &Path) -> Result<Vec<String>, ModelError> {
+    let index = folder.join(INDEX_FILE);
+    if folder.join(SINGLE_FILE).is_file() {
+        Ok(vec![SINGLE_FILE.to_owned()])
+    } else if index.is_file() {
+        shard_names(&index)
+    } else {
+        Err(ModelError::Missing {
+            path: folder.to_owned(),
+            message: format!(
+                "neither {SINGLE_FILE} nor {INDEX_FILE} is there; weights in other formats have to be converted"
+            ),
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 pub use dummy::DummyWeights;
 pub use files::SafetensorsFolder;
+pub(crate) use files::{INDEX_FILE, SINGLE_FILE, weight_files};
 
 use super::config::ModelConfig;
 use super::error::ModelError;

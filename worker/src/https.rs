@@ -1,0 +1,25 @@
+//! HTTP clients that speak TLS: rustls with ring, and the certificates that the system trusts.
+//!
+//! reqwest is built without a provider of its own, so every client of the executables is made here.
+
+/// Begins a client for servers such as `url`. The system's certificates are read for `https` only: that takes
+/// milliseconds, and a small image may have none. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
+pub fn client_builder(url: &str) -> reqwest::ClientBuilder {
+    // Fails when one is installed already, and it can only be this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder();
+    let secure = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+    if secure { builder } else { builder.tls_certs_only([]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_can_be_made_twice() {
+        for _ in 0..2 {
+            client_builder("http://127.0.0.1:1").build().expect("a client");
+        }
+    }
+}
