@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CLUSTER_PY := python3 tests/cluster/cluster.py
 
-.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e clients acceptance bench fuzz mutants
+.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench fuzz mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -32,7 +32,7 @@ endef
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
 
-test: ## everything: lint, build, unit, e2e, clients; each timed against its budget
+test: ## everything: lint, build, unit, cluster, e2e, clients; each timed against its budget
 	@python3 tests/stages.py
 
 lint: $(DENY) ## rustfmt, clippy and cargo-deny (licences, bans, sources); changes nothing
@@ -50,9 +50,16 @@ unit: ## unit and property tests, and the tests of our scripts
 	cargo test $(CARGO_CI) --exclude disagg-e2e
 	python3 -m unittest discover --start-directory tests --pattern 'test_*.py'
 	python3 -m unittest discover --start-directory tests/mutants --pattern 'test_*.py'
+	python3 -m unittest discover --start-directory tests/cluster --pattern 'test_*.py'
+
+# Checked with the flags of the build, so that Kubernetes is compiled once.
+GO_CHECK := CGO_ENABLED=0 GOFLAGS="-mod=readonly -trimpath" go -C tests/cluster
 
 cluster: ## build the executables of the test cluster (Kubernetes, etcd) and helm; once, into the cache
 	$(CLUSTER_PY) build
+	test -z "$$(gofmt -l tests/cluster | tee /dev/stderr)"
+	$(GO_CHECK) vet ./...
+	$(GO_CHECK) test ./...
 
 cluster-up: ## start a real Kubernetes of one node on this machine (root); needs no Docker
 	$(CLUSTER_PY) up
@@ -63,9 +70,22 @@ cluster-down: ## end it and remove all that it left
 cluster-images: ## give it the product's images from target/ci; needs `make build` before
 	$(CLUSTER_PY) load $$($(CLUSTER_PY) images)
 
-e2e: ## end-to-end tests on real processes and sockets; no cluster part yet
+# Where the cluster tests run: local starts a node on this machine, kind needs Docker, external needs KUBECONFIG.
+CLUSTER ?= local
+# Part of a test's name, for some of the cluster tests.
+CLUSTER_TESTS ?=
+
+e2e: e2eprocesses e2ecluster ## end-to-end tests: real processes and sockets, then a real Kubernetes (CLUSTER=local|kind|external)
+
+e2eprocesses: ## the end-to-end tests that need no cluster
 	cargo build $(CARGO_CI) --bins --test e2e
 	cargo test $(CARGO_CI) --test e2e
+
+e2ecluster: ## the end-to-end tests on Kubernetes (CLUSTER=local|kind|external)
+	cargo build $(CARGO_CI) --bins --test cluster
+	$(CLUSTER_PY) images
+	$(CLUSTER_PY) $(if $(filter local,$(CLUSTER)),run,tools) -- env DISAGG_E2E_CLUSTER=$(CLUSTER) \
+	  cargo test $(CARGO_CI) --test cluster -- --test-threads 8 $(CLUSTER_TESTS)
 
 clients: ## the openai Python package against `disagg up`; needs `make build` before
 	$(call venv,$(CLIENTS_VENV),tests/clients/requirements.txt)

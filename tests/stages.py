@@ -32,7 +32,8 @@ STAGES = (
     Stage("lint", 11),
     Stage("build", 25),
     Stage("unit", 5, needs=("build",)),
-    Stage("e2e", 15, needs=("build",)),
+    Stage("cluster", 12),
+    Stage("e2e", 15, needs=("build", "cluster")),
     Stage("clients", 4, needs=("build",)),
 )
 

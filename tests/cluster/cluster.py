@@ -6,6 +6,7 @@ needs; `make cluster-up` and `make e2e` call it.
     cluster.py down                   end it and remove all of it; also what a crash has left
     cluster.py env                    shell commands that make kubectl and helm work with it: eval "$(… env)"
     cluster.py run -- COMMAND…        run a command while it is up; one that was started for this is ended after it
+    cluster.py tools -- COMMAND…      run a command with our kubectl and helm, on whatever cluster KUBECONFIG names
     cluster.py exec -- COMMAND…       run a command on the node
     cluster.py load ARCHIVE…          give image archives to the node
     cluster.py images                 make archives of the product's images from target/ci, and print their paths
@@ -13,6 +14,7 @@ needs; `make cluster-up` and `make e2e` call it.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,14 +22,16 @@ import sys
 
 from testcluster import binaries, host, product
 from testcluster.errors import ClusterError
-from testcluster.layout import AUDIT_LOG, KUBECONFIG
+from testcluster.layout import KUBECONFIG
 
 
 def main():
     arguments = parse()
+    # What was begun is cleaned up, by way of an exception.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return globals()[f"do_{arguments.verb}"](arguments)
-    except ClusterError as error:
+    except (ClusterError, FileNotFoundError) as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
 
@@ -37,7 +41,7 @@ def parse():
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("up", "down", "env", "images", "build"):
         verbs.add_parser(verb)
-    for verb in ("run", "exec"):
+    for verb in ("run", "tools", "exec"):
         verbs.add_parser(verb).add_argument("command", nargs="+")
     verbs.add_parser("load").add_argument("archive", nargs="+")
     return parser.parse_args()
@@ -54,17 +58,37 @@ def do_down(_):
 
 def do_env(_):
     host.require_up()
-    folders = f"{binaries.cluster()}:{binaries.helm().parent}"
-    print(f"export KUBECONFIG={KUBECONFIG}\nexport PATH={folders}:$PATH")
+    print(f"export KUBECONFIG={KUBECONFIG}\nexport PATH={tools()}:$PATH")
+
+
+def tools():
+    """Folders of kubectl and helm, as in PATH."""
+    return f"{binaries.cluster()}:{binaries.helm().parent}"
 
 
 def do_run(arguments):
-    environment = {"DISAGG_E2E_AUDIT_LOG": str(AUDIT_LOG), "KUBECONFIG": str(KUBECONFIG)}
+    environment = {"KUBECONFIG": str(KUBECONFIG), "PATH": f"{tools()}:{os.environ['PATH']}"}
     with host.used():
         child = subprocess.Popen(arguments.command, env=os.environ | environment)
-        # Told to end, we end the command, and then the cluster.
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        return child.wait()
+        try:
+            status = child.wait()
+            return status if status >= 0 else 128 - status
+        finally:
+            end(child)
+
+
+def end(child):
+    """Ends a child that still runs, first kindly."""
+    for tell in (child.terminate, child.kill):
+        if child.poll() is None:
+            tell()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=10)
+
+
+def do_tools(arguments):
+    os.environ["PATH"] = f"{tools()}:{os.environ['PATH']}"
+    os.execvp(arguments.command[0], arguments.command)
 
 
 def do_exec(arguments):

@@ -25,6 +25,9 @@ import (
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
+
+	"disagg.dev/tests/cluster/dns"
+	"disagg.dev/tests/cluster/etcd"
 )
 
 // parts maps the name of each part to its main function, which gives the exit status.
@@ -35,8 +38,8 @@ var parts = map[string]func() int{
 	"kubelet":                 run(func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }),
 	"kube-proxy":              run(proxy.NewProxyCommand),
 	"kubectl":                 runKubectl,
-	"etcd":                    run(newEtcdCommand),
-	"dns":                     run(newDNSCommand),
+	"etcd":                    run(etcd.NewCommand),
+	"dns":                     run(dns.NewCommand),
 }
 
 func main() {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from . import binaries, config, images, machine, node, packages, pki
+from . import binaries, config, images, machine, node, packages, pki, product
 from .errors import ClusterError
 from .layout import (
     CGROUP, CHANGE_LOCK, CONTAINERD_SOCKET, HOST_IP, HOST_LINK, KUBECONFIG, NODE, NODE_IP, NODE_LINK, POD_IMAGE,
@@ -46,6 +46,7 @@ FIRST_POD = {
 
 def up(end_with_us=False):
     """Starts the cluster unless it runs. With `end_with_us` its end is ours, and `stdin` of the node is returned."""
+    machine.require_root()
     with locked(CHANGE_LOCK, "the start or end of the cluster by another process"):
         if is_up():
             return None
@@ -71,6 +72,7 @@ def up(end_with_us=False):
 
 
 def down():
+    machine.require_root()
     with locked(CHANGE_LOCK, "the start or end of the cluster by another process"):
         remove_all(machine.cgroups()[0])
 
@@ -89,7 +91,7 @@ def start(capabilities, folder, end_with_us):
     pki.make(config.PKI, STATE)
     make_cgroups(capabilities)
     archive = STATE / "pod.tar"
-    images.write(images.Image(POD_IMAGE, (folder / "pod",), ("/usr/local/bin/pod",), ("pause",)), archive)
+    images.write(product.pod_image(), archive)
     stdin = launch(end_with_us)
     link_node()
     wait("the components to start", lambda: node.STARTED.exists())

@@ -29,14 +29,17 @@ class Machine:
 
 def look():
     """`Machine`, or a `ClusterError` that says what lacks."""
+    try_namespaces()
+    roots, v1 = cgroups()
+    return Machine(roots, v1, has_capability(CAP_SYS_RESOURCE), snapshotter())
+
+
+def require_root():
     if os.geteuid() != 0:
         raise ClusterError(
             "the test cluster needs root: it makes namespaces, mounts and cgroups. Run it as root, "
             "or use another cluster: make e2e CLUSTER=kind, or CLUSTER=external with KUBECONFIG set"
         )
-    try_namespaces()
-    roots, v1 = cgroups()
-    return Machine(roots, v1, has_capability(CAP_SYS_RESOURCE), snapshotter())
 
 
 def try_namespaces():

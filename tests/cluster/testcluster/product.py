@@ -1,28 +1,35 @@
-"""The product's images, from the executables that cargo built in profile `ci`."""
+"""Archives of all images that the tests use: the product's, from the executables that cargo built in profile `ci`, and
+the small one that the cluster is tried out with."""
 
 import os
 
+from . import binaries
 from .images import Image, write
-from .layout import ROOT
+from .layout import POD_IMAGE, ROOT
 
 TARGET = ROOT / "target" / "ci"
-# Where the archives go.
+# Where the archives go. Nothing else is there.
 ARCHIVES = ROOT / "target" / "images"
 
-# Repository → executable.
-EXECUTABLES = {
-    "localhost/disagg-worker": "disagg-worker",
-    "localhost/disagg-router": "disagg-router",
-    "localhost/disagg-operator": "disagg-operator",
-}
+REGISTRY = "localhost"
 TAG = os.environ.get("DISAGG_IMAGE_TAG", "e2e")
+# Each is the name of an executable and of its image.
+EXECUTABLES = ("disagg-worker", "disagg-router", "disagg-load")
+
+
+def pod_image():
+    return Image(POD_IMAGE, (binaries.cluster() / "pod",), ("/usr/local/bin/pod",), ("pause",))
+
+
+def product_image(executable):
+    return Image(f"{REGISTRY}/{executable}:{TAG}", (TARGET / executable,), (f"/usr/local/bin/{executable}",))
 
 
 def write_images():
     """Paths of the archives."""
+    made = {"pod": pod_image()} | {executable: product_image(executable) for executable in EXECUTABLES}
     archives = []
-    for repository, executable in EXECUTABLES.items():
-        archive = ARCHIVES / f"{executable}.tar"
-        write(Image(f"{repository}:{TAG}", (TARGET / executable,), (f"/usr/local/bin/{executable}",)), archive)
-        archives.append(archive)
+    for name, image in made.items():
+        archives.append(ARCHIVES / f"{name}.tar")
+        write(image, archives[-1])
     return archives

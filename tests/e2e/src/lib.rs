@@ -8,6 +8,7 @@
 // A harness fails by panicking with a good message, and prints logs of processes when a test fails.
 #![allow(clippy::print_stderr)]
 
+pub mod cluster;
 pub mod deployment;
 pub mod generate;
 pub mod golden;

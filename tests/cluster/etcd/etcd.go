@@ -1,4 +1,6 @@
-package main
+// Package etcd is the cluster's store: one member, on loopback, that never calls fsync. A test cluster does not outlive
+// its machine, and fsync is most of what etcd does otherwise.
+package etcd
 
 import (
 	"fmt"
@@ -11,9 +13,8 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// newEtcdCommand makes the command for an etcd of one member, on loopback, that never calls fsync: a test cluster does
-// not outlive its machine, and fsync is most of what etcd does otherwise.
-func newEtcdCommand() *cobra.Command {
+// NewCommand makes the command that serves until a signal ends it.
+func NewCommand() *cobra.Command {
 	var dataDir, client, peer string
 	command := &cobra.Command{
 		Use:          "etcd",
@@ -21,11 +22,11 @@ func newEtcdCommand() *cobra.Command {
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
 		RunE: func(*cobra.Command, []string) error {
-			config, err := etcdConfig(dataDir, client, peer)
+			config, err := newConfig(dataDir, client, peer)
 			if err != nil {
 				return err
 			}
-			return serveEtcd(config)
+			return serve(config)
 		},
 	}
 	command.Flags().StringVar(&dataDir, "data-dir", "", "folder of the data")
@@ -35,7 +36,7 @@ func newEtcdCommand() *cobra.Command {
 	return command
 }
 
-func etcdConfig(dataDir, client, peer string) (*embed.Config, error) {
+func newConfig(dataDir, client, peer string) (*embed.Config, error) {
 	clientURL, err := url.Parse(client)
 	if err != nil {
 		return nil, err
@@ -56,8 +57,8 @@ func etcdConfig(dataDir, client, peer string) (*embed.Config, error) {
 	return config, nil
 }
 
-// serveEtcd runs until a signal or an error ends it.
-func serveEtcd(config *embed.Config) error {
+// serve runs until a signal or an error ends it.
+func serve(config *embed.Config) error {
 	etcd, err := embed.StartEtcd(config)
 	if err != nil {
 		return fmt.Errorf("etcd does not start: %w", err)

@@ -1,4 +1,6 @@
-package main
+// Package dns is the cluster's DNS server: A records of Services and of the named pods behind headless Services, over
+// UDP. It answers from informers, so it is never behind by more than a watch event. It knows no name outside the cluster.
+package dns
 
 import (
 	"context"
@@ -24,15 +26,13 @@ import (
 
 const (
 	zone       = ".svc.cluster.local."
-	answerTTLs = 5
+	ttlSeconds = 5
 	// What fits a UDP answer without EDNS, at 16 bytes a compressed record.
 	maxRecords = 28
 )
 
-// newDNSCommand makes the command for the cluster's DNS server: A records of Services and of the named pods behind
-// headless Services, over UDP. It answers from informers, so it is never behind by more than a watch event. It knows
-// no name outside the cluster.
-func newDNSCommand() *cobra.Command {
+// NewCommand makes the command that serves until a signal ends it.
+func NewCommand() *cobra.Command {
 	var kubeconfig, listen string
 	command := &cobra.Command{
 		Use:          "dns",
@@ -46,7 +46,7 @@ func newDNSCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return serveDNS(ctx, listen, records)
+			return serve(ctx, listen, records)
 		},
 	}
 	command.Flags().StringVar(&kubeconfig, "kubeconfig", "", "how to reach the API server")
@@ -132,8 +132,8 @@ func addIP(addresses []net.IP, text string) []net.IP {
 	return addresses
 }
 
-// serveDNS answers until the context ends.
-func serveDNS(ctx context.Context, listen string, found *records) error {
+// serve answers until the context ends.
+func serve(ctx context.Context, listen string, found *records) error {
 	socket, err := net.ListenPacket("udp", listen)
 	if err != nil {
 		return err
@@ -189,7 +189,7 @@ func answer(query []byte, found *records) ([]byte, error) {
 	// A name that exists has no AAAA record: no error and no answer.
 	if question.Type == dnsmessage.TypeA {
 		for _, address := range addresses {
-			head := dnsmessage.ResourceHeader{Name: question.Name, Class: dnsmessage.ClassINET, TTL: answerTTLs}
+			head := dnsmessage.ResourceHeader{Name: question.Name, Class: dnsmessage.ClassINET, TTL: ttlSeconds}
 			if err := builder.AResource(head, dnsmessage.AResource{A: [4]byte(address)}); err != nil {
 				return nil, err
 			}
