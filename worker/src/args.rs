@@ -1,6 +1,7 @@
 //! Flags of a worker, and the checked configuration that the rest of the crate runs on.
 
-use std::fmt;
+mod device;
+
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,49 +12,10 @@ use disagg_core::{Role, WorkerId};
 use crate::hub::ModelRef;
 use crate::model::LoadFormat;
 
+pub use device::{BadDevice, Device};
+
 /// Longest worker name, in bytes; the length of a Kubernetes pod name.
 const NAME_BYTES_MAX: usize = 253;
-
-/// What computes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Device {
-    /// The first GPU if there is one, otherwise the CPU.
-    #[default]
-    Auto,
-    /// The CPU backend (candle).
-    Cpu,
-    /// This GPU, as CUDA numbers those that it is shown.
-    Cuda(usize),
-}
-
-/// Text that names no device.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is no device: write auto, cpu, cuda or cuda:N, for example cuda:0")]
-pub struct BadDevice(String);
-
-impl FromStr for Device {
-    type Err = BadDevice;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || BadDevice(text.to_owned());
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => text.strip_prefix("cuda:").ok_or_else(bad)?.parse().map(Self::Cuda).map_err(|_| bad()),
-        }
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
 
 /// A number of bytes, written as `1073741824`, `512MiB` or `1GiB`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,8 +88,9 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_SEED", default_value_t = 0, value_name = "N")]
     pub seed: u64,
 
-    /// What computes: a GPU (cuda:0, cuda:1, ...), the CPU, or auto: the first GPU if there is one
-    #[arg(long, env = "DISAGG_DEVICE", default_value_t, value_name = "auto|cpu|cuda:N")]
+    /// What computes: a GPU (cuda:0, cuda:1, ...), the CPU, or auto: the first GPU if there is one. `sim` computes
+    /// nothing: it takes the time of `sim:prefill-tokens-per-second=20000,decode-step-ms=10`, or what you write there
+    #[arg(long, env = "DISAGG_DEVICE", default_value_t, value_name = "auto|cpu|cuda:N|sim")]
     pub device: Device,
 
     /// Share of a GPU's memory that weights, KV and everything else of this worker may take, over 0 and up to 1
@@ -452,19 +415,6 @@ mod tests {
     }
 
     #[test]
-    fn devices_have_numbers() {
-        for (text, device) in [
-            ("auto", Device::Auto),
-            ("cpu", Device::Cpu),
-            ("cuda", Device::Cuda(0)),
-            ("cuda:3", Device::Cuda(3)),
-        ] {
-            assert_eq!(text.parse(), Ok(device));
-        }
-        assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
-    }
-
-    #[test]
     fn sizes_have_units() {
         assert_eq!("1GiB".parse(), Ok(ByteSize(1 << 30)));
         assert_eq!("3 Mi".parse(), Ok(ByteSize(3 << 20)));
@@ -485,6 +435,7 @@ mod tests {
             (&["--num-blocks", "0"], "--num-blocks"),
             (&["--device", "gpu"], "--device"),
             (&["--device", "cuda:"], "cuda:N"),
+            (&["--device", "sim:decode-step-ms=-1"], "decode-step-ms"),
             (&["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
             (&["--gpu-memory-utilization", "1.1"], "--gpu-memory-utilization"),
             (&["--gpu-memory-utilization", "NaN"], "--gpu-memory-utilization"),

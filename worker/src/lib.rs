@@ -30,8 +30,9 @@ use disagg_engine::{Backend, KvLayout};
 use tokio::sync::oneshot;
 
 pub use args::WorkerArgs;
-use args::{ArgsError, EngineLimits, ModelConfig, PoolSize};
+use args::{ArgsError, Device, EngineLimits, ModelConfig, PoolSize};
 use backend::candle::CandleBackend;
+use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::weights::Origin;
 use hub::{HubConfig, Lines, ModelRef};
@@ -108,53 +109,61 @@ fn load(
         seed: config.seed,
         served_model_name: Some(config.served_model_name.clone()),
     };
-    let model = OpenModel::open(&source)?;
+    let mut model = OpenModel::open(&source)?;
+    if matches!(config.device, Device::Sim(_)) {
+        model.card.fingerprint = sim::fingerprint(model.card.fingerprint);
+    }
     let card = model.card.clone();
     let max_model_len = max_model_len(config.max_model_len, card.max_model_len)?;
     // `auto` must work wherever the CPU does; a GPU that was asked for by name says what it cannot do.
     let gpu = match cuda::check_config(&model.config) {
-        Err(why) if config.device == args::Device::Auto && gpu.is_some() => {
+        Err(why) if config.device == Device::Auto && gpu.is_some() => {
             tracing::info!(%why, "computing on the CPU");
             None
         }
         _ => gpu,
     };
-    let backend: Box<dyn Backend> = match gpu {
-        Some(ordinal) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
-        None => Box::new(cpu_backend(config, model)?),
+    let backend: Box<dyn Backend> = match (gpu, config.device) {
+        (Some(ordinal), _) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
+        (None, Device::Sim(speed)) => Box::new(sim_backend(config, &model, speed)?),
+        (None, _) => Box::new(cpu_backend(config, model)?),
     };
     Ok((card, max_model_len, backend))
 }
 
 /// The GPU to compute on; `None`: the CPU.
-fn choose_gpu(device: args::Device) -> Result<Option<usize>, ArgsError> {
+fn choose_gpu(device: Device) -> Result<Option<usize>, ArgsError> {
     match (device, cuda::available()) {
-        (args::Device::Cpu, _) => Ok(None),
-        (args::Device::Auto, Ok(_)) => {
+        (Device::Cpu | Device::Sim(_), _) => Ok(None),
+        (Device::Auto, Ok(_)) => {
             tracing::info!("computing on the first GPU");
             Ok(Some(0))
         }
-        (args::Device::Auto, Err(why)) => {
+        (Device::Auto, Err(why)) => {
             tracing::info!(why, "computing on the CPU");
             Ok(None)
         }
-        (args::Device::Cuda(ordinal), Ok(count)) if ordinal < count => Ok(Some(ordinal)),
-        (args::Device::Cuda(ordinal), Ok(count)) => {
+        (Device::Cuda(ordinal), Ok(count)) if ordinal < count => Ok(Some(ordinal)),
+        (Device::Cuda(ordinal), Ok(count)) => {
             let message = format!("there is no GPU {ordinal}; this process sees {count}, counted from 0");
             Err(ArgsError::new("device", message))
         }
-        (device @ args::Device::Cuda(_), Err(why)) => {
+        (device @ Device::Cuda(_), Err(why)) => {
             Err(ArgsError::new("device", format!("{device} cannot be used: {why}")))
         }
     }
 }
 
 fn cpu_backend(config: &ModelConfig, model: OpenModel) -> anyhow::Result<CandleBackend> {
-    let layout = CandleBackend::layout_of(&model.config, config.block_size);
-    let blocks =
-        num_blocks(config.pool, &layout)?.map_or_else(|| num_blocks_in(CPU_POOL_BYTES, &layout), Ok)?;
+    let blocks = cpu_blocks(config.pool, &CandleBackend::layout_of(&model.config, config.block_size))?;
     let LoadedModel { config: shapes, weights, .. } = model.load()?;
     Ok(CandleBackend::new(shapes, weights, config.block_size, blocks)?)
+}
+
+fn sim_backend(config: &ModelConfig, model: &OpenModel, speed: sim::Speed) -> anyhow::Result<SimBackend> {
+    let blocks = cpu_blocks(config.pool, &SimBackend::layout_of(&model.config, config.block_size))?;
+    tracing::info!(%speed, blocks, "nothing is computed: the device is simulated, and answers are noise");
+    Ok(SimBackend::new(&model.config, speed, config.block_size, blocks)?)
 }
 
 fn cuda_backend(
@@ -204,6 +213,11 @@ fn num_blocks(pool: PoolSize, layout: &KvLayout) -> Result<Option<u32>, ArgsErro
     }
 }
 
+/// Blocks of a pool in main memory.
+fn cpu_blocks(pool: PoolSize, layout: &KvLayout) -> Result<u32, ArgsError> {
+    num_blocks(pool, layout)?.map_or_else(|| num_blocks_in(CPU_POOL_BYTES, layout), Ok)
+}
+
 fn num_blocks_in(bytes: u64, layout: &KvLayout) -> Result<u32, ArgsError> {
     let block_bytes = layout.block_bytes() as u64;
     if bytes < block_bytes {
@@ -244,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_gpu_that_is_asked_for_and_missing_is_one_clear_error() {
-        let asked = choose_gpu(args::Device::Cuda(1000)).expect_err("no machine has so many").to_string();
+        let asked = choose_gpu(Device::Cuda(1000)).expect_err("no machine has so many").to_string();
         match cuda::available() {
             Ok(count) => assert_eq!(
                 asked,
@@ -252,9 +266,9 @@ mod tests {
             ),
             Err(why) => {
                 assert_eq!(asked, format!("--device: cuda:1000 cannot be used: {why}"));
-                assert_eq!(choose_gpu(args::Device::Auto), Ok(None));
+                assert_eq!(choose_gpu(Device::Auto), Ok(None));
             }
         }
-        assert_eq!(choose_gpu(args::Device::Cpu), Ok(None));
+        assert_eq!(choose_gpu(Device::Cpu), Ok(None));
     }
 }

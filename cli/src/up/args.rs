@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use disagg_api::crd::{LoadFormat, limits};
+use disagg_worker::args::Device;
 use disagg_worker::hub::ModelRef;
 
 const EXAMPLES: &str = "\
@@ -72,6 +73,11 @@ pub(crate) struct UpArgs {
     /// Where weights come from: the model's folder, or random numbers of the right shapes
     #[arg(long, value_name = "FORMAT")]
     pub(crate) load_format: Option<Format>,
+
+    /// What computes: auto, cpu, cuda or cuda:N; sim computes nothing and takes the time that a step would take, so
+    /// that many workers fit on one machine (sim:prefill-tokens-per-second=20000,decode-step-ms=10)
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<Device>,
 
     /// Longest time to get ready before giving up, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, ModelSource, RandomModel};
 use disagg_api::settings::RouterSettings;
+use disagg_worker::args::Device;
 use disagg_worker::hub::{BadHubModel, HubModel, ModelRef};
 
 use super::args::UpArgs;
@@ -105,6 +106,8 @@ impl Plan {
             engine: role.engine,
         };
         let (prefill, decode) = (workers(spec.prefill), workers(spec.decode));
+        check_device("spec.prefill.engine.device", &prefill.engine)?;
+        check_device("spec.decode.engine.device", &decode.engine)?;
         if decode.count == 0 {
             return Err(PlanError::Refused {
                 field: "spec.decode.replicas".to_owned(),
@@ -155,6 +158,14 @@ impl Plan {
     }
 }
 
+/// As the workers will read it: better one message now than one from each of them.
+fn check_device(field: &'static str, engine: &EngineSpec) -> Result<(), PlanError> {
+    match engine.device.as_deref().map(str::parse::<Device>) {
+        Some(Err(bad)) => Err(PlanError::Refused { field: field.to_owned(), message: bad.to_string() }),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
 /// One worker of a plan.
 #[derive(Clone, Copy)]
 pub(crate) struct Worker<'a> {
@@ -175,6 +186,7 @@ impl Worker<'_> {
         let engine = if self.role == "prefill" { &plan.prefill.engine } else { &plan.decode.engine };
         // Destructured without `..`, so that a new option has to be thought of here.
         let EngineSpec {
+            device,
             max_num_batched_tokens,
             max_num_seqs,
             kv_cache_bytes,
@@ -196,6 +208,7 @@ impl Worker<'_> {
                 LoadFormat::Dummy => "dummy",
             },
         );
+        args.option("--device", device.as_ref());
         args.option("--max-model-len", plan.max_length);
         args.option("--block-size", plan.block_size);
         args.option("--max-num-batched-tokens", *max_num_batched_tokens);
@@ -298,6 +311,9 @@ fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
     set(&mut spec.decode.replicas, args.decode);
     for role in [&mut spec.prefill, &mut spec.decode] {
         set(&mut role.engine.max_num_batched_tokens, args.max_num_batched_tokens);
+        if let Some(device) = args.device {
+            role.engine.device = Some(device.to_string());
+        }
     }
     set(&mut spec.disaggregation.max_local_prefill_length, args.max_local_prefill_length);
 }

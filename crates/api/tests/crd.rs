@@ -239,6 +239,8 @@ fn validate_names_every_bad_field() {
         ("/spec/kvCache/blockSize", json!(1025), "spec.kvCache.blockSize: must be from 1 to 1024"),
         ("/spec/prefill/replicas", json!(-1), "spec.prefill.replicas: must be from 0 to 1024"),
         ("/spec/decode/replicas", json!(1025), "spec.decode.replicas: must be from 0 to 1024"),
+        ("/spec/decode/engine/device", json!("gpu"), "spec.decode.engine.device: must be auto, cpu, cuda"),
+        ("/spec/decode/engine/device", json!(""), "spec.decode.engine.device: must have from 1"),
         ("/spec/decode/engine/maxNumSeqs", json!(0), "spec.decode.engine.maxNumSeqs: must be"),
         ("/spec/decode/engine/kvCacheBytes", json!(1), "spec.decode.engine.kvCacheBytes: must be"),
         (

@@ -118,6 +118,11 @@ impl Deployment {
         self.router.as_ref().expect("the plan has a router")
     }
 
+    /// The router, to be killed. Panics if the plan had none.
+    pub fn router_mut(&mut self) -> &mut Router {
+        self.router.as_mut().expect("the plan has a router")
+    }
+
     /// Folder for files of the test.
     pub fn folder(&self) -> &Path {
         self.folder.path()

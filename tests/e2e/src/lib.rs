@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod deployment;
 pub mod generate;
 pub mod golden;
+pub mod load;
 pub mod metrics;
 pub mod openai;
 pub mod ports;

@@ -36,6 +36,21 @@ pub fn process(pid: u32) -> Option<ProcessInfo> {
     })
 }
 
+/// Resident memory of a process, in bytes.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc/<pid>/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    kib * 1024
+}
+
+/// CPU time that a process has used, user and system, in clock ticks of 10 ms.
+pub fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("/proc/<pid>/stat");
+    let fields: Vec<_> = stat[stat.rfind(')').expect("a name") + 1..].split_whitespace().collect();
+    fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
+}
+
 /// Children of `parent` that run.
 pub fn children(parent: u32) -> Vec<ProcessInfo> {
     let entries = fs::read_dir("/proc").expect("/proc");

@@ -1,6 +1,6 @@
 //! The router under test: its process, and HTTP requests to it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Response;
@@ -20,6 +20,9 @@ const REQUEST: Duration = Duration::from_mins(2);
 /// One router.
 pub struct Router {
     process: Process,
+    arguments: Vec<String>,
+    folder: PathBuf,
+    lives: u32,
     url: String,
     http: reqwest::Client,
 }
@@ -47,7 +50,21 @@ impl Router {
         }
         arguments.extend_from_slice(flags);
         let process = Process::disagg("router", folder, &arguments);
-        Self { process, url: format!("http://{address}"), http: http_client() }
+        let url = format!("http://{address}");
+        Self { process, arguments, folder: folder.to_owned(), lives: 1, url, http: http_client() }
+    }
+
+    /// `kill -9`.
+    pub fn kill_9(&mut self) {
+        self.process.kill_9();
+    }
+
+    /// Starts it again with the same flags on the same port, and waits until it is ready.
+    pub async fn restart(&mut self) {
+        self.lives += 1;
+        let name = format!("router.{}", self.lives);
+        self.process = Process::disagg(&name, &self.folder, &self.arguments);
+        self.ready().await;
     }
 
     /// The process.

@@ -80,6 +80,27 @@ fn flags_override_the_file() {
 }
 
 #[test]
+fn a_device_reaches_the_workers_and_a_bad_one_is_named() {
+    let device = "sim:decode-step-ms=3".parse().unwrap();
+    let plan = demo(&UpArgs { device: Some(device), prefill: Some(4), decode: Some(8), ..UpArgs::default() });
+    assert_eq!(plan.workers().len(), 12);
+    for index in 0..12 {
+        assert_eq!(worker_config(&plan, index).model.device, device);
+    }
+    let of_the_file = |device: &str| {
+        plan_of(
+            &DEMO.replace("decode:", &format!("decode:\n    engine: {{device: '{device}'}}")),
+            &UpArgs::default(),
+        )
+    };
+    let plan = of_the_file("sim:prefill-tokens-per-second=7").unwrap();
+    assert_eq!(worker_config(&plan, 0).model.device, Device::Auto);
+    assert_eq!(worker_config(&plan, 1).model.device, "sim:prefill-tokens-per-second=7".parse().unwrap());
+    let error = of_the_file("sim:speed=7").unwrap_err();
+    assert!(error.starts_with("spec.decode.engine.device: ") && error.contains("decode-step-ms"), "{error}");
+}
+
+#[test]
 fn a_model_of_the_flag_alone_is_served_by_its_folder_name() {
     let flags = UpArgs { model: Some(ModelRef::of("./models/llama")), ..UpArgs::default() };
     assert_eq!(demo(&flags).served_name, "llama");

@@ -42,6 +42,8 @@ pub mod limits {
     pub const IMAGE_LENGTH: u64 = 512;
     /// Characters of a hub id.
     pub const HUB_ID_LENGTH: u64 = 200;
+    /// Characters of a device.
+    pub const DEVICE_LENGTH: u64 = 200;
     /// Characters of the name that clients send as `model`.
     pub const SERVED_NAME_LENGTH: u64 = 200;
     /// The longest context anyone may ask for, in tokens.

@@ -43,7 +43,7 @@ pub struct RoleSpec {
     pub engine: EngineSpec,
 
     /// CPU, memory and GPUs of each worker. With a limit on `nvidia.com/gpu` a worker computes on a GPU and does not
-    /// start without one; otherwise it computes on the CPU.
+    /// start without one; otherwise it computes on the CPU. `engine.device` says otherwise.
     #[serde(default, skip_serializing_if = "Resources::is_unset")]
     pub resources: Resources,
 
@@ -51,6 +51,9 @@ pub struct RoleSpec {
     #[serde(default, skip_serializing_if = "PodOverrides::is_unset")]
     pub pod_template: PodOverrides,
 }
+
+/// The pattern of [`EngineSpec::device`]. What follows `sim:` is the worker's to check.
+const DEVICE_PATTERN: &str = "^(auto|cpu|cuda(:[0-9]+)?|sim(:[-a-z0-9=.,]+)?)$";
 
 /// Bounds and switches of an engine.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
@@ -60,6 +63,14 @@ pub struct RoleSpec {
         .message("kvCacheBytes and numBlocks both size the KV pool; set one of them")
 )]
 pub struct EngineSpec {
+    /// What computes: `auto` (the first GPU if there is one, otherwise the CPU), `cpu`, `cuda`, or `cuda:N` for one of
+    /// several GPUs. `sim` computes nothing: it takes the time that a step would take and answers noise, to try a
+    /// deployment of many workers on a small machine; `sim:prefill-tokens-per-second=20000,decode-step-ms=10` says
+    /// how fast it is. The default is `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = limits::DEVICE_LENGTH), regex(pattern = DEVICE_PATTERN))]
+    pub device: Option<String>,
+
     /// The most tokens that one step computes, prefill chunks and decodes together. The default is 2048.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limits::MAX_NUM_BATCHED_TOKENS))]

@@ -196,6 +196,10 @@ fn workers(add: Add<'_>) {
     range("engine.maxNumSeqs", 1, 4096);
     range("engine.kvCacheBytes", 1_048_576, 1_125_899_906_842_624);
     range("engine.numBlocks", 1, 16_777_216);
+    let device = "ROLE.engine.device";
+    add(device, "minLength", None, json!(""), json!("cpu"));
+    add(device, "maxLength", None, json!(long("sim:", 201)), json!(long("sim:", 200)));
+    add(device, "pattern", None, json!("gpu"), json!("sim:decode-step-ms=2.5"));
     let share = "ROLE.engine.gpuMemoryUtilizationPercent";
     let with_gpu = |percent: i64| {
         json!({

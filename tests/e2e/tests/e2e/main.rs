@@ -5,10 +5,12 @@ mod decode_death;
 mod disconnect;
 mod errors;
 mod harness;
+mod kill_under_load;
 mod openai;
 mod parity;
 mod prefill_death;
 mod up;
+mod waves;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -25,6 +27,13 @@ const RELEASE: Duration = Duration::from_secs(5);
 
 /// A prompt whose prefill takes many steps, each with a push of every layer.
 const LONG: usize = 6000;
+
+/// A number that `make soak` sets.
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}, which is no whole number"))
+    })
+}
 
 /// A small random model, made once a run.
 fn tiny() -> &'static Path {

@@ -9,10 +9,10 @@ use disagg_core::BlockId;
 use disagg_engine::Batch;
 use rayon::prelude::*;
 
-use super::kernels::{Rows, add_scaled_rows, exp, products, sum_lanes};
-use super::pool::PagedPool;
+use super::kernels::{add_scaled_rows, exp, products, sum_lanes};
 use super::simd::{Isa, Kernel, LANES, Lanes};
 use super::tensors::rows;
+use crate::backend::pool::{PagedPool, Rows};
 
 /// Tokens of one sequence in one task: they share the keys and values while these are in the cache.
 const TASK_TOKENS: usize = 16;

@@ -5,10 +5,10 @@ use disagg_engine::{Batch, KvTransport};
 
 use super::attention::PagedAttention;
 use super::linear::linear;
-use super::pool::PagedPool;
 use super::rows::{RmsNorm, Rotary, RotaryTable, SiluMul, rotary_frequencies};
 use super::simd::Isa;
 use super::tensors::with_rows;
+use crate::backend::pool::PagedPool;
 use crate::model::weights::{LayerWeights, Linear};
 use crate::model::{ModelConfig, Weights};
 

@@ -8,31 +8,7 @@
 )]
 
 use super::simd::{LANES, Lanes};
-
-/// Rows of equal length in one slice.
-#[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    /// From the first row's first element on.
-    pub(super) data: &'a [f32],
-    /// Elements from one row's start to the next's.
-    pub(super) stride: usize,
-    /// Elements of a row.
-    pub(super) width: usize,
-    /// Rows.
-    pub(super) count: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// Rows without gaps.
-    pub(super) fn dense(data: &'a [f32], width: usize) -> Self {
-        Self { data, stride: width, width, count: data.len() / width }
-    }
-
-    #[inline(always)]
-    pub(super) fn row(&self, index: usize) -> &'a [f32] {
-        &self.data[index * self.stride..][..self.width]
-    }
-}
+use crate::backend::pool::Rows;
 
 /// Dot products of every row of `x` with every row of `w`, given to `put(x row, w row, product)`.
 ///

@@ -3,9 +3,10 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::kernels::{Rows, products};
+use super::kernels::products;
 use super::simd::{Isa, Kernel, Lanes};
 use super::tensors::rows;
+use crate::backend::pool::Rows;
 use crate::model::weights::Linear;
 
 /// Rows of the input in one task: they stay in the cache while weights stream by.

@@ -9,7 +9,6 @@ mod attention;
 mod forward;
 mod kernels;
 mod linear;
-mod pool;
 mod rows;
 mod simd;
 mod tensors;
@@ -20,14 +19,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use disagg_engine::{
-    Backend, BackendError, Batch, KvDtype, KvLayout, KvMemory, KvTransport, SampleRow, StepTokens,
-    TokenInput, sampling,
-};
+use disagg_engine::{Backend, BackendError, Batch, KvDtype, KvLayout, KvMemory, KvTransport, StepTokens};
 
+use super::batch;
+use super::pool::PagedPool;
 use crate::model::{ModelConfig, Weights};
 use forward::Decoder;
-use pool::PagedPool;
 use simd::Isa;
 
 const NAME: &str = "candle-cpu";
@@ -69,42 +66,6 @@ impl CandleBackend {
     pub fn layout_of(config: &ModelConfig, block_size: u32) -> KvLayout {
         config.kv_layout(block_size, KvDtype::F32)
     }
-
-    /// The engine is trusted, but an index out of range must not become a panic on the engine's thread.
-    fn check(&self, batch: &Batch<'_>) -> Result<Vec<u32>, BackendError> {
-        let tokens = batch.input_ids.len();
-        let rows = batch.block_tables.len();
-        let layout = self.pool.layout();
-        let fits = batch.positions.len() == tokens
-            && batch.slot_mapping.len() == tokens
-            && batch.cu_seqlens.len() == rows + 1
-            && batch.cu_seqlens.is_sorted_by(|a, b| a < b)
-            && batch.cu_seqlens.first() == Some(&0)
-            && batch.cu_seqlens.last() == Some(&(tokens as u32))
-            && batch.samples.iter().all(|sample| (sample.row as usize) < rows);
-        if !fits {
-            return Err(error("the parts of the batch do not fit each other".to_owned()));
-        }
-        let num_blocks = self.pool.num_blocks();
-        let covered = batch.cu_seqlens.windows(2).zip(batch.block_tables).all(|(row, table)| {
-            let positions = &batch.positions[row[0] as usize..row[1] as usize];
-            positions.iter().all(|position| layout.blocks_for(position + 1) as usize <= table.len())
-                && table.iter().all(|block| block.0 < num_blocks)
-        });
-        if !covered || batch.slot_mapping.iter().any(|slot| slot / layout.block_size >= num_blocks) {
-            return Err(error("a token of the batch lies outside its blocks".to_owned()));
-        }
-        let vocab = self.decoder.config().vocab_size as u32;
-        batch
-            .input_ids
-            .iter()
-            .map(|input| match *input {
-                TokenInput::Id(id) if id < vocab => Ok(id),
-                TokenInput::Id(id) => Err(error(format!("token {id} is outside the vocabulary of {vocab}"))),
-                TokenInput::Sampled(_) => Err(error("a token was scheduled before it was drawn".to_owned())),
-            })
-            .collect()
-    }
 }
 
 impl Backend for CandleBackend {
@@ -125,7 +86,9 @@ impl Backend for CandleBackend {
     }
 
     fn launch(&mut self, batch: &Batch<'_>, transport: &mut dyn KvTransport) -> Result<(), BackendError> {
-        let input_ids = self.check(batch)?;
+        let vocab = self.decoder.config().vocab_size;
+        let input_ids =
+            batch::checked(batch, &self.pool.layout(), self.pool.num_blocks(), vocab).map_err(error)?;
         // Within the pool of threads, so that each operation hands out its work without waking this thread between.
         let logits = rayon::scope(|_| self.decoder.forward(batch, &input_ids, &self.pool, transport));
         let logits = logits.map_err(|source| error(source.to_string()))?;
@@ -142,19 +105,11 @@ impl Backend for CandleBackend {
     }
 }
 
-/// Draws every sampled row's choices from its logits. A row that cannot be drawn from gets fewer tokens.
+/// Draws every sampled row's choices from its logits.
 fn sample(batch: &Batch<'_>, logits: &Tensor) -> candle_core::Result<StepTokens> {
     let vocab = logits.dim(1)?;
     let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-    let rows = logits.chunks_exact(vocab).zip(batch.samples);
-    let draw = |(logits, row): (&[f32], &SampleRow<'_>)| {
-        let choices = row.choices.clone().map(|choice| sampling::sample(logits, row, choice));
-        choices.collect::<Result<Vec<_>, _>>().unwrap_or_else(|error| {
-            tracing::warn!(row = row.row, position = row.position, %error, "no token drawn");
-            Vec::new()
-        })
-    };
-    Ok(rows.map(draw).collect())
+    Ok(logits.chunks_exact(vocab).zip(batch.samples).map(|(logits, row)| batch::draw(logits, row)).collect())
 }
 
 fn error(message: String) -> BackendError {

@@ -3,9 +3,10 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};
 use rayon::prelude::*;
 
-use super::kernels::{Rows, exp, sum_of_squares};
+use super::kernels::{exp, sum_of_squares};
 use super::simd::{Isa, Kernel, Lanes};
 use super::tensors::rows;
+use crate::backend::pool::Rows;
 use crate::model::{ModelConfig, RopeScaling};
 
 /// Elements that are worth a task of their own.

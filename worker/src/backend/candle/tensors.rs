@@ -1,8 +1,7 @@
 //! From tensors to slices.
 
+use crate::backend::pool::Rows;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
-
-use super::kernels::Rows;
 
 /// The last dimension as rows of a tensor whose rows are evenly spaced and each contiguous.
 pub(super) fn rows<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Rows<'a>> {

@@ -5,9 +5,9 @@ use disagg_engine::{Backend, Batch, NoTransport, SampleRow, SamplingParams, Toke
 use proptest::prelude::*;
 
 use super::forward::Decoder;
-use super::pool::PagedPool;
 use super::simd::Isa;
 use super::{CandleBackend, error};
+use crate::backend::pool::PagedPool;
 use crate::model::weights::{DummyWeights, Weights};
 use crate::model::{Family, ModelConfig, RopeScaling};
 

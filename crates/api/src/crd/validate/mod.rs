@@ -247,6 +247,7 @@ impl Problems {
 
     fn engine(&mut self, path: &str, engine: &EngineSpec) {
         let EngineSpec {
+            device,
             max_num_batched_tokens,
             max_num_seqs,
             kv_cache_bytes,
@@ -255,6 +256,16 @@ impl Problems {
             enable_chunked_prefill: _,
             enable_prefix_caching: _,
         } = engine;
+        if let Some(device) = device {
+            let path = format!("{path}.device");
+            self.length(&path, Some(device), limits::DEVICE_LENGTH);
+            if !device.is_empty() && !is_device(device) {
+                self.add(
+                    path,
+                    "must be auto, cpu, cuda, cuda:N, sim, or sim: with the speed of the simulation",
+                );
+            }
+        }
         self.range(
             format!("{path}.maxNumBatchedTokens"),
             *max_num_batched_tokens,
@@ -330,4 +341,19 @@ fn is_hub_id(id: &str) -> bool {
         part.bytes().all(allowed) && part.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
     };
     id.split_once('/').is_some_and(|(organization, name)| part(organization) && part(name))
+}
+
+/// As the schema's pattern has it.
+fn is_device(device: &str) -> bool {
+    let (kind, argument) =
+        device.split_once(':').map_or((device, None), |(kind, argument)| (kind, Some(argument)));
+    let all = |argument: &str, allowed: fn(u8) -> bool| !argument.is_empty() && argument.bytes().all(allowed);
+    match (kind, argument) {
+        ("auto" | "cpu" | "cuda" | "sim", None) => true,
+        ("cuda", Some(argument)) => all(argument, |byte| byte.is_ascii_digit()),
+        ("sim", Some(argument)) => all(argument, |byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-=.,".contains(&byte)
+        }),
+        _ => false,
+    }
 }

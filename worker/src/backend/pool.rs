@@ -1,10 +1,35 @@
-//! The KV pool in main memory.
+//! The KV pool in main memory, of the backends that compute on the CPU.
 
 use disagg_core::BlockId;
 use disagg_engine::{KvAccessError, KvDtype, KvLayout, KvMemory};
 use parking_lot::{RwLock, RwLockReadGuard};
 
-use super::kernels::Rows;
+/// Rows of equal length in one slice.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// From the first row's first element on.
+    pub(super) data: &'a [f32],
+    /// Elements from one row's start to the next's.
+    pub(super) stride: usize,
+    /// Elements of a row.
+    pub(super) width: usize,
+    /// Rows.
+    pub(super) count: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows without gaps.
+    pub(super) fn dense(data: &'a [f32], width: usize) -> Self {
+        Self { data, stride: width, width, count: data.len() / width }
+    }
+
+    // Kernels are compiled for an instruction set only where what they call is inlined.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(super) fn row(&self, index: usize) -> &'a [f32] {
+        &self.data[index * self.stride..][..self.width]
+    }
+}
 
 /// f32 keys and values, with a lock for every (layer, block), so that network threads land KV in reserved blocks
 /// while the engine thread computes in others.
