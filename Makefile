@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CLUSTER_PY := python3 tests/cluster/cluster.py
 
-.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench fuzz mutants
+.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench soak fuzz mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -99,6 +99,13 @@ acceptance: ## aiperf with the original's load against `disagg up`; REQUESTS=40 
 bench: ## serve a small model with a release build and measure: local against remote prefill
 	cargo build --release --locked
 	DISAGG_BIN=$(CURDIR)/target/release/disagg cargo bench $(CARGO_CI) --bench serving
+
+WAVES ?= 30
+WAVE_REQUESTS ?= 5000
+soak: ## waves of requests with cancels against simulated workers, longer than in `make e2e`; WAVES=30 WAVE_REQUESTS=5000
+	cargo build $(CARGO_CI) --bins --test e2e
+	DISAGG_WAVES=$(WAVES) DISAGG_WAVE_REQUESTS=$(WAVE_REQUESTS) RUST_LOG=error \
+	  cargo test $(CARGO_CI) --test e2e -- waves --nocapture
 
 # Every run of a property test draws new inputs; a failure prints the smallest input that it found.
 FUZZ_ROUNDS ?= 20
