@@ -1,10 +1,24 @@
-//! The Kubernetes side of disagg.
+//! The Kubernetes side of disagg: the controller of `DisaggDeployment`, and the generator of its definition.
 //!
-//! It holds, today, the generator of the custom resource definition and no controller: nothing in this crate talks to
-//! a cluster yet. The resource itself, with its validation, is `disagg_api::crd`; `disagg up -f` already runs the
-//! same resource as local processes.
+//! [`reconcile`] is one turn of one resource; `controller` decides when it is whose turn; `stores` watches the cluster;
+//! `election` sees to it that one replica works. The resource itself, with its validation, is `disagg_api::crd`.
 //!
 //! Invariant of this crate: it never depends on the router or the worker. What they must agree on is in `disagg-api`.
+
+mod args;
+mod backoff;
+mod client;
+mod context;
+mod controller;
+mod election;
+mod metrics;
+mod observe;
+mod reconcile;
+mod run;
+mod stores;
+
+pub use args::OperatorArgs;
+pub use run::{RunError, run};
 
 use disagg_api::DisaggDeployment;
 

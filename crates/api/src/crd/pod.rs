@@ -146,9 +146,9 @@ pub struct ObjectName {
         .message("annotations below disagg.dev/ are set by the operator"),
     validation = Rule::new(
         "!has(self.env) || self.env.all(entry, !entry.name.startsWith('DISAGG_') && \
-         !(entry.name in ['HF_HOME', 'HF_TOKEN', 'POD_NAME', 'POD_IP']))"
+         !(entry.name in ['HF_HOME', 'HF_TOKEN', 'XDG_CACHE_HOME', 'POD_NAME', 'POD_IP']))"
     )
-    .message("env must not hold DISAGG_*, HF_HOME, HF_TOKEN, POD_NAME or POD_IP: the operator sets those"),
+    .message("env must not hold DISAGG_*, HF_HOME, HF_TOKEN, XDG_CACHE_HOME, POD_NAME or POD_IP: the operator sets those"),
     validation = Rule::new("!has(self.volumes) || self.volumes.all(volume, !(volume.name in ['model', 'cache', 'tmp']))")
         .message("volumes must not be named model, cache or tmp: the operator has those"),
     validation = Rule::new(

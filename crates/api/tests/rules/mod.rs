@@ -284,7 +284,7 @@ fn pods(add: Add<'_>) {
         json!({ "annotations": { "example.com/config-hash": "1" } }),
     );
     rule(
-        "env must not hold DISAGG_*, HF_HOME, HF_TOKEN, POD_NAME or POD_IP: the operator sets those",
+        "env must not hold DISAGG_*, HF_HOME, HF_TOKEN, XDG_CACHE_HOME, POD_NAME or POD_IP: the operator sets those",
         json!({ "env": [{ "name": "DISAGG_ROLE", "value": "both" }] }),
         json!({ "env": [{ "name": "RUST_LOG", "value": "debug" }] }),
     );

@@ -100,12 +100,13 @@ impl Problems {
 
     fn env(&mut self, path: &str, env: &[EnvVar]) {
         let reserved = |name: &str| {
-            name.starts_with("DISAGG_") || ["HF_HOME", "HF_TOKEN", "POD_NAME", "POD_IP"].contains(&name)
+            name.starts_with("DISAGG_")
+                || ["HF_HOME", "HF_TOKEN", "XDG_CACHE_HOME", "POD_NAME", "POD_IP"].contains(&name)
         };
         if env.iter().any(|entry| reserved(&entry.name)) {
             self.add(
                 path,
-                "env must not hold DISAGG_*, HF_HOME, HF_TOKEN, POD_NAME or POD_IP: the operator sets those",
+                "env must not hold DISAGG_*, HF_HOME, HF_TOKEN, XDG_CACHE_HOME, POD_NAME or POD_IP: the operator sets those",
             );
         }
         let path = format!("{path}.env");

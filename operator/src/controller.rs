@@ -1,0 +1,61 @@
+//! When it is whose turn: what the watches report, spread over a bounded number of reconciles at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use disagg_api::DisaggDeployment;
+use futures::{FutureExt as _, StreamExt as _};
+use kube::runtime::controller::{self, Error, applier};
+use kube::runtime::reflector::ObjectRef;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::reconcile::{on_error, reconcile};
+use crate::stores::Triggers;
+
+/// Changes of one resource's children within this time are one turn.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// Reconciles until `stop`, then finishes the turns that have begun.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    triggers: Triggers,
+    concurrency: u16,
+    stop: CancellationToken,
+) {
+    let config = controller::Config::default().debounce(DEBOUNCE).concurrency(concurrency);
+    let turns = applier(
+        |resource, context| reconcile(resource, context).boxed(),
+        on_error,
+        Arc::clone(&context),
+        context.stores.resources.clone(),
+        triggers.take_until(stop.cancelled_owned()),
+        config,
+    );
+    turns
+        .for_each(|turn| {
+            report(turn, &context);
+            std::future::ready(())
+        })
+        .await;
+}
+
+fn report<E, Q>(
+    turn: Result<(ObjectRef<DisaggDeployment>, controller::Action), Error<E, Q>>,
+    context: &Context,
+) where
+    E: std::error::Error + 'static,
+    Q: std::error::Error + 'static,
+{
+    match turn {
+        Ok((resource, _)) => tracing::debug!(%resource, "reconciled"),
+        // Its children were the last to change: it is gone.
+        Err(Error::ObjectNotFound(resource)) => {
+            context.forget(resource.namespace.as_deref().unwrap_or_default(), &resource.name);
+        }
+        // `on_error` has told of it.
+        Err(Error::ReconcilerFailed(..)) => {}
+        Err(Error::QueueError(error)) => tracing::warn!(%error, "a watch failed; it is started again"),
+        Err(Error::RunnerError(error)) => tracing::error!(%error, "the controller failed"),
+    }
+}

@@ -1,0 +1,111 @@
+//! The settings ConfigMap: metadata by server-side apply, data by a merge patch that is bound to what was read.
+
+use disagg_api::settings::KEYS;
+use disagg_api::{DisaggDeployment, RouterSettings, SettingsErrors};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt as _;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::reflector::ObjectRef;
+
+use super::ApplyError;
+use super::child::{Fate, Problem, Run, There, kind};
+use crate::reconcile::ownership::{Held, Pairs, decide, patch};
+use crate::reconcile::validate::Wanted;
+
+/// Field manager of the data. Not that of what is applied, which would own the keys that a person edits.
+const SETTINGS_MANAGER: &str = "disagg-settings";
+/// Somebody else may write between reading and patching; then it is read again.
+const ATTEMPTS: usize = 4;
+
+/// The ConfigMap as it is now.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct SettingsState {
+    pub resource_version: String,
+    pub verdict: Result<RouterSettings, SettingsErrors>,
+}
+
+/// Applies metadata and data.
+pub(super) async fn apply(
+    run: &Run<'_>,
+    wanted: &Wanted,
+    metadata: &ConfigMap,
+) -> Result<Result<SettingsState, Problem>, ApplyError> {
+    let name = metadata.name_any();
+    let mut live = match run.look::<ConfigMap>(&name).await? {
+        There::Foreign(problem) => return Ok(Err(problem)),
+        There::Ours(meta) => {
+            if let Fate::Bad(problem) = run.send(metadata, Some(&meta)).await? {
+                return Ok(Err(problem));
+            }
+            let key = ObjectRef::new(&name).within(run.namespace);
+            run.context.stores.config_maps.get(&key).map(|live| (*live).clone())
+        }
+        There::Nothing => {
+            if let Fate::Bad(problem) = run.send(metadata, None).await? {
+                return Ok(Err(problem));
+            }
+            None
+        }
+    };
+    for _ in 0..ATTEMPTS {
+        let current = match live.take() {
+            Some(live) => live,
+            None => run.api::<ConfigMap>().get(&name).await.map_err(|source| ApplyError::Read {
+                kind: kind::<ConfigMap>(),
+                name: name.clone(),
+                source,
+            })?,
+        };
+        let version = current.resource_version().unwrap_or_default();
+        let held = Held::of(&current);
+        // Nothing was ever written into it: it is new, or its maker was killed before the data.
+        let begin = if held == Held::default() { remembered(run, &name, wanted) } else { held.clone() };
+        let decision = decide(&begin, &wanted.settings);
+        let state = |resource_version| SettingsState { resource_version, verdict: decision.verdict.clone() };
+        let Some(patch) = patch(&held, &decision.next, &version) else {
+            remember(run, &name, decision.next);
+            return Ok(Ok(state(version)));
+        };
+        let params =
+            PatchParams { field_manager: Some(SETTINGS_MANAGER.to_owned()), ..PatchParams::default() };
+        match run.api::<ConfigMap>().patch(&name, &params, &Patch::Merge(&patch)).await {
+            Ok(now) => {
+                remember(run, &name, decision.next);
+                return Ok(Ok(state(now.resource_version().unwrap_or_default())));
+            }
+            // Somebody was quicker: read it again.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(source) => {
+                return Err(ApplyError::Write { kind: kind::<ConfigMap>(), name, source });
+            }
+        }
+    }
+    Err(ApplyError::Contended { name })
+}
+
+fn remember(run: &Run<'_>, name: &str, held: Held) {
+    run.context.held.lock().insert(run.key::<ConfigMap>(name), held);
+}
+
+/// What a new ConfigMap begins with: what was last seen in it, if it was there before. An operator
+/// that did not see it go finds what the routers last applied in the status, which it wrote itself.
+fn remembered(run: &Run<'_>, name: &str, wanted: &Wanted) -> Held {
+    let seen = run.context.held.lock().get(&run.key::<ConfigMap>(name)).cloned();
+    seen.map(Held::restored).or_else(|| from_status(run.resource, wanted)).unwrap_or_default()
+}
+
+/// With the resource as it was when the status was written, what it asks for has been written before.
+fn from_status(resource: &DisaggDeployment, wanted: &Wanted) -> Option<Held> {
+    let status = resource.status.as_ref()?;
+    if status.observed_generation != resource.metadata.generation {
+        return None;
+    }
+    let applied = status.settings.as_ref()?;
+    let values = [
+        applied.max_local_prefill_length.to_string(),
+        applied.max_prefill_queue_depth.to_string(),
+        applied.fallback_policy.to_string(),
+    ];
+    let good: Pairs = KEYS.iter().map(|&key| key.to_owned()).zip(values).collect();
+    Some(Held { data: Pairs::new(), seeded: wanted.settings.clone(), last_good: Some(good) })
+}

@@ -1,0 +1,120 @@
+//! The routers: a Deployment, the Service that clients use, and the ConfigMap with their settings.
+
+use disagg_api::kubernetes::{
+    Component, ENV_DEPLOYMENT, ENV_NAMESPACE, ROUTER_HTTP_PORT, ROUTER_HTTP_PORT_NAME, settings_config_map,
+};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, ContainerPort, Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::access::router_account;
+use super::labels::{metadata, selector};
+use super::pod::{Parts, field_env, http_probe, plain_env, template};
+use crate::reconcile::validate::{Replicas, Wanted};
+
+/// How long a router that is to end goes on accepting, until every node has learnt that it leaves.
+const SHUTDOWN_DELAY_SECONDS: i32 = 5;
+/// What a router takes beyond delay and drain to end its process.
+const GRACE_MARGIN_SECONDS: i32 = 10;
+
+/// Metadata of the ConfigMap; what is in it has rules of its own.
+pub(super) fn settings(wanted: &Wanted) -> ConfigMap {
+    ConfigMap {
+        metadata: metadata(wanted, settings_config_map(&wanted.name), Some(Component::Router)),
+        ..ConfigMap::default()
+    }
+}
+
+pub(super) fn service(wanted: &Wanted) -> Service {
+    let router = &wanted.router;
+    let mut metadata = metadata(wanted, Component::Router.child(&wanted.name), Some(Component::Router));
+    metadata.annotations =
+        Some(router.service_annotations.clone()).filter(|annotations| !annotations.is_empty());
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            type_: Some(router.service_type.as_str().to_owned()),
+            selector: Some(Component::Router.selector(&wanted.name)),
+            ports: Some(vec![ServicePort {
+                name: Some(ROUTER_HTTP_PORT_NAME.to_owned()),
+                port: router.port,
+                protocol: Some("TCP".to_owned()),
+                target_port: Some(IntOrString::String(ROUTER_HTTP_PORT_NAME.to_owned())),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// Where clients inside the cluster reach the routers.
+pub(crate) fn url(wanted: &Wanted) -> String {
+    let service = Component::Router.child(&wanted.name);
+    format!("http://{service}.{}.svc:{}", wanted.namespace, wanted.router.port)
+}
+
+pub(super) fn deployment(wanted: &Wanted) -> Deployment {
+    let router = &wanted.router;
+    let mut args = vec![
+        format!("--listen=0.0.0.0:{ROUTER_HTTP_PORT}"),
+        format!("--drain-timeout-seconds={}", wanted.drain_seconds),
+    ];
+    let mut option = |name: &str, value: Option<i32>| {
+        args.extend(value.map(|value| format!("--{name}={value}")));
+    };
+    option("max-in-flight", router.max_in_flight);
+    option("request-timeout-seconds", router.request_timeout_seconds);
+    option("max-wait-for-worker-seconds", router.max_wait_for_worker_seconds);
+    let container = Container {
+        name: "router".to_owned(),
+        image: Some(router.image.clone()),
+        args: Some(args),
+        env: Some(vec![
+            plain_env(ENV_DEPLOYMENT, wanted.name.clone()),
+            field_env(ENV_NAMESPACE, "metadata.namespace"),
+            plain_env("DISAGG_SHUTDOWN_DELAY_SECONDS", SHUTDOWN_DELAY_SECONDS.to_string()),
+        ]),
+        ports: Some(vec![ContainerPort {
+            name: Some(ROUTER_HTTP_PORT_NAME.to_owned()),
+            container_port: ROUTER_HTTP_PORT.into(),
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        }]),
+        startup_probe: Some(http_probe("/health", ROUTER_HTTP_PORT_NAME, 1, 30)),
+        liveness_probe: Some(http_probe("/health", ROUTER_HTTP_PORT_NAME, 10, 3)),
+        readiness_probe: Some(http_probe("/ready", ROUTER_HTTP_PORT_NAME, 1, 3)),
+        ..Container::default()
+    };
+    let parts = Parts {
+        component: Component::Router,
+        account: router_account(wanted),
+        needs_token: true,
+        container,
+        volumes: Vec::new(),
+        resources: &router.resources,
+        overrides: &router.pod,
+        grace_seconds: SHUTDOWN_DELAY_SECONDS + wanted.drain_seconds + GRACE_MARGIN_SECONDS,
+    };
+    Deployment {
+        metadata: metadata(wanted, Component::Router.child(&wanted.name), Some(Component::Router)),
+        spec: Some(DeploymentSpec {
+            replicas: match router.replicas {
+                Replicas::Fixed(replicas) => Some(replicas),
+                Replicas::Free { .. } => None,
+            },
+            selector: selector(wanted, Component::Router),
+            // A new router serves before an old one goes.
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            template: template(wanted, parts),
+            ..DeploymentSpec::default()
+        }),
+        ..Deployment::default()
+    }
+}

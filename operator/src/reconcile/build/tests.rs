@@ -1,0 +1,135 @@
+//! Fixtures in YAML through validate and build, as snapshots.
+
+use disagg_api::DisaggDeployment;
+use serde::Serialize;
+
+use super::*;
+use crate::args::DefaultImages;
+use crate::reconcile::validate::validate;
+
+fn images() -> DefaultImages {
+    DefaultImages {
+        router: "example.com/disagg-router:1".to_owned(),
+        worker: "example.com/disagg-worker:1".to_owned(),
+        worker_gpu: "example.com/disagg-worker-cuda:1".to_owned(),
+    }
+}
+
+fn children(yaml: &str) -> Children {
+    let mut resource = DisaggDeployment::from_yaml(yaml).unwrap();
+    resource.metadata.namespace = Some("ns".to_owned());
+    resource.metadata.uid = Some("00000000-0000-0000-0000-000000000001".to_owned());
+    build(&validate(&resource, &images()).unwrap()).unwrap()
+}
+
+fn with_spec(spec: &str) -> Children {
+    let head = "apiVersion: disagg.dev/v1alpha1\nkind: DisaggDeployment\nmetadata: {name: demo}\nspec:\n";
+    children(&format!("{head}{spec}"))
+}
+
+fn yaml(object: &impl Serialize) -> String {
+    serde_yaml::to_string(object).unwrap()
+}
+
+const DEMO: &str = include_str!("../../../../deploy/samples/demo.yaml");
+
+/// As GPU users write it: every override, limits and the hub.
+const FULL: &str = include_str!("../../../tests/fixtures/full.yaml");
+
+#[test]
+fn the_demo() {
+    let Children {
+        service_accounts,
+        role,
+        role_binding,
+        settings,
+        services,
+        network_policy,
+        disruption_budgets,
+        prefill,
+        decode,
+        router,
+    } = children(DEMO);
+    insta::assert_snapshot!("demo_accounts", yaml(&service_accounts));
+    insta::assert_snapshot!("demo_role", yaml(&(role, role_binding)));
+    insta::assert_snapshot!("demo_settings", yaml(&settings));
+    insta::assert_snapshot!("demo_services", yaml(&services));
+    insta::assert_snapshot!("demo_network_policy", yaml(&network_policy));
+    insta::assert_snapshot!("demo_disruption_budgets", yaml(&disruption_budgets));
+    insta::assert_snapshot!("demo_prefill", yaml(&prefill));
+    insta::assert_snapshot!("demo_decode", yaml(&decode));
+    insta::assert_snapshot!("demo_router", yaml(&router));
+}
+
+#[test]
+fn a_deployment_with_every_field() {
+    let children = children(FULL);
+    insta::assert_snapshot!("full_prefill", yaml(&children.prefill));
+    insta::assert_snapshot!("full_decode", yaml(&children.decode));
+    insta::assert_snapshot!("full_router", yaml(&children.router));
+    insta::assert_snapshot!("full_router_service", yaml(&children.services[2]));
+}
+
+#[test]
+fn models_reach_the_workers() {
+    let model = |source: &str| {
+        let children = with_spec(&format!("  model: {{source: {{{source}}}}}\n"));
+        let pod = children.decode.spec.unwrap().template.spec.unwrap();
+        let container = &pod.containers[0];
+        let argument =
+            container.args.as_ref().unwrap().iter().find(|arg| arg.starts_with("--model=")).cloned();
+        let volume = pod.volumes.unwrap().into_iter().find(|volume| volume.name == "model");
+        let mount =
+            container.volume_mounts.as_ref().unwrap().iter().find(|mount| mount.name == "model").cloned();
+        yaml(&(argument, volume, mount))
+    };
+    insta::assert_snapshot!("model_claim", model("pvc: {claimName: models, path: llama/8b}"));
+    insta::assert_snapshot!("model_image", model("image: {reference: 'example.com/models:1'}"));
+    insta::assert_snapshot!("model_hub", model("hubId: a/b, revision: v2"));
+    insta::assert_snapshot!("model_folder", model("path: /models/a"));
+    insta::assert_snapshot!("model_random", model("random: {seed: 7}"));
+}
+
+#[test]
+fn the_settings_are_no_part_of_a_pod_template() {
+    let before = children(DEMO);
+    let after = children(&DEMO.replace("maxLocalPrefillLength: 128", "maxLocalPrefillLength: 4"));
+    assert_eq!(before, after);
+}
+
+#[test]
+fn what_a_process_reads_at_its_start_changes_the_hash() {
+    let hash = |children: &Children| {
+        let template = &children.decode.spec.as_ref().unwrap().template;
+        let annotations = template.metadata.as_ref().unwrap().annotations.clone().unwrap();
+        annotations[disagg_api::kubernetes::ANNOTATION_CONFIG_HASH].clone()
+    };
+    let source = "  model: {source: {random: {}}}\n";
+    let plain = hash(&with_spec(source));
+    assert_ne!(plain, hash(&with_spec(&format!("{source}  decode: {{engine: {{maxNumSeqs: 3}}}}\n"))));
+    assert_ne!(
+        plain,
+        hash(&with_spec(&format!("{source}  decode: {{podTemplate: {{env: [{{name: A}}]}}}}\n")))
+    );
+    assert_eq!(plain, hash(&with_spec(&format!("{source}  decode: {{replicas: 3}}\n"))));
+}
+
+#[test]
+fn a_number_that_is_left_out_is_not_applied() {
+    let replicas = |spec: &str| {
+        let children = with_spec(&format!("  model: {{source: {{random: {{}}}}}}\n{spec}"));
+        (children.decode.spec.unwrap().replicas, children.router.spec.unwrap().replicas)
+    };
+    assert_eq!(replicas(""), (None, None));
+    assert_eq!(replicas("  decode: {replicas: 0}\n  router: {replicas: 3}\n"), (Some(0), Some(3)));
+}
+
+#[test]
+fn the_longest_name_still_gives_good_names() {
+    let name = "n".repeat(40);
+    let text = DEMO.replace("name: demo", &format!("name: {name}"));
+    let children = children(&text);
+    assert_eq!(children.decode.metadata.name, Some(format!("{name}-decode")));
+    // A StatefulSet's pods carry its name and a hash as a label.
+    assert!(format!("{name}-prefill-0123456789").len() <= 63);
+}

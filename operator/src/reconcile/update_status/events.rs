@@ -1,0 +1,146 @@
+//! Which changes of the status deserve an Event. Pure: one for each change, none for a reconcile that changes nothing.
+
+use disagg_api::crd::DisaggDeploymentStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+
+use super::conditions::{READY, SETTINGS_VALID};
+
+/// Characters of an Event's text that the API server takes.
+const NOTE: usize = 1000;
+
+/// Reasons that are nothing but the course of things.
+const USUAL: [&str; 5] = ["Starting", "NotCreated", "EnoughReady", "AllReady", "ScaledToZero"];
+
+/// The Events of the change from `before` to `after`.
+pub(super) fn of_change(
+    before: Option<&DisaggDeploymentStatus>,
+    after: &DisaggDeploymentStatus,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    for condition in &after.conditions {
+        let was = before.and_then(|before| before.conditions.iter().find(|was| was.type_ == condition.type_));
+        events.extend(of_condition(was, condition));
+    }
+    if let Some(settings) = &after.settings {
+        let was = before.and_then(|before| before.settings.as_ref());
+        let values = |settings: &disagg_api::crd::SettingsStatus| {
+            (settings.max_local_prefill_length, settings.max_prefill_queue_depth, settings.fallback_policy)
+        };
+        if was.is_none_or(|was| values(was) != values(settings)) {
+            let (length, depth, policy) = values(settings);
+            events.push(event(
+                EventType::Normal,
+                "SettingsApplied",
+                "ApplySettings",
+                &format!(
+                    "every ready router applies maxLocalPrefillLength {length}, maxPrefillQueueDepth {depth}, \
+                     fallbackPolicy {policy}"
+                ),
+            ));
+        }
+    }
+    events
+}
+
+fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
+    let was_true = was.is_some_and(|was| was.status == "True");
+    let is_true = now.status == "True";
+    match now.type_.as_str() {
+        READY if is_true && !was_true => Some(event(EventType::Normal, "Ready", "Serve", &now.message)),
+        READY if !is_true && was_true => Some(event(EventType::Warning, "NotReady", "Serve", &now.message)),
+        // The conditions of components tell of their pods; Ready alone tells of children and the spec.
+        READY if !is_true => {
+            let own = ["ForeignChild", "ImmutableField", "ChildRefused", "InvalidSpec"];
+            let news = was.is_none_or(|was| was.reason != now.reason || was.message != now.message);
+            (own.contains(&now.reason.as_str()) && news)
+                .then(|| event(EventType::Warning, &now.reason, "Apply", &now.message))
+        }
+        SETTINGS_VALID if is_true => (was.is_some() && !was_true)
+            .then(|| event(EventType::Normal, "SettingsValid", "ReadSettings", &now.message)),
+        SETTINGS_VALID => {
+            let news = was.is_none_or(|was| was.message != now.message);
+            news.then(|| event(EventType::Warning, "SettingsInvalid", "ReadSettings", &now.message))
+        }
+        "PrefillAvailable" | "DecodeAvailable" | "RouterAvailable" => {
+            let news = was.is_none_or(|was| was.reason != now.reason);
+            (news && !USUAL.contains(&now.reason.as_str()))
+                .then(|| event(EventType::Warning, &now.reason, "RunPods", &now.message))
+        }
+        _ => None,
+    }
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
+    let note = match note.char_indices().nth(NOTE) {
+        // Bounded in bytes: cut well before.
+        Some(_) => note.chars().take(NOTE / 4).chain(['…']).collect(),
+        None if note.len() > NOTE => note.chars().take(NOTE / 4).chain(['…']).collect(),
+        None => note.to_owned(),
+    };
+    Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn status(conditions: &[(&str, &str, &str, &str)]) -> DisaggDeploymentStatus {
+        let conditions = conditions.iter().map(|(type_, status, reason, message)| Condition {
+            type_: (*type_).to_owned(),
+            status: (*status).to_owned(),
+            reason: (*reason).to_owned(),
+            message: (*message).to_owned(),
+            observed_generation: Some(1),
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        });
+        DisaggDeploymentStatus { conditions: conditions.collect(), ..DisaggDeploymentStatus::default() }
+    }
+
+    fn reasons(before: Option<&DisaggDeploymentStatus>, after: &DisaggDeploymentStatus) -> Vec<String> {
+        of_change(before, after).into_iter().map(|event| event.reason).collect()
+    }
+
+    #[test]
+    fn each_change_is_told_once() {
+        let starting = status(&[
+            ("Ready", "False", "Starting", "Decode: 0 of 1 ready"),
+            ("DecodeAvailable", "False", "Starting", "0 of 1 ready"),
+            ("SettingsValid", "True", "Valid", ""),
+        ]);
+        assert!(reasons(None, &starting).is_empty(), "a start is no news");
+        let crash = status(&[
+            ("Ready", "False", "CrashLoop", "x"),
+            ("DecodeAvailable", "False", "CrashLoop", "restarts: 1"),
+            ("SettingsValid", "False", "Invalid", "maxLocalPrefillLength: bad"),
+        ]);
+        assert_eq!(reasons(Some(&starting), &crash), ["CrashLoop", "SettingsInvalid"]);
+        assert!(reasons(Some(&crash), &crash).is_empty());
+        let again = status(&[
+            ("Ready", "False", "CrashLoop", "x"),
+            ("DecodeAvailable", "False", "CrashLoop", "restarts: 2"),
+            ("SettingsValid", "False", "Invalid", "maxPrefillQueueDepth: bad"),
+        ]);
+        assert_eq!(
+            reasons(Some(&crash), &again),
+            ["SettingsInvalid"],
+            "another key is bad; the crash is no news"
+        );
+        let ready = status(&[
+            ("Ready", "True", "Serving", ""),
+            ("DecodeAvailable", "True", "AllReady", ""),
+            ("SettingsValid", "True", "Valid", ""),
+        ]);
+        assert_eq!(reasons(Some(&again), &ready), ["Ready", "SettingsValid"]);
+        assert_eq!(reasons(Some(&ready), &again), ["NotReady", "CrashLoop", "SettingsInvalid"]);
+    }
+
+    #[test]
+    fn notes_fit_the_api() {
+        let long = status(&[("SettingsValid", "False", "Invalid", &"ß".repeat(2000))]);
+        assert!(of_change(None, &long)[0].note.as_ref().unwrap().len() <= 1024);
+    }
+}

@@ -1,0 +1,222 @@
+//! Second call: the resource, checked, with every default filled in. Pure. Later calls never see the raw spec.
+
+use std::collections::BTreeMap;
+
+use disagg_api::crd::{
+    DisaggDeployment, DisaggDeploymentSpec, EngineSpec, Images, Invalid, LoadFormat, ModelSource, ModelSpec,
+    PodOverrides, Resources, RoleSpec, RouterService, RouterSpec, SecretKey, ServiceType,
+};
+use disagg_api::kubernetes::Component;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Resource as _;
+
+use crate::args::DefaultImages;
+
+/// Routers when the resource leaves the number out.
+const ROUTERS_DEFAULT: i32 = 2;
+/// Workers of a role when the resource leaves the number out.
+const WORKERS_DEFAULT: i32 = 1;
+/// Port of the router's Service when the resource names none.
+const PORT_DEFAULT: i32 = 8181;
+/// Time that pods get to finish their requests when the resource names none.
+const DRAIN_SECONDS_DEFAULT: i32 = 30;
+
+/// A resource that cannot be reconciled.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum ValidateError {
+    /// Rules are broken that the API server should have held it to: the definition in the cluster is another one.
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    /// An object that no API server gives out.
+    #[error("metadata.{0} is missing")]
+    Incomplete(&'static str),
+}
+
+/// What a resource asks for.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Wanted {
+    pub name: String,
+    pub namespace: String,
+    pub owner: OwnerReference,
+    pub served_name: String,
+    pub model: Model,
+    pub max_length: Option<i32>,
+    pub load_format: LoadFormat,
+    pub block_size: Option<i32>,
+    pub prefill: Workers,
+    pub decode: Workers,
+    pub router: Router,
+    /// Every key of the settings ConfigMap with the value that the resource asks for.
+    pub settings: BTreeMap<String, String>,
+    pub pull_policy: Option<&'static str>,
+    pub pull_secrets: Vec<String>,
+    pub drain_seconds: i32,
+}
+
+/// Where the model comes from.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Model {
+    /// A folder that the container has by itself or by the user's own volumes.
+    Folder(String),
+    Hub {
+        id: String,
+        revision: Option<String>,
+        token: Option<SecretKey>,
+    },
+    Claim {
+        name: String,
+        path: Option<String>,
+    },
+    Image {
+        reference: String,
+        path: Option<String>,
+    },
+    Random {
+        seed: i32,
+    },
+}
+
+/// How many pods.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Replicas {
+    /// The resource says it.
+    Fixed(i32),
+    /// Somebody else owns the number; it begins here.
+    Free { initial: i32 },
+}
+
+/// The workers of a role.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Workers {
+    pub component: Component,
+    pub replicas: Replicas,
+    pub image: String,
+    pub on_gpu: bool,
+    pub engine: EngineSpec,
+    pub resources: Resources,
+    pub pod: PodOverrides,
+}
+
+/// The routers.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Router {
+    pub replicas: Replicas,
+    pub image: String,
+    pub port: i32,
+    pub service_type: ServiceType,
+    pub service_annotations: BTreeMap<String, String>,
+    pub max_in_flight: Option<i32>,
+    pub request_timeout_seconds: Option<i32>,
+    pub max_wait_for_worker_seconds: Option<i32>,
+    pub resources: Resources,
+    pub pod: PodOverrides,
+}
+
+/// Checks the resource and fills in defaults.
+pub(crate) fn validate(
+    resource: &DisaggDeployment,
+    default_images: &DefaultImages,
+) -> Result<Wanted, ValidateError> {
+    let settings = resource.validate_in_cluster()?;
+    let name = resource.metadata.name.clone().ok_or(ValidateError::Incomplete("name"))?;
+    let namespace = resource.metadata.namespace.clone().ok_or(ValidateError::Incomplete("namespace"))?;
+    let owner = owner_reference(resource).ok_or(ValidateError::Incomplete("uid"))?;
+    // Destructured without `..`, so that a new field has to be thought of here.
+    let DisaggDeploymentSpec {
+        model,
+        kv_cache,
+        prefill,
+        decode,
+        router,
+        disaggregation: _, // It is in the settings.
+        images,
+        drain_seconds,
+    } = resource.spec.clone();
+    let Images { worker, router: router_image, pull_policy, pull_secrets } = images;
+    let ModelSpec { source, served_name: _, max_length, dtype: _, load_format, hub_token_secret } = model;
+    let workers = |component, role: RoleSpec| {
+        let on_gpu = role.wants_gpu();
+        let RoleSpec { replicas, tensor_parallel_size: _, engine, resources, pod_template } = role;
+        let default = if on_gpu { &default_images.worker_gpu } else { &default_images.worker };
+        Workers {
+            component,
+            replicas: number(replicas, WORKERS_DEFAULT),
+            image: worker.clone().unwrap_or_else(|| default.clone()),
+            on_gpu,
+            engine,
+            resources,
+            pod: pod_template,
+        }
+    };
+    let RouterSpec {
+        replicas,
+        port,
+        service: RouterService { type_, annotations },
+        max_in_flight,
+        request_timeout_seconds,
+        max_wait_for_worker_seconds,
+        resources,
+        pod_template,
+    } = router;
+    Ok(Wanted {
+        served_name: resource.served_name().to_owned(),
+        model: model_of(source, hub_token_secret),
+        max_length,
+        load_format: load_format.unwrap_or_default(),
+        block_size: kv_cache.block_size,
+        prefill: workers(Component::Prefill, prefill),
+        decode: workers(Component::Decode, decode),
+        router: Router {
+            replicas: number(replicas, ROUTERS_DEFAULT),
+            image: router_image.unwrap_or_else(|| default_images.router.clone()),
+            port: port.unwrap_or(PORT_DEFAULT),
+            service_type: type_.unwrap_or_default(),
+            service_annotations: annotations,
+            max_in_flight,
+            request_timeout_seconds,
+            max_wait_for_worker_seconds,
+            resources,
+            pod: pod_template,
+        },
+        settings: settings.to_pairs().map(|(key, value)| (key.to_owned(), value)).into(),
+        pull_policy: pull_policy.map(disagg_api::crd::PullPolicy::as_str),
+        pull_secrets: pull_secrets.into_iter().map(|secret| secret.name).collect(),
+        drain_seconds: drain_seconds.unwrap_or(DRAIN_SECONDS_DEFAULT),
+        name,
+        namespace,
+        owner,
+    })
+}
+
+/// Marks children as controlled by `resource`. It does not block the owner's deletion, which would need a right on
+/// finalizers.
+fn owner_reference(resource: &DisaggDeployment) -> Option<OwnerReference> {
+    Some(OwnerReference {
+        api_version: DisaggDeployment::api_version(&()).into_owned(),
+        kind: DisaggDeployment::kind(&()).into_owned(),
+        name: resource.metadata.name.clone()?,
+        uid: resource.metadata.uid.clone()?,
+        controller: Some(true),
+        block_owner_deletion: None,
+    })
+}
+
+fn number(replicas: Option<i32>, initial: i32) -> Replicas {
+    replicas.map_or(Replicas::Free { initial }, Replicas::Fixed)
+}
+
+/// Validation has seen to it that exactly one source is set.
+fn model_of(source: ModelSource, token: Option<SecretKey>) -> Model {
+    let ModelSource { path, hub_id, revision, pvc, image, random } = source;
+    if let Some(path) = path {
+        Model::Folder(path)
+    } else if let Some(id) = hub_id {
+        Model::Hub { id, revision, token }
+    } else if let Some(pvc) = pvc {
+        Model::Claim { name: pvc.claim_name, path: pvc.path }
+    } else if let Some(image) = image {
+        Model::Image { reference: image.reference, path: image.path }
+    } else {
+        Model::Random { seed: random.and_then(|random| random.seed).unwrap_or(0) }
+    }
+}

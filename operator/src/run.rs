@@ -1,0 +1,109 @@
+//! The operator's life: connect, wait to lead, reconcile, and end in order.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube_lease_manager::LeaseManagerError;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::OperatorArgs;
+use crate::context::Context;
+use crate::election::Leadership;
+use crate::metrics::Metrics;
+use crate::stores::Stores;
+use crate::{client, controller, observe};
+
+/// How long turns that have begun may go on after a shutdown.
+const FINISH_WITHIN: Duration = Duration::from_secs(20);
+
+/// Why the operator cannot work, or does not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No API server is configured, or it cannot be spoken to.
+    #[error("cannot connect to the Kubernetes API: {0}")]
+    Connect(#[source] kube::Error),
+    /// The address of health and metrics is not free.
+    #[error("cannot listen on {address} (--listen): {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Lease cannot be read or written.
+    #[error("cannot elect a leader: {0}")]
+    Election(#[from] LeaseManagerError),
+    /// The client for routers cannot be made.
+    #[error("cannot make an HTTP client: {0}")]
+    Http(#[source] reqwest::Error),
+    /// Another replica may lead: to go on would be two operators at once.
+    #[error("the Lease is lost; this replica ends, to begin anew")]
+    LeaseLost,
+}
+
+/// Runs the operator until `shutdown` resolves.
+pub async fn run(args: OperatorArgs, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let metrics = Arc::new(Metrics::new());
+    let identity = args.identity.clone().unwrap_or_else(|| format!("disagg-operator-{}", std::process::id()));
+    let listener = observe::listen(args.listen)
+        .await
+        .map_err(|source| RunError::Listen { address: args.listen, source })?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "health and metrics");
+    }
+    let stop = CancellationToken::new();
+    let observed = tokio::spawn(observe::serve(listener, Arc::clone(&metrics), stop.clone()));
+    let result = work(&args, identity, &metrics, shutdown).await;
+    stop.cancel();
+    let _ = observed.await;
+    result
+}
+
+async fn work(
+    args: &OperatorArgs,
+    identity: String,
+    metrics: &Arc<Metrics>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    tokio::pin!(shutdown);
+    let client = client::connect(metrics).await.map_err(RunError::Connect)?;
+    let mut leadership = if args.no_leader_election {
+        None
+    } else {
+        tokio::select! {
+            won = Leadership::win(client.clone(), args, &identity) => Some(won?),
+            () = &mut shutdown => return Ok(()),
+        }
+    };
+    metrics.leader.set(1);
+    let (stores, triggers) = Stores::new(&client, args.namespace.as_deref());
+    let context =
+        Context::new(client, stores, Arc::clone(metrics), args, identity).map_err(RunError::Http)?;
+    let stop = CancellationToken::new();
+    let turns = controller::run(Arc::new(context), triggers, args.concurrency, stop.clone());
+    tokio::pin!(turns);
+    let lost = async {
+        match &mut leadership {
+            Some(leadership) => leadership.lost().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = &mut turns => {}
+        () = lost => return Err(RunError::LeaseLost),
+        () = &mut shutdown => {
+            tracing::info!("shutdown: finishing what has begun");
+            stop.cancel();
+            if timeout(FINISH_WITHIN, turns).await.is_err() {
+                tracing::warn!("some reconciles are cut; the next replica does them again");
+            }
+        }
+    }
+    metrics.leader.set(0);
+    if let Some(leadership) = leadership {
+        leadership.give_back().await;
+    }
+    Ok(())
+}
