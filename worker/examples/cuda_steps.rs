@@ -1,12 +1,13 @@
 //! Times single steps of the CUDA forward pass with dummy weights of the Llama-3.1-8B shape.
 //!
-//!     cargo run --profile ci -p disagg-worker --example cuda_steps
+//!     cargo run --profile ci -p disagg-worker --example cuda_steps              # the table
+//!     ncu --metrics gpu__time_duration.sum .../cuda_steps profile               # time by kernel: two layers, no graphs
 #![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::time::Instant;
 
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use disagg_worker::cuda::compile::Target;
+use disagg_worker::cuda::compile::{Target, compile_ahead};
 use disagg_worker::cuda::device::{Buffer, Device};
 use disagg_worker::cuda::forward::{Capacity, Model};
 use disagg_worker::cuda::lists::Draw;
@@ -152,12 +153,44 @@ fn sampled(model: &Model, n: usize) -> Vec<(u32, f32)> {
     tokens.into_iter().zip(logprobs).collect()
 }
 
+/// Every kernel of a prefill and of decode steps once, for a profiler: `profile N` names the kernels of case N alone.
+fn profile(model: &mut Model, inputs: &mut Inputs, stride: u32) {
+    let ids: Vec<u32> = (0..3000).map(|i| (i * 7919) % 128_000).collect();
+    let cases = [
+        prefill_of(inputs, model, &ids, stride),
+        decode_of(inputs, model, 1, stride),
+        decode_of(inputs, model, 10, stride),
+        decode_of(inputs, model, 64, stride),
+    ];
+    println!("{} cases", cases.len());
+}
+
+fn prefill_of(inputs: &mut Inputs, model: &mut Model, ids: &[u32], stride: u32) -> u32 {
+    let step = prefill(inputs, 0, ids, 0, stride);
+    run(model, inputs, &step)
+}
+
+fn decode_of(inputs: &mut Inputs, model: &mut Model, rows: u32, stride: u32) -> u32 {
+    let step = decode(inputs, rows, 3000, stride.min(48));
+    run(model, inputs, &step)
+}
+
+fn run(model: &mut Model, inputs: &Inputs, step: &Step) -> u32 {
+    inputs.send(&model.device);
+    model.step(step, |_, _| Ok(())).unwrap();
+    model.device.synchronize().unwrap();
+    step.tokens
+}
+
 fn main() {
+    let profiling = std::env::args().nth(1).as_deref() == Some("profile");
     let started = Instant::now();
     let device = Device::open(0).unwrap();
     println!("GPU {} capability {:?}", device.context.name().unwrap(), device.capability);
     let target = Target { capability: device.capability, head_dim: 128, block_size: 64 };
-    let config = config(32);
+    compile_ahead(&target);
+    println!("kernels at {:.2} s", started.elapsed().as_secs_f32());
+    let config = config(if profiling { 2 } else { 32 });
     let origin = Origin::Dummy(DummyWeights::new(1));
     let weights = Weights::load(&device, &config, &target, origin).unwrap();
     println!("weights at {:.2} s", started.elapsed().as_secs_f32());
@@ -168,6 +201,10 @@ fn main() {
     model.device.synchronize().unwrap();
     println!("model at {:.2} s", started.elapsed().as_secs_f32());
     let mut inputs = Inputs { words: Vec::new(), device: model.device.buffer(1 << 22).unwrap() };
+    if profiling {
+        profile(&mut model, &mut inputs, stride);
+        return;
+    }
 
     // The same 300 tokens whole, in chunks, and token by token must agree.
     let prompt: Vec<u32> = (0..300_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % 128_000).collect();
@@ -204,15 +241,35 @@ fn main() {
     let flush = model.device.buffer::<u8>(256 << 20).unwrap();
     let tuning = Instant::now();
     for rows in [1, 2, 4, 8, 10, 16, 32, 64] {
+        model.tune_head(rows, &flush).unwrap();
+    }
+    println!("head tuned for 8 batch sizes in {:.2} s", tuning.elapsed().as_secs_f32());
+
+    time_prefill(&mut model, &mut inputs, stride, "first choice of algorithm");
+    let tuning = Instant::now();
+    for tokens in [128, 1000, 2048, 3000, 8192, 16_384] {
+        model.tune(tokens, &flush).unwrap();
+    }
+    println!("products tuned for 6 lengths in {:.2} s", tuning.elapsed().as_secs_f32());
+    time_prefill(&mut model, &mut inputs, stride, "timed choice");
+
+    time_decode(&mut model, &mut inputs, "own products");
+    model.without_decode_chain();
+    let tuning = Instant::now();
+    for rows in [1, 2, 4, 8, 10, 16, 32, 64] {
         model.tune(rows, &flush).unwrap();
     }
-    println!("tuned 8 batch sizes in {:.2} s", tuning.elapsed().as_secs_f32());
+    println!("products tuned for 8 batch sizes in {:.2} s", tuning.elapsed().as_secs_f32());
+    time_decode(&mut model, &mut inputs, "cublasLt");
+    model.blas.save();
+}
 
+fn time_prefill(model: &mut Model, inputs: &mut Inputs, stride: u32, what: &str) {
     for len in [128_u32, 1000, 2048, 3000, 8192, 16_384] {
         let ids: Vec<u32> = (0..len).map(|i| (i * 7919) % 128_000).collect();
-        let step = prefill(&mut inputs, 0, &ids, 0, stride);
+        let step = prefill(inputs, 0, &ids, 0, stride);
         inputs.send(&model.device);
-        let times = (0..6)
+        let times = (0..8)
             .map(|_| {
                 let a = model.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
                 model.step(&step, |_, _| Ok(())).unwrap();
@@ -221,14 +278,17 @@ fn main() {
             })
             .skip(1)
             .collect();
-        println!("prefill {len}: {:.2} ms", median(times));
+        println!("prefill {len}, {what}: {:.2} ms", median(times));
     }
+}
+
+fn time_decode(model: &mut Model, inputs: &mut Inputs, what: &str) {
     for context in [64_u32, 3000] {
         for rows in [1_u32, 2, 4, 8, 10, 16, 32, 64] {
-            let step = decode(&mut inputs, rows, context, 48);
+            let step = decode(inputs, rows, context, 48);
             inputs.send(&model.device);
             model.step(&step, |_, _| Ok(())).unwrap();
-            model.device.synchronize().unwrap();
+            let eager = sampled(model, rows as usize);
             model
                 .device
                 .stream
@@ -237,7 +297,7 @@ fn main() {
             model.step(&step, |_, _| Ok(())).unwrap();
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = model.device.stream.end_capture(flags).unwrap().unwrap();
-            let times = (0..12)
+            let times = (0..22)
                 .map(|_| {
                     let a = model.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
                     graph.launch().unwrap();
@@ -246,7 +306,9 @@ fn main() {
                 })
                 .skip(2)
                 .collect();
-            println!("decode context {context} batch {rows}: {:.3} ms", median(times));
+            // A step writes the same keys and values again, so it has to draw the same tokens every time.
+            assert_eq!(sampled(model, rows as usize), eager, "replays differ from the first run");
+            println!("decode context {context} batch {rows}, {what}: {:.3} ms", median(times));
         }
     }
 }

@@ -120,6 +120,29 @@ pub trait KvMemory: Send + Sync {
 
     /// Overwrites one block of one layer.
     fn write(&self, layer: u32, block: BlockId, bytes: &[u8]) -> Result<(), KvAccessError>;
+
+    /// Appends the bytes of several blocks of one layer to `out`, in order; `out` is as it was if one cannot be read.
+    /// For pools whose memory is not the host's, where each access costs a call.
+    fn read_blocks(&self, layer: u32, blocks: &[BlockId], out: &mut Vec<u8>) -> Result<(), KvAccessError> {
+        let start = out.len();
+        for &block in blocks {
+            self.read(layer, block, out).inspect_err(|_| out.truncate(start))?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites several blocks of one layer with `bytes`, one block after the other. If it fails, some of them may
+    /// have been overwritten.
+    fn write_blocks(&self, layer: u32, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvAccessError> {
+        let unit = self.layout().layer_block_bytes();
+        if bytes.len() != blocks.len() * unit {
+            return Err(KvAccessError::WrongSize { got: bytes.len(), want: blocks.len() * unit });
+        }
+        for (&block, bytes) in blocks.iter().zip(bytes.chunks_exact(unit)) {
+            self.write(layer, block, bytes)?;
+        }
+        Ok(())
+    }
 }
 
 /// Blocks of one prefill that one step completes and that belong to a handoff.

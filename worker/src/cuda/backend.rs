@@ -15,7 +15,7 @@ use disagg_engine::{
     TokenInput,
 };
 
-use super::compile::Target;
+use super::compile::{Target, compile_ahead};
 use super::device::{Buffer, Device};
 use super::forward::{Capacity, Model, TILE};
 use super::limits::{check_model, fitting_blocks, input_words};
@@ -105,12 +105,13 @@ impl CudaBackend {
     /// Opens the GPU, brings the weights there, sizes the KV pool, times algorithms and records graphs.
     pub fn new(config: ModelConfig, origin: Origin<'_>, options: CudaOptions) -> Result<Self, CudaError> {
         let device = Device::open(options.ordinal)?;
-        check_model(&device, &config, options.max_num_seqs)?;
+        check_model(&config, options.max_num_seqs)?;
         let target = Target {
             capability: device.capability,
             head_dim: config.head_dim as u32,
             block_size: BLOCK_SIZE,
         };
+        compile_ahead(&target);
         let weights = Weights::load(&device, &config, &target, origin)?;
         let layout = Self::layout_of(&config);
         let sequences = options.max_num_seqs;
@@ -126,8 +127,7 @@ impl CudaBackend {
             None => fitting_blocks(&device, &config, &layout, capacity, options.gpu_memory_utilization)?,
         };
         let mut model = Model::new(device, config, weights, &target, capacity)?;
-        let memory = DevicePool::new(&model.device.context, model.pool.clone(), layout, capacity.blocks)
-            .doing("making a stream for copies")?;
+        let memory = DevicePool::new(&model.device, &target, model.pool.clone(), layout, capacity.blocks)?;
         let table_stride = layout.blocks_for(options.max_model_len);
         let words = input_words(capacity, table_stride);
         let inputs = model.device.buffer(words)?;
@@ -139,8 +139,14 @@ impl CudaBackend {
         }
         let flush = model.device.buffer(FLUSH_BYTES)?;
         for &rows in &graph_rows {
-            model.tune(rows, &flush)?;
+            if !model.has_decode_chain(rows) {
+                model.tune(rows, &flush)?;
+            }
+            model.tune_head(rows, &flush)?;
         }
+        // The size of a step while prompts wait.
+        model.tune(capacity.tokens, &flush)?;
+        model.blas.save();
         model.device.synchronize()?;
         tracing::info!(
             gpu = model.device.context.name().unwrap_or_default(),

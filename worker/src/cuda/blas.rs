@@ -1,8 +1,8 @@
 //! Matrix products through cublasLt: `out[M, N] = x[M, K] · weight[N, K]ᵀ`, bf16 with float accumulation.
 //!
-//! cublasLt's first choice of algorithm is often not the fastest for the skinny products of decoding. For each shape
-//! that recurs (the batch sizes of the decode graphs) the candidates of its heuristic are timed once, with weights
-//! larger than the L2 cache between runs, and the winner is kept. Other shapes take the first choice.
+//! cublasLt's first choice of algorithm is often not the fastest. For each shape that recurs (full prefill steps, the
+//! batch sizes of the decode graphs) the candidates of its heuristic are timed once, with an empty L2 cache, and the
+//! winner is kept, on disk too. Other shapes take the first choice.
 
 use std::collections::HashMap;
 
@@ -10,6 +10,7 @@ use cudarc::cublaslt::sys;
 use cudarc::driver::sys::{CUdeviceptr, CUevent_flags};
 
 use super::device::{Buffer, Device};
+use super::tuned::{Algorithm, Tuned};
 use super::{CudaError, Doing};
 
 /// What cublasLt may use for split-K and the like.
@@ -18,6 +19,8 @@ const WORKSPACE_BYTES: usize = 64 << 20;
 const CANDIDATES: usize = 24;
 /// Runs of each candidate; the fastest counts, since noise only ever adds.
 const RUNS: usize = 5;
+/// A candidate this much slower than the best so far in its first run gets no other.
+const HOPELESS: f32 = 1.5;
 
 /// One product's sizes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,6 +35,8 @@ pub struct Shape {
     pub bias: bool,
     /// The result is float instead of bf16.
     pub float_out: bool,
+    /// The result is added to what is there.
+    pub accumulate: bool,
 }
 
 /// Descriptors and the chosen algorithm of one shape.
@@ -40,6 +45,7 @@ struct Plan {
     weight: sys::cublasLtMatrixLayout_t,
     input: sys::cublasLtMatrixLayout_t,
     output: sys::cublasLtMatrixLayout_t,
+    accumulate: bool,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -48,6 +54,7 @@ pub struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer<u8>,
     plans: HashMap<Shape, Plan>,
+    tuned: Tuned,
 }
 
 // SAFETY: cublasLt handles and descriptors may be used from any one thread at a time; `Blas` is not `Sync`.
@@ -57,16 +64,34 @@ impl Blas {
     /// Opens cublasLt.
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let handle = cudarc::cublaslt::result::create_handle().doing("opening cublasLt")?;
-        Ok(Self { handle, workspace: device.buffer(WORKSPACE_BYTES)?, plans: HashMap::new() })
+        let mut driver = 0;
+        // SAFETY: one asks for a number, the other writes one.
+        let library = unsafe {
+            cudarc::driver::sys::cuDriverGetVersion(&raw mut driver)
+                .result()
+                .doing("asking the driver's version")?;
+            sys::cublasLtGetVersion()
+        };
+        let gpu = device.context.name().doing("asking the GPU's name")?;
+        let tuned = Tuned::load(&format!("{gpu}, driver {driver}, cublasLt {library}"));
+        Ok(Self { handle, workspace: device.buffer(WORKSPACE_BYTES)?, plans: HashMap::new(), tuned })
     }
 
-    /// Times the candidates for `shape` on the given weight and keeps the fastest. `flush` is written between runs
-    /// to push the weight out of the L2 cache, as the layers between two uses do. Not while a graph is captured.
+    /// Keeps what was timed for the next start.
+    pub fn save(&mut self) {
+        self.tuned.save();
+    }
+
+    /// Times the candidates for `shape` on the given weight and keeps the fastest, unless an earlier start did.
+    /// `flush` is written between runs to push the weight out of the L2 cache, as the layers between two uses do. Not
+    /// while a graph is captured.
+    #[allow(clippy::too_many_arguments, reason = "the operands of one product")]
     pub fn tune(
         &mut self,
         device: &Device,
         shape: Shape,
         weight: CUdeviceptr,
+        bias: CUdeviceptr,
         x: CUdeviceptr,
         out: CUdeviceptr,
         flush: &Buffer<u8>,
@@ -75,6 +100,13 @@ impl Blas {
             return Ok(());
         }
         let mut plan = Plan::new(shape)?;
+        if let Some(data) = self.tuned.get(&shape) {
+            plan.algorithm = sys::cublasLtMatmulAlgo_t { data };
+            if self.usable(&plan) {
+                self.plans.insert(shape, plan);
+                return Ok(());
+            }
+        }
         let candidates = self.candidates(&plan, shape)?;
         let mut best = f32::INFINITY;
         for candidate in candidates {
@@ -94,7 +126,7 @@ impl Blas {
                     .stream
                     .record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
                     .doing("recording an event")?;
-                if self.run(device, &plan, &candidate.algo, weight, x, out, 0).is_err() {
+                if self.run(device, &plan, &candidate.algo, weight, x, out, bias).is_err() {
                     fastest = f32::INFINITY;
                     break;
                 }
@@ -105,6 +137,8 @@ impl Blas {
                 let elapsed = start.elapsed_ms(&end).doing("timing a product")?;
                 if run > 0 {
                     fastest = fastest.min(elapsed);
+                } else if elapsed > HOPELESS * best {
+                    break;
                 }
             }
             if fastest < best {
@@ -112,11 +146,34 @@ impl Blas {
                 plan.algorithm = candidate.algo;
             }
         }
+        let data: Algorithm = plan.algorithm.data;
+        self.tuned.put(shape, data);
         self.plans.insert(shape, plan);
         Ok(())
     }
 
-    /// `out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias)`, on the device's stream.
+    /// Whether the library takes the plan's algorithm for the plan's shape within the workspace.
+    fn usable(&self, plan: &Plan) -> bool {
+        // SAFETY: plain data, written by the call; descriptors are alive.
+        unsafe {
+            let mut result: sys::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                plan.operation,
+                plan.weight,
+                plan.input,
+                plan.output,
+                plan.output,
+                &raw const plan.algorithm,
+                &raw mut result,
+            )
+            .result()
+            .is_ok()
+                && result.workspaceSize <= WORKSPACE_BYTES
+        }
+    }
+
+    /// `out[m, n] (+)= x[m, k] · weight[n, k]ᵀ (+ bias)`, on the device's stream.
     pub fn multiply(
         &mut self,
         device: &Device,
@@ -193,7 +250,7 @@ impl Blas {
         out: CUdeviceptr,
         bias: CUdeviceptr,
     ) -> Result<(), CudaError> {
-        let (one, zero) = (1.0_f32, 0.0_f32);
+        let (one, before) = (1.0_f32, if plan.accumulate { 1.0_f32 } else { 0.0 });
         // SAFETY: the plan's descriptors fit the operands, which the caller keeps alive until the stream is done.
         unsafe {
             if bias != 0 {
@@ -209,7 +266,7 @@ impl Blas {
                 self.handle,
                 plan.operation,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const before).cast(),
                 weight as *const _,
                 plan.weight,
                 x as *const _,
@@ -270,6 +327,7 @@ impl Plan {
                 n as i64,
             )
             .doing(doing())?,
+            accumulate: shape.accumulate,
             // SAFETY: plain data, replaced before use.
             algorithm: unsafe { std::mem::zeroed() },
         })

@@ -9,7 +9,12 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{CudaError, Doing};
 
-const COMMON: &str = include_str!("kernels/common.cuh");
+/// Headers that sources include, by name.
+const HEADERS: [(&str, &str); 3] = [
+    ("common.cuh", include_str!("kernels/common.cuh")),
+    ("hopper.cuh", include_str!("kernels/hopper.cuh")),
+    ("split.cuh", include_str!("kernels/split.cuh")),
+];
 
 /// One CUDA source file.
 #[derive(Clone, Copy, Debug)]
@@ -31,14 +36,43 @@ pub const ATTENTION_PREFILL: Source =
 /// Attention of prompts on Hopper, head size 128.
 pub const ATTENTION_PREFILL_SM90: Source =
     Source { name: "attention_prefill_sm90.cu", text: include_str!("kernels/attention_prefill_sm90.cu") };
+/// Matrix products of decode steps on Hopper.
+pub const MATMUL_DECODE: Source =
+    Source { name: "matmul_decode.cu", text: include_str!("kernels/matmul_decode.cu") };
+/// Norms, RoPE and activation behind [`MATMUL_DECODE`].
+pub const ELEMENTWISE_DECODE: Source =
+    Source { name: "elementwise_decode.cu", text: include_str!("kernels/elementwise_decode.cu") };
+/// KV blocks to host memory and back.
+pub const COPY_BLOCKS: Source =
+    Source { name: "copy_blocks.cu", text: include_str!("kernels/copy_blocks.cu") };
 /// Choice of tokens.
 pub const SAMPLE: Source = Source { name: "sample.cu", text: include_str!("kernels/sample.cu") };
 /// Dummy weights.
 pub const INIT: Source = Source { name: "init.cu", text: include_str!("kernels/init.cu") };
 
 /// All of them.
-pub const ALL: [Source; 6] =
-    [ELEMENTWISE, ATTENTION_DECODE, ATTENTION_PREFILL, ATTENTION_PREFILL_SM90, SAMPLE, INIT];
+pub const ALL: [Source; 9] = [
+    ELEMENTWISE,
+    ATTENTION_DECODE,
+    ATTENTION_PREFILL,
+    ATTENTION_PREFILL_SM90,
+    MATMUL_DECODE,
+    ELEMENTWISE_DECODE,
+    COPY_BLOCKS,
+    SAMPLE,
+    INIT,
+];
+
+impl Source {
+    /// Whether there is code in it for `target`.
+    pub fn is_for(&self, target: &Target) -> bool {
+        match self.name {
+            "attention_prefill_sm90.cu" => target.hopper() && target.head_dim == 128,
+            "matmul_decode.cu" | "elementwise_decode.cu" => target.hopper(),
+            _ => true,
+        }
+    }
+}
 
 /// What the sources are compiled for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,10 +86,15 @@ pub struct Target {
 }
 
 impl Target {
+    /// Compute capability 9.0, whose own instructions some sources use.
+    pub fn hopper(&self) -> bool {
+        self.capability == (9, 0)
+    }
+
     /// `sm_90a` has the instructions that are Hopper's own.
     fn architecture(&self) -> String {
         let (major, minor) = self.capability;
-        format!("sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" })
+        format!("sm_{major}{minor}{}", if self.hopper() { "a" } else { "" })
     }
 
     fn options(&self) -> Vec<String> {
@@ -72,13 +111,9 @@ impl Target {
 /// The cubin of `source`: from the cache, or compiled and put there. A cache that cannot be written is no error.
 pub fn cubin(source: Source, target: &Target) -> Result<Vec<u8>, CudaError> {
     let options = target.options();
-    let mut version = (0, 0);
-    // SAFETY: two out-parameters that live through the call.
-    unsafe { sys::nvrtcVersion(&raw mut version.0, &raw mut version.1) }
-        .result()
-        .doing("asking NVRTC's version")?;
-    let key = xxh3_128(format!("{version:?}\0{options:?}\0{COMMON}\0{}", source.text).as_bytes());
-    let path = cache_folder().map(|folder| folder.join(format!("{key:032x}.cubin")));
+    let version = compiler_version()?;
+    let key = xxh3_128(format!("{version:?}\0{options:?}\0{HEADERS:?}\0{}", source.text).as_bytes());
+    let path = cache_folder().map(|folder| folder.join("cubin").join(format!("{key:032x}.cubin")));
     if let Some(cached) = path.as_ref().and_then(|path| std::fs::read(path).ok()) {
         return Ok(cached);
     }
@@ -97,20 +132,43 @@ pub fn cubin(source: Source, target: &Target) -> Result<Vec<u8>, CudaError> {
     Ok(cubin)
 }
 
-fn cache_folder() -> Option<PathBuf> {
+/// CUDA version of NVRTC.
+pub(super) fn compiler_version() -> Result<(i32, i32), CudaError> {
+    let mut version = (0, 0);
+    // SAFETY: two out-parameters that live through the call.
+    unsafe { sys::nvrtcVersion(&raw mut version.0, &raw mut version.1) }
+        .result()
+        .doing("asking NVRTC's version")?;
+    Ok(version)
+}
+
+/// Compiles what is not in the cache, on as many threads as there are sources, so that loading finds it there.
+/// Errors come up again, with the source's name, when it is loaded.
+pub fn compile_ahead(target: &Target) {
+    std::thread::scope(|scope| {
+        for source in ALL.iter().filter(|source| source.is_for(target)) {
+            scope.spawn(|| cubin(*source, target));
+        }
+    });
+}
+
+/// Where compiled kernels and timed choices are kept: `$XDG_CACHE_HOME/disagg` or `~/.cache/disagg`.
+pub(super) fn cache_folder() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
-    Some(base.join("disagg").join("cubin"))
+    Some(base.join("disagg"))
 }
 
 /// Compiles without looking at the cache. Needs NVRTC, but no GPU.
 pub fn compile(source: Source, options: &[String]) -> Result<Vec<u8>, CudaError> {
     let c = |text: &str| CString::new(text).doing("passing a string to NVRTC");
     let (text, name) = (c(source.text)?, c(source.name)?);
-    let (header, header_name) = (c(COMMON)?, c("common.cuh")?);
+    let headers = HEADERS.iter().map(|(_, text)| c(text)).collect::<Result<Vec<_>, _>>()?;
+    let header_names = HEADERS.iter().map(|(name, _)| c(name)).collect::<Result<Vec<_>, _>>()?;
+    let pointers_of = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
     let options = options.iter().map(|option| c(option)).collect::<Result<Vec<_>, _>>()?;
-    let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
+    let pointers = pointers_of(&options);
     let doing = || format!("compiling {}", source.name);
     let mut program = std::ptr::null_mut();
     // SAFETY: all strings outlive the calls; sizes are asked for before buffers are filled; the program is destroyed
@@ -120,9 +178,9 @@ pub fn compile(source: Source, options: &[String]) -> Result<Vec<u8>, CudaError>
             &raw mut program,
             text.as_ptr(),
             name.as_ptr(),
-            1,
-            [header.as_ptr()].as_ptr(),
-            [header_name.as_ptr()].as_ptr(),
+            HEADERS.len() as i32,
+            pointers_of(&headers).as_ptr(),
+            pointers_of(&header_names).as_ptr(),
         )
         .result()
         .doing(doing())?;
@@ -163,8 +221,7 @@ mod tests {
             for head_dim in [64, 128] {
                 let target = Target { capability, head_dim, block_size: 64 };
                 for source in ALL {
-                    if source.name == ATTENTION_PREFILL_SM90.name && (capability != (9, 0) || head_dim != 128)
-                    {
+                    if !source.is_for(&target) {
                         continue;
                     }
                     let cubin =

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdeviceptr};
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
-};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr};
 use cudarc::nvrtc::Ptx;
 
 use super::compile::{self, Source, Target};
-use super::{CudaError, Doing};
+use super::{CudaError, Doing, support};
 
 /// A GPU with its compute stream. All work of one backend is issued on it, in order.
 pub struct Device {
@@ -27,11 +25,16 @@ impl Device {
     /// Opens GPU `ordinal`.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         let context = CudaContext::new(ordinal).doing(format!("opening GPU {ordinal}"))?;
+        let capability = context.compute_capability().doing("asking the compute capability")?;
+        let mut driver = 0;
+        // SAFETY: writes one number.
+        unsafe { sys::cuDriverGetVersion(&raw mut driver) }.result().doing("asking the driver's version")?;
+        support::kernels_for(capability, (driver / 1000, driver % 1000 / 10), compile::compiler_version()?)
+            .map_err(|cause| CudaError { doing: format!("opening GPU {ordinal}"), cause })?;
         // SAFETY: one stream orders everything, so cudarc's events between streams are not needed; inside a graph
         // capture they would be errors.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().doing("making a stream")?;
-        let capability = context.compute_capability().doing("asking the compute capability")?;
         let multiprocessors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .doing("asking the number of multiprocessors")? as u32;
@@ -132,27 +135,81 @@ impl Kernel {
         block: u32,
         args: &[Arg],
     ) -> Result<(), CudaError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.issue(&device.stream, grid, block, args, false) }
+    }
+
+    /// [`Self::launch`], but the kernel may start while the one issued before it still runs ("programmatic dependent
+    /// launch"); `wait_for_previous` of `common.cuh` says what it may do until that one has ended.
+    ///
+    /// # Safety
+    /// As for [`Self::launch`]; and the kernel keeps to the rules of `wait_for_previous`.
+    pub unsafe fn launch_dependent(
+        &self,
+        device: &Device,
+        grid: (u32, u32),
+        block: u32,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.issue(&device.stream, grid, block, args, true) }
+    }
+
+    /// [`Self::launch`] on another stream than the device's own.
+    ///
+    /// # Safety
+    /// As for [`Self::launch`].
+    pub unsafe fn launch_on(
+        &self,
+        stream: &CudaStream,
+        grid: (u32, u32),
+        block: u32,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.issue(stream, grid, block, args, false) }
+    }
+
+    unsafe fn issue(
+        &self,
+        stream: &CudaStream,
+        grid: (u32, u32),
+        block: u32,
+        args: &[Arg],
+        dependent: bool,
+    ) -> Result<(), CudaError> {
         if grid.0 == 0 || grid.1 == 0 {
             return Ok(());
         }
-        let mut builder = device.stream.launch_builder(&self.function);
-        for arg in args {
-            match arg {
-                Arg::Address(value) | Arg::Long(value) => builder.arg(value),
-                Arg::Int(value) => builder.arg(value),
-                Arg::Uint(value) => builder.arg(value),
-                Arg::Float(value) => builder.arg(value),
-                Arg::Map(value) => builder.arg(value),
-            };
-        }
-        let config = LaunchConfig {
-            grid_dim: (grid.0, grid.1, 1),
-            block_dim: (block, 1, 1),
-            shared_mem_bytes: self.shared_bytes,
+        // SAFETY: plain data; a zeroed value is valid, and the one field that counts is set.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: 1,
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(dependent),
         };
-        // SAFETY: passed on to the caller.
-        unsafe { builder.launch(config) }.doing(format!("launching {}", self.name))?;
-        Ok(())
+        let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
+        // SAFETY: arguments, configuration and attribute live through the call, which copies them; the rest is the
+        // caller's promise.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.function.cu_function(),
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .doing(format!("launching {}", self.name))
     }
 }
 
@@ -173,7 +230,20 @@ pub enum Arg {
     Map(TensorMap),
 }
 
-/// What TMA needs to know of an array: rows of bf16, copied in boxes of 64 × 64 with 128-byte swizzle.
+impl Arg {
+    /// Where the value lies.
+    fn pointer(&self) -> *mut std::ffi::c_void {
+        match self {
+            Self::Address(value) | Self::Long(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Int(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Uint(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Float(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Map(value) => std::ptr::from_ref(value).cast_mut().cast(),
+        }
+    }
+}
+
+/// What TMA needs to know of an array: rows of bf16, copied in boxes of some rows × 64 with 128-byte swizzle.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub struct TensorMap(sys::CUtensorMap);
@@ -182,8 +252,14 @@ pub struct TensorMap(sys::CUtensorMap);
 unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
-    /// `rows` rows of `columns` elements, each row `stride` elements after the one before.
-    pub fn new(address: CUdeviceptr, rows: u64, columns: u64, stride: u64) -> Result<Self, CudaError> {
+    /// `rows` rows of `columns` elements, each row `stride` elements after the one before; copied `box_rows` at a time.
+    pub fn new(
+        address: CUdeviceptr,
+        rows: u64,
+        columns: u64,
+        stride: u64,
+        box_rows: u32,
+    ) -> Result<Self, CudaError> {
         // SAFETY: plain data, filled in below.
         let mut map = Self(unsafe { std::mem::zeroed() });
         // SAFETY: the arrays live through the call and have `rank` (strides: one less) elements.
@@ -195,7 +271,7 @@ impl TensorMap {
                 address as *mut _,
                 [columns, rows].as_ptr(),
                 [stride * 2].as_ptr(),
-                [64, 64].as_ptr(),
+                [64, box_rows].as_ptr(),
                 [1, 1].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,

@@ -13,13 +13,9 @@ use crate::model::ModelConfig;
 const HIDDEN_MAX: usize = 32_768;
 
 /// Refuses what the kernels cannot compute.
-pub(super) fn check_model(device: &Device, config: &ModelConfig, sequences: u32) -> Result<(), CudaError> {
+pub(super) fn check_model(config: &ModelConfig, sequences: u32) -> Result<(), CudaError> {
     let refuse =
         |cause: String| Err(CudaError { doing: "checking the model against the GPU".to_owned(), cause });
-    if device.capability < (8, 0) {
-        let (major, minor) = device.capability;
-        return refuse(format!("this GPU has compute capability {major}.{minor}; 8.0 or later is needed"));
-    }
     check_config(config)?;
     if sequences > DECODE_ROWS_MAX {
         return refuse(format!(
@@ -68,7 +64,7 @@ pub(super) fn fitting_blocks(
     let (free, total) = device.context.mem_get_info().doing("asking for free memory")?;
     let tokens = u64::from(capacity.tokens);
     let widths =
-        4 * config.hidden_size + 2 * config.q_size() + 2 * config.kv_size() + 3 * config.intermediate_size;
+        2 * config.hidden_size + 2 * config.q_size() + 2 * config.kv_size() + 3 * config.intermediate_size;
     let inputs = 4 * input_words(capacity, layout.blocks_for(capacity.model_len)) as u64;
     let activations =
         tokens * 2 * widths as u64 + u64::from(capacity.sequences) * 4 * config.vocab_size as u64;

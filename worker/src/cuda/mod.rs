@@ -13,8 +13,11 @@
 //! | `weights` | weights on the device, from safetensors or made there |
 //! | `step`, `lists` | the inputs of a step, and what its rows draw, as the kernels read them |
 //! | `forward`, `rope` | one step of the model as a list of launches |
+//! | `split` | how products of decode steps are cut among CTAs |
+//! | `tuned` | timed choices of algorithms, kept on disk |
 //! | `staging` | inputs on their way through pinned memory |
 //! | `memory` | the KV pool for transports |
+//! | `support` | which GPUs and drivers the kernels work with; advice on errors |
 //! | `limits` | what the kernels can compute and what fits |
 //! | `backend` | `Backend`: CUDA graphs, steps under way |
 #![allow(unsafe_code)]
@@ -29,8 +32,11 @@ mod limits;
 pub mod lists;
 mod memory;
 mod rope;
+pub mod split;
 mod staging;
 pub mod step;
+pub mod support;
+mod tuned;
 pub mod weights;
 
 use std::fmt;
@@ -48,7 +54,8 @@ pub struct CudaError {
 
 impl fmt::Display for CudaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.doing, self.cause)
+        write!(f, "{}: {}", self.doing, self.cause)?;
+        support::advice(&self.cause).map_or(Ok(()), |advice| write!(f, " ({advice})"))
     }
 }
 

@@ -92,6 +92,11 @@ impl<T: Copy + Default> Pinned<T> {
         Ok(Self { pointer, len })
     }
 
+    /// Its address as the device sees it: the same, since host and device share one address space.
+    pub(super) fn address(&self) -> CUdeviceptr {
+        self.pointer as CUdeviceptr
+    }
+
     pub(super) fn as_slice(&self) -> &[T] {
         // SAFETY: `len` initialised elements.
         unsafe { std::slice::from_raw_parts(self.pointer, self.len) }

@@ -6,7 +6,8 @@ use cudarc::driver::CudaModule;
 use rayon::prelude::*;
 
 use super::compile::{self, Target};
-use super::device::{Arg, Buffer, Device, Kernel};
+use super::device::{Arg, Buffer, Device, Kernel, TensorMap};
+use super::split::Split;
 use super::{CudaError, Doing};
 use crate::model::ModelConfig;
 use crate::model::weights::{DummyWeights, TensorSource};
@@ -24,6 +25,17 @@ pub struct Linear {
     pub outputs: u32,
     /// Input features.
     pub inputs: u32,
+    /// For our own product of decode steps, on GPUs that have it.
+    pub decode: Option<DecodeProduct>,
+}
+
+/// What `matmul_decode` needs to know of a weight.
+#[derive(Clone, Copy)]
+pub struct DecodeProduct {
+    /// Over the weight, 128 rows at a time.
+    pub map: TensorMap,
+    /// How it is cut among CTAs.
+    pub split: Split,
 }
 
 /// One decoder layer.
@@ -76,6 +88,7 @@ struct Part<'a> {
 struct Loader<'a> {
     device: &'a Device,
     origin: Origin<'a>,
+    hopper: bool,
     uniform: Kernel,
     constant: Kernel,
 }
@@ -92,6 +105,7 @@ impl Weights {
         let loader = Loader {
             device,
             origin,
+            hopper: target.hopper(),
             uniform: Kernel::new(&module, "fill_uniform", 0)?,
             constant: Kernel::new(&module, "fill_constant", 0)?,
         };
@@ -127,11 +141,23 @@ impl Loader<'_> {
                     parts.iter().map(|&(part, rows)| (name(&format!("{part}.{kind}")), rows)).collect();
                 Part { names, columns, loader: self }.load()
             };
+            let weight = part("weight", Some(inputs))?;
+            let outputs = parts.iter().map(|&(_, rows)| rows).sum::<usize>();
+            let decode = if self.hopper {
+                let (rows, columns) = (outputs as u64, inputs as u64);
+                Some(DecodeProduct {
+                    map: TensorMap::new(weight.address(), rows, columns, columns, 128)?,
+                    split: Split::new(outputs as u32, inputs as u32, self.device.multiprocessors),
+                })
+            } else {
+                None
+            };
             Ok(Linear {
-                weight: part("weight", Some(inputs))?,
+                weight,
                 bias: if bias { Some(part("bias", None)?) } else { None },
-                outputs: parts.iter().map(|&(_, rows)| rows).sum::<usize>() as u32,
+                outputs: outputs as u32,
                 inputs: inputs as u32,
+                decode,
             })
         };
         let head_norm =

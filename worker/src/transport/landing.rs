@@ -192,10 +192,8 @@ impl Zone {
         if let Some(block) = range.clone().find(|block| state.landed[row + block]) {
             return Err(Refusal::Duplicate { layer: chunk.layer, block: block as u32 });
         }
-        for (block, payload) in range.clone().zip(chunk.payload.chunks_exact(bytes)) {
-            self.memory.write(chunk.layer, self.blocks[block], payload)?;
-            state.landed[row + block] = true;
-        }
+        self.memory.write_blocks(chunk.layer, &self.blocks[range.clone()], &chunk.payload)?;
+        state.landed[row + range.start..row + range.end].fill(true);
         state.progress.send_modify(|landed| landed.units += range.len());
         Ok(())
     }

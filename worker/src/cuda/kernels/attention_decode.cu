@@ -16,9 +16,13 @@
 //   context_lens [B], each at least 1 (0: the row is padding and nothing is written)
 //   unit_ends    [B] inclusive prefix sums of blocks(context) * kv_heads: see `plan_decode`
 //   out          [T, heads * HEAD_DIM]
-//   partials     [gridDim.x, 2, 8, HEAD_DIM + 2] float
+//   partials     [gridDim.x, 2, 8, PART] float: a head's sum of values, then its maximum and its sum of weights
 //   counters     [B * kv_heads], zero
-// Limits: heads / kv_heads <= 8; HEAD_DIM 64 or 128; BLOCK_SIZE 64; B <= 1024. Block 128 threads.
+// Limits: heads / kv_heads <= 8; HEAD_DIM 64 or 128; BLOCK_SIZE 64; B <= 1024. Block 128 threads; any grid.
+//
+// As a dependent launch (see `common.cuh`) it fetches pages before the kernels in front of it have ended: all but a
+// sequence's last page, which takes this step's token, were written in earlier steps. `unit_ends` and the other
+// inputs must be complete when the first dependent kernel of the chain starts.
 #include "common.cuh"
 
 #ifndef STAGES
@@ -31,6 +35,7 @@ constexpr int CHUNKS = HEAD_DIM / 8;               // 16-byte pieces of a row
 constexpr int TILE_BYTES = 16 * ROW_BYTES;         // 16 tokens of K or V
 constexpr int STAGE_BYTES = 2 * TILE_BYTES;        // K and V
 constexpr int TILES = HEAD_DIM / 16;
+constexpr int PART = HEAD_DIM + 4;                 // a multiple of 16 bytes
 
 // Position of a 16-byte piece in a tile: rows are permuted so that the 8 rows of an ldmatrix hit different banks.
 __device__ __forceinline__ u32 tile_at(int row, int chunk) { return row * ROW_BYTES + ((chunk ^ (row & 7)) << 4); }
@@ -62,23 +67,27 @@ extern "C" __global__ void plan_decode(u32* __restrict__ unit_ends, const u32* _
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    decode_attention(bf16* __restrict__ out, const bf16* __restrict__ q, const bf16* __restrict__ pool,
-                     const u32* __restrict__ q_rows, const u32* __restrict__ block_tables,
-                     const u32* __restrict__ context_lens,
-                     const u32* __restrict__ unit_ends, float* __restrict__ partials, u32* __restrict__ counters,
-                     int batch, int heads, int kv_heads, int q_stride, int table_stride, float scale_log2) {
+    decode_attention(bf16* out, const bf16* q, const bf16* pool, const u32* __restrict__ q_rows,
+                     const u32* __restrict__ block_tables, const u32* __restrict__ context_lens,
+                     const u32* __restrict__ unit_ends, float* partials, u32* counters, int batch, int heads, int kv_heads, int q_stride, int table_stride, float scale_log2) {
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ float comb_o[4][8][HEAD_DIM + 1];
+  // Over the pipeline's memory, once that has drained.
+  float(*comb_o)[8][HEAD_DIM + 1] = reinterpret_cast<float(*)[8][HEAD_DIM + 1]>(shared);
+  static_assert(4 * 8 * (HEAD_DIM + 1) * 4 <= 4 * STAGES * STAGE_BYTES, "fits over the pipeline");
   __shared__ float comb_m[4][8], comb_l[4][8];
   __shared__ u32 arrived;
 
+  let_next_start();
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const int group = heads / kv_heads;
   const u32 total = unit_ends[batch - 1];
   const u32 chunk = (total + gridDim.x - 1) / gridDim.x;
   u32 unit = blockIdx.x * chunk;
   const u32 stop = min(total, unit + chunk);
-  if (unit >= stop) return;
+  if (unit >= stop) {
+    wait_for_previous();
+    return;
+  }
   const u32 first_unit = unit;
 
   // The sequence that the first unit belongs to.
@@ -122,16 +131,19 @@ extern "C" __global__ void __launch_bounds__(128)
       }
       cp_async_commit();
     };
-#pragma unroll
-    for (int p = 0; p < STAGES - 1; ++p) load(p);
+    // Pages in front of the sequence's last may be fetched at once, that one when this step's token is in it.
+    const int early = unit == first_unit ? min(STAGES - 1, blocks - 1 - page_begin) : 0;
+    for (int p = 0; p < early; ++p) load(p);
+    if (unit == first_unit) wait_for_previous();
+    for (int p = early; p < STAGES - 1; ++p) load(p);
 
     // Q^T as the B operand: head g, 2t.. of each 16.
     u32 qf[TILES][2];
     const bf16* qrow = q + token * q_stride + (kv * group + g) * HEAD_DIM;
 #pragma unroll
     for (int i = 0; i < TILES; ++i) {
-      qf[i][0] = g < group ? *reinterpret_cast<const u32*>(qrow + i * 16 + 2 * t) : 0;
-      qf[i][1] = g < group ? *reinterpret_cast<const u32*>(qrow + i * 16 + 8 + 2 * t) : 0;
+      qf[i][0] = g < group ? load_u32_cg(qrow + i * 16 + 2 * t) : 0;
+      qf[i][1] = g < group ? load_u32_cg(qrow + i * 16 + 8 + 2 * t) : 0;
     }
     float o[TILES][4];
 #pragma unroll
@@ -145,14 +157,19 @@ extern "C" __global__ void __launch_bounds__(128)
       const int left = valid - page * BLOCK_SIZE - warp * 16;  // of this warp's 16 tokens, how many exist
       if (left > 0) {
         const u32 base = stage0 + (page % STAGES) * STAGE_BYTES;
-        float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        // Two chains of products, since each waits for the one before it in its chain.
+        float s[4] = {0.0f, 0.0f, 0.0f, 0.0f}, s2[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const int row = lane & 15;
 #pragma unroll
-        for (int i = 0; i < TILES; ++i) {
-          u32 a[4];
+        for (int i = 0; i < TILES; i += 2) {
+          u32 a[4], b[4];
           ldmatrix4(a, base + tile_at(row, 2 * i + (lane >> 4)));
+          ldmatrix4(b, base + tile_at(row, 2 * i + 2 + (lane >> 4)));
           mma16816(s, a, qf[i][0], qf[i][1]);
+          mma16816(s2, b, qf[i + 1][0], qf[i + 1][1]);
         }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[i] += s2[i];
         // s[0], s[1]: token g, heads 2t and 2t + 1; s[2], s[3]: token g + 8.
 #pragma unroll
         for (int i = 0; i < 4; ++i) s[i] = (g + (i >> 1) * 8 < left) ? s[i] * scale_log2 : NEG_INF;
@@ -209,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(128)
     }
     __syncthreads();
     const bool whole = pages == blocks;
-    float* part = partials + ((long)blockIdx.x * 2 + (unit == first_unit ? 0 : 1)) * 8 * (HEAD_DIM + 2);
+    float* part = partials + ((long)blockIdx.x * 2 + (unit == first_unit ? 0 : 1)) * 8 * PART;
     for (int i = threadIdx.x; i < group * HEAD_DIM; i += blockDim.x) {
       const int h = i / HEAD_DIM, d = i % HEAD_DIM;
       const float mm = fmaxf(fmaxf(comb_m[0][h], comb_m[1][h]), fmaxf(comb_m[2][h], comb_m[3][h]));
@@ -223,10 +240,10 @@ extern "C" __global__ void __launch_bounds__(128)
       if (whole) {
         out[(token * heads + kv * group + h) * HEAD_DIM + d] = to_bf16(sum / ll);
       } else {
-        part[h * (HEAD_DIM + 2) + d] = sum;
+        part[h * PART + d] = sum;
         if (d == 0) {
-          part[h * (HEAD_DIM + 2) + HEAD_DIM] = mm;
-          part[h * (HEAD_DIM + 2) + HEAD_DIM + 1] = ll;
+          part[h * PART + HEAD_DIM] = mm;
+          part[h * PART + HEAD_DIM + 1] = ll;
         }
       }
     }
@@ -239,24 +256,37 @@ extern "C" __global__ void __launch_bounds__(128)
       if (arrived == (u32)blocks) {
         __threadfence();
         const u32 cta0 = seg_begin / chunk, cta1 = (seg_end - 1) / chunk;
-        for (int i = threadIdx.x; i < group * HEAD_DIM; i += blockDim.x) {
-          const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-          float mm = NEG_INF, sum = 0.0f, ll = 0.0f;
+        auto part_of = [&](u32 c) {
+          const int slot = c * chunk >= seg_begin ? 0 : 1;  // its first segment, or its last
+          return partials + ((long)c * 2 + slot) * 8 * PART;
+        };
+        // Four neighbouring dims of one head a thread; loads of different CTAs' parts do not wait for each other.
+        for (int i = threadIdx.x; i < group * (HEAD_DIM / 4); i += blockDim.x) {
+          const int h = i / (HEAD_DIM / 4), d = i % (HEAD_DIM / 4) * 4;
+          float mm = NEG_INF;
+#pragma unroll 8
+          for (u32 c = cta0; c <= cta1; ++c)
+            mm = fmaxf(mm, __uint_as_float(load_u32_cg(part_of(c) + h * PART + HEAD_DIM)));
+          float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          float ll = 0.0f;
+#pragma unroll 4
           for (u32 c = cta0; c <= cta1; ++c) {
-            const int slot = c * chunk >= seg_begin ? 0 : 1;  // its first segment, or its last
-            const float* p = partials + ((long)c * 2 + slot) * 8 * (HEAD_DIM + 2) + h * (HEAD_DIM + 2);
-            const float pm = __ldcg(p + HEAD_DIM), pl = __ldcg(p + HEAD_DIM + 1), po = __ldcg(p + d);
-            const float mn = fmaxf(mm, pm), r0 = exp2f(mm - mn), r1 = exp2f(pm - mn);
-            sum = sum * r0 + po * r1;
-            ll = ll * r0 + pl * r1;
-            mm = mn;
+            const float* p = part_of(c) + h * PART;
+            const float2 ml = load_float2_cg(p + HEAD_DIM);
+            const float4 o4 = load_float4_cg(p + d);
+            const float r = exp2f(ml.x - mm);
+            sum.x += o4.x * r, sum.y += o4.y * r, sum.z += o4.z * r, sum.w += o4.w * r;
+            ll += ml.y * r;
           }
-          out[(token * heads + kv * group + h) * HEAD_DIM + d] = to_bf16(sum / ll);
+          const float inv = 1.0f / ll;
+          *reinterpret_cast<uint2*>(out + (token * heads + kv * group + h) * HEAD_DIM + d) =
+              make_uint2(pack2(sum.x * inv, sum.y * inv), pack2(sum.z * inv, sum.w * inv));
         }
         if (threadIdx.x == 0) *counter = 0;
       }
     }
     unit += pages;
     if (unit == unit_ends[seq]) ++seq;
+    __syncthreads();  // `comb_o` has been read: the pipeline's memory is free
   }
 }

@@ -113,3 +113,44 @@ __device__ __forceinline__ void mma16816(float (&d)[4], const u32 (&a)[4], u32 b
 __device__ __forceinline__ long kv_offset(long block, int v, int kv_heads, int head) {
   return ((block * 2 + v) * kv_heads + head) * (long)(BLOCK_SIZE * HEAD_DIM);
 }
+
+// Programmatic dependent launch (compute capability 9.0 and later): a kernel launched as "dependent" may start while
+// the one before it still runs. It may read weights and the step's inputs at once; `wait_for_previous` returns when
+// every kernel before it has ended and what they wrote is visible. Rules that make a chain of such kernels correct:
+// every thread calls `wait_for_previous` before it touches activations and before it ends, so that "the one before has
+// ended" means "all before have ended"; activations are read with `load_*` below, which the compiler cannot move over
+// the wait (a plain load of a `const __restrict__` pointer it could).
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+// The next kernel may start as soon as every CTA of this one has called this or ended.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ uint4 load_cg(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ float4 load_float4_cg(const float* p) {
+  const uint4 v = load_cg(p);
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+__device__ __forceinline__ float2 load_float2_cg(const float* p) {
+  float2 v;
+  asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];\n" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ u32 load_u32_cg(const void* p) {
+  u32 v;
+  asm volatile("ld.global.cg.u32 %0, [%1];\n" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}

@@ -1,4 +1,4 @@
-// Everything between the matrix products: embedding, RMSNorm with residual, RoPE with the KV append, SiLU·mul.
+// Everything between the matrix products: embedding, RMSNorm, RoPE with the KV append, SiLU·mul.
 //
 // All are bound by memory: 16-byte accesses, one pass, no intermediate in device memory. T is the number of tokens of
 // the step. Arithmetic is float; storage bf16.
@@ -18,10 +18,9 @@ extern "C" __global__ void embed(bf16* __restrict__ out, const bf16* __restrict_
   for (int i = threadIdx.x; i < hidden / 8; i += blockDim.x) dst[i] = src[i];
 }
 
-// residual += x (when x is given); out = residual / rms(residual) * weight.
-// residual, x, out: [T, hidden]. Grid (T), block 32..1024, hidden a multiple of 8 and at most 8 * 4 * blockDim.
-// The sum is rounded to bf16 before it is normalised, as the reference does.
-extern "C" __global__ void rms_norm(bf16* __restrict__ out, bf16* __restrict__ residual, const bf16* __restrict__ x,
+// out = residual / rms(residual) * weight. (What is added to the residual stream, the product before has added.)
+// residual, out: [T, hidden]. Grid (T), block 32..1024, hidden a multiple of 8 and at most 8 * 4 * blockDim.
+extern "C" __global__ void rms_norm(bf16* __restrict__ out, const bf16* __restrict__ residual,
                                     const bf16* __restrict__ weight, int hidden, float eps) {
   __shared__ float partial[32];
   const long base = (long)blockIdx.x * hidden;
@@ -32,19 +31,9 @@ extern "C" __global__ void rms_norm(bf16* __restrict__ out, bf16* __restrict__ r
   for (int j = 0; j < 4; ++j) {
     const int i = threadIdx.x + j * blockDim.x;
     if (i < n) {
-      bf16x8 r = reinterpret_cast<bf16x8*>(residual + base)[i];
       float f[8];
-      unpack(r, f);
-      if (x != nullptr) {
-        float g[8];
-        unpack(reinterpret_cast<const bf16x8*>(x + base)[i], g);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) f[k] += g[k];
-        r = pack(f);
-        reinterpret_cast<bf16x8*>(residual + base)[i] = r;
-        unpack(r, f);
-      }
-      keep[j] = r;
+      keep[j] = reinterpret_cast<const bf16x8*>(residual + base)[i];
+      unpack(keep[j], f);
 #pragma unroll
       for (int k = 0; k < 8; ++k) sum += f[k] * f[k];
     }
@@ -88,10 +77,15 @@ extern "C" __global__ void rope_append(bf16* __restrict__ qkv, bf16* __restrict_
   const long t = item / all;
   bf16* row = qkv + (t * all + head) * HEAD_DIM;
   float a[PER], b[PER];
-#pragma unroll
-  for (int i = 0; i < PER; ++i) {
-    a[i] = to_float(row[lane * PER + i]);
-    b[i] = to_float(row[HALF + lane * PER + i]);
+  // Two neighbours at once where a lane has two.
+  if (PER == 2) {
+    const u32 x = *reinterpret_cast<const u32*>(row + lane * PER);
+    const u32 y = *reinterpret_cast<const u32*>(row + HALF + lane * PER);
+    a[0] = __uint_as_float(x << 16), a[PER - 1] = __uint_as_float(x & 0xffff0000u);
+    b[0] = __uint_as_float(y << 16), b[PER - 1] = __uint_as_float(y & 0xffff0000u);
+  } else {
+    a[0] = to_float(row[lane]);
+    b[0] = to_float(row[HALF + lane]);
   }
   const bool value = head >= heads + kv_heads, key = !value && head >= heads;
   const bf16* norm = value ? nullptr : key ? k_norm : q_norm;
@@ -128,10 +122,12 @@ extern "C" __global__ void rope_append(bf16* __restrict__ qkv, bf16* __restrict_
       for (int i = lane; i < rest; i += 32) tail[i] = make_uint4(0, 0, 0, 0);
     }
   }
-#pragma unroll
-  for (int i = 0; i < PER; ++i) {
-    dst[lane * PER + i] = to_bf16(a[i]);
-    dst[HALF + lane * PER + i] = to_bf16(b[i]);
+  if (PER == 2) {
+    *reinterpret_cast<u32*>(dst + lane * PER) = pack2(a[0], a[PER - 1]);
+    *reinterpret_cast<u32*>(dst + HALF + lane * PER) = pack2(b[0], b[PER - 1]);
+  } else {
+    dst[lane] = to_bf16(a[0]);
+    dst[HALF + lane] = to_bf16(b[0]);
   }
 }
 

@@ -5,7 +5,7 @@
 // distribution function over the kept tokens in order of id. Weights are fixed point (2^40 is the most likely token),
 // so that sums do not depend on the order of addition and a draw repeats to the bit.
 //
-// logits [R, vocab] float. One CTA of 1024 threads a row or draw. vocab at most 2^22.
+// logits [R, vocab] float. One CTA of 1024 threads a row or draw. vocab is a multiple of 8 and at most 2^22.
 #include "common.cuh"
 
 constexpr int THREADS = 1024, WARPS = THREADS / 32;
@@ -61,6 +61,23 @@ __device__ __forceinline__ Best block_best(Best x, Best* shared) {
   return x;
 }
 
+// Greatest of a row, the lowest id of equals. Four at a time: a row is a multiple of 8 and so starts at 32 bytes.
+// `visit` sees every value.
+template <typename Visit>
+__device__ __forceinline__ Best greatest(const float* row, int vocab, Best most, Visit visit) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < vocab / 4; i += THREADS) {
+    const float4 x = reinterpret_cast<const float4*>(row)[i];
+    const u32 id = 4 * i;
+    visit(x.x), visit(x.y), visit(x.z), visit(x.w);
+    most = better(most, Best{x.x, id});
+    most = better(most, Best{x.y, id + 1});
+    most = better(most, Best{x.z, id + 2});
+    most = better(most, Best{x.w, id + 3});
+  }
+  return most;
+}
+
 // Log of the sum of exponentials of each asked row, and its most likely tokens, before anything is adjusted.
 // log_sums [R]; top_ids, top_logprobs [asked rows, TOP_MAX]. Grid (asked rows).
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -71,11 +88,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const RawRow ask = rows[blockIdx.x];
   if (ask.top == ~0u) return;
   const float* row = logits + (long)ask.row * vocab;
-  Best most{NEG_INF, 0xffffffffu};
-  for (int i = threadIdx.x; i < vocab; i += THREADS) most = better(most, Best{row[i], (u32)i});
-  most = block_best(most, best);
+  const Best most = block_best(greatest(row, vocab, Best{NEG_INF, 0xffffffffu}, [](float) {}), best);
   float sum = 0.0f;
-  for (int i = threadIdx.x; i < vocab; i += THREADS) sum += __expf(row[i] - most.value);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < vocab / 4; i += THREADS) {
+    const float4 x = reinterpret_cast<const float4*>(row)[i];
+    sum += __expf(x.x - most.value) + __expf(x.y - most.value) + __expf(x.z - most.value) + __expf(x.w - most.value);
+  }
   sum = block_sum(sum, sums);
   const float log_sum = most.value + __logf(sum);
   if (threadIdx.x == 0) log_sums[ask.row] = log_sum;
@@ -135,13 +154,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const float* row = logits + (long)d.row * vocab;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 
-  Best most{-INFINITY_F, 0xffffffffu};
   bool broken = false;
-  for (int i = threadIdx.x; i < vocab; i += THREADS) {
-    const float x = row[i];
-    broken |= !(x < INFINITY_F);
-    most = better(most, Best{x, (u32)i});
-  }
+  Best most = greatest(row, vocab, Best{-INFINITY_F, 0xffffffffu}, [&](float x) { broken |= !(x < INFINITY_F); });
   most = block_best(most, best);
   // All at minus infinity: nothing may be drawn.
   if (__syncthreads_or(broken) || most.value == -INFINITY_F) most.id = 0xffffffffu;

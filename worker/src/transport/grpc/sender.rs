@@ -129,9 +129,7 @@ impl Pusher {
 
     fn read(&self, blocks: &ReadyBlocks) -> Result<KvChunk, PushError> {
         let mut payload = Vec::with_capacity(blocks.blocks.len() * self.memory.layout().layer_block_bytes());
-        for block in &blocks.blocks {
-            self.memory.read(blocks.layer, *block, &mut payload)?;
-        }
+        self.memory.read_blocks(blocks.layer, &blocks.blocks, &mut payload)?;
         Ok(KvChunk {
             layer: blocks.layer,
             first_block: blocks.first,

@@ -1,0 +1,212 @@
+//! The layers of any step, on every GPU: nine launches a layer, the products through cublasLt.
+
+use cudarc::driver::DriverError;
+
+use super::super::blas::{Blas, Shape};
+use super::super::device::{Arg, Buffer, Device};
+use super::super::step::Step;
+use super::super::weights::{Bf16, Layer, Linear};
+use super::super::{CudaError, Doing};
+use super::{Activations, Model};
+
+impl Model {
+    /// Norm, qkv, RoPE with append, attention (one launch for rows of one token, one for others), output, norm,
+    /// gate_up, SiLU·mul, down. Output and down add to the residual stream.
+    pub(super) fn layers(
+        &mut self,
+        step: &Step,
+        mut after_layer: impl FnMut(&Device, u32) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let tokens = step.tokens;
+        for index in 0..self.weights.layers.len() {
+            let (normed, residual) = (self.activations.normed.address(), self.activations.residual.address());
+            self.norm(tokens, &self.weights.layers[index].input_norm)?;
+            let qkv = self.activations.qkv.address();
+            self.weights.layers[index].qkv.apply(&mut self.blas, &self.device, tokens, normed, qkv)?;
+            self.rope_and_attention(step, index)?;
+            let (a, layer) = (&self.activations, &self.weights.layers[index]);
+            layer.attention_output.add(
+                &mut self.blas,
+                &self.device,
+                tokens,
+                a.attention.address(),
+                residual,
+            )?;
+            self.norm(tokens, &self.weights.layers[index].mlp_norm)?;
+            let (a, layer) = (&self.activations, &self.weights.layers[index]);
+            layer.gate_up.apply(&mut self.blas, &self.device, tokens, normed, a.gate_up.address())?;
+            let pieces = u64::from(tokens) * self.config.intermediate_size as u64 / 8;
+            let grid = pieces.div_ceil(256).min(u64::from(self.device.multiprocessors) * 16) as u32;
+            // SAFETY: see `Model::step`.
+            unsafe {
+                self.kernels.silu_mul.launch(
+                    &self.device,
+                    (grid, 1),
+                    256,
+                    &[
+                        Arg::Address(a.activated.address()),
+                        Arg::Address(a.gate_up.address()),
+                        Arg::Int(tokens as i32),
+                        Arg::Int(self.config.intermediate_size as i32),
+                    ],
+                )?;
+            }
+            layer.down.add(&mut self.blas, &self.device, tokens, a.activated.address(), residual)?;
+            after_layer(&self.device, index as u32)?;
+        }
+        if step.samples == 0 {
+            return Ok(());
+        }
+        self.norm(tokens, &self.weights.final_norm)
+    }
+
+    /// `normed` = the residual stream, normalised.
+    fn norm(&self, tokens: u32, weight: &Buffer<Bf16>) -> Result<(), CudaError> {
+        // SAFETY: see `Model::step`.
+        unsafe {
+            self.kernels.rms_norm.launch(
+                &self.device,
+                (tokens, 1),
+                self.norm_block(),
+                &[
+                    Arg::Address(self.activations.normed.address()),
+                    Arg::Address(self.activations.residual.address()),
+                    Arg::Address(weight.address()),
+                    Arg::Int(self.config.hidden_size as i32),
+                    Arg::Float(self.config.rms_norm_eps),
+                ],
+            )
+        }
+    }
+
+    fn rope_and_attention(&self, step: &Step, index: usize) -> Result<(), CudaError> {
+        let Self { device, config, kernels, activations: a, .. } = self;
+        let layer = &self.weights.layers[index];
+        let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
+        let layer_pool = self.layer_pool(index).1;
+        let items = step.tokens * (heads + 2 * kv_heads) as u32;
+        let address = |norm: &Option<Buffer<Bf16>>| Arg::Address(norm.as_ref().map_or(0, Buffer::address));
+        // SAFETY: see `Model::step`.
+        unsafe {
+            kernels.rope_append.launch(
+                device,
+                (items.div_ceil(8), 1),
+                256,
+                &[
+                    Arg::Address(a.qkv.address()),
+                    Arg::Address(layer_pool),
+                    Arg::Address(step.positions),
+                    Arg::Address(step.slots),
+                    Arg::Address(self.rope.address()),
+                    address(&layer.q_norm),
+                    address(&layer.k_norm),
+                    Arg::Int(step.tokens as i32),
+                    Arg::Int(heads),
+                    Arg::Int(kv_heads),
+                    Arg::Float(config.rms_norm_eps),
+                ],
+            )?;
+        }
+        if step.decode_rows == 0 {
+            return self.prefill_attention(step, index);
+        }
+        let args = self.decode_attention(step, index);
+        if step.tiles == 0 {
+            // SAFETY: see `Model::step`.
+            return unsafe { kernels.decode.launch(device, (self.decode_ctas(step), 1), 128, &args) };
+        }
+        // Side by side: decode rows wait for memory and prompts for tensor cores, so each on half of the
+        // multiprocessors they take less time than one after the other on all.
+        let (main, beside) = (&device.stream, &self.beside);
+        let order =
+            |done: Result<(), DriverError>| done.doing("ordering attention of decode rows and prompts");
+        order(beside.begin.record(main))?;
+        order(beside.stream.wait(&beside.begin))?;
+        // SAFETY: see `Model::step`; the stream waits for what it reads, and the main stream for it.
+        unsafe { kernels.decode.launch_on(&beside.stream, (device.multiprocessors / 2, 1), 128, &args)? };
+        order(beside.end.record(&beside.stream))?;
+        self.prefill_attention(step, index)?;
+        order(main.wait(&beside.end))
+    }
+
+    /// Attention of the rows with several tokens.
+    fn prefill_attention(&self, step: &Step, index: usize) -> Result<(), CudaError> {
+        let Self { device, config, kernels, activations: a, .. } = self;
+        let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
+        let (pool_start, layer_pool) = self.layer_pool(index);
+        // SAFETY: see `Model::step`.
+        unsafe {
+            if let (Some(kernel), Some((map_q, map_kv))) = (&kernels.prefill_sm90, self.maps) {
+                kernel.launch(
+                    device,
+                    (heads as u32, step.tiles),
+                    384,
+                    &[
+                        Arg::Address(a.attention.address()),
+                        Arg::Map(map_q),
+                        Arg::Map(map_kv),
+                        Arg::Address(step.tile_list),
+                        Arg::Address(step.row_lens),
+                        Arg::Address(step.prefill_tables),
+                        Arg::Int(heads),
+                        Arg::Int(kv_heads),
+                        Arg::Int((pool_start / config.head_dim) as i32),
+                        Arg::Int(step.table_stride as i32),
+                        Arg::Float(self.scale_log2()),
+                    ],
+                )
+            } else {
+                kernels.prefill.launch(
+                    device,
+                    (step.tiles, heads as u32),
+                    256,
+                    &[
+                        Arg::Address(a.attention.address()),
+                        Arg::Address(a.qkv.address()),
+                        Arg::Address(layer_pool),
+                        Arg::Address(step.tile_list),
+                        Arg::Address(step.row_lens),
+                        Arg::Address(step.prefill_tables),
+                        Arg::Int(heads),
+                        Arg::Int(kv_heads),
+                        Arg::Int((heads + 2 * kv_heads) * config.head_dim as i32),
+                        Arg::Int(step.table_stride as i32),
+                        Arg::Float(self.scale_log2()),
+                    ],
+                )
+            }
+        }
+    }
+}
+
+/// A layer's products: weight, input, output, and whether the result is added to what is there.
+pub(super) fn products<'a>(layer: &'a Layer, a: &Activations) -> [(&'a Linear, u64, u64, bool); 4] {
+    let (normed, residual) = (a.normed.address(), a.residual.address());
+    [
+        (&layer.qkv, normed, a.qkv.address(), false),
+        (&layer.attention_output, a.attention.address(), residual, true),
+        (&layer.gate_up, normed, a.gate_up.address(), false),
+        (&layer.down, a.activated.address(), residual, true),
+    ]
+}
+
+impl Linear {
+    pub(super) fn shape(&self, m: u32, accumulate: bool) -> Shape {
+        let bias = self.bias.is_some();
+        Shape { m, n: self.outputs, k: self.inputs, bias, float_out: false, accumulate }
+    }
+
+    pub(super) fn bias_address(&self) -> u64 {
+        self.bias.as_ref().map_or(0, Buffer::address)
+    }
+
+    fn apply(&self, blas: &mut Blas, device: &Device, m: u32, x: u64, out: u64) -> Result<(), CudaError> {
+        let shape = self.shape(m, false);
+        blas.multiply(device, shape, self.weight.address(), self.bias_address(), x, out)
+    }
+
+    fn add(&self, blas: &mut Blas, device: &Device, m: u32, x: u64, out: u64) -> Result<(), CudaError> {
+        let shape = self.shape(m, true);
+        blas.multiply(device, shape, self.weight.address(), self.bias_address(), x, out)
+    }
+}

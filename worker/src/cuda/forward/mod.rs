@@ -1,0 +1,389 @@
+//! One step of the model as a list of launches on the device's stream: embedding, layers, head, drawing of tokens.
+//!
+//! Layers come in two forms. [`layers`] takes any step and every GPU: products through cublasLt. [`decode`] takes steps
+//! of few tokens on Hopper: products of our own and kernels that start before those in front of them have ended.
+
+mod decode;
+mod head;
+mod layers;
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaEvent, CudaStream};
+
+use self::decode::DecodeKernels;
+use self::layers::products;
+use super::blas::{Blas, Shape};
+use super::compile::{self, Target};
+use super::device::{Arg, Buffer, Device, Kernel, TensorMap};
+use super::lists::RawRow;
+use super::rope::rope_table;
+use super::step::Step;
+use super::weights::{Bf16, Weights};
+use super::{CudaError, Doing};
+use crate::model::ModelConfig;
+
+/// Queries a tile of prefill attention takes.
+pub const TILE: u32 = 128;
+/// Sequences one decode launch takes.
+pub const DECODE_ROWS_MAX: u32 = 1024;
+
+/// Sequences up to which decode attention gets one CTA a multiprocessor, which leaves room for the product behind it to
+/// start early; with more, two are needed to keep memory busy.
+const DECODE_ROWS_SINGLE: u32 = 16;
+
+struct Kernels {
+    embed: Kernel,
+    rms_norm: Kernel,
+    rope_append: Kernel,
+    silu_mul: Kernel,
+    gather_rows: Kernel,
+    plan_decode: Kernel,
+    decode: Kernel,
+    prefill: Kernel,
+    prefill_sm90: Option<Kernel>,
+    /// For steps of few tokens, where there are such kernels.
+    decode_chain: Option<DecodeKernels>,
+    raw_logprobs: Kernel,
+    adjust: Kernel,
+    draw: Kernel,
+}
+
+/// Intermediate results, sized for the largest step.
+struct Activations {
+    residual: Buffer<Bf16>,
+    normed: Buffer<Bf16>,
+    qkv: Buffer<Bf16>,
+    attention: Buffer<Bf16>,
+    gate_up: Buffer<Bf16>,
+    activated: Buffer<Bf16>,
+    last: Buffer<Bf16>,
+    logits: Buffer<f32>,
+    log_sums: Buffer<f32>,
+    unit_ends: Buffer<u32>,
+    partials: Buffer<f32>,
+    counters: Buffer<u32>,
+}
+
+/// A model on a GPU.
+pub struct Model {
+    /// The GPU.
+    pub device: Device,
+    /// Matrix products.
+    pub blas: Blas,
+    /// Shapes and constants.
+    pub config: ModelConfig,
+    /// KV pool: `[layer][block][K|V][kv_head][block_size][head_dim]`.
+    pub pool: Arc<Buffer<Bf16>>,
+    /// Blocks in the pool.
+    pub blocks: u32,
+    /// `[draws]` tokens drawn by the last step.
+    pub sampled: Buffer<u32>,
+    /// `[draws]` their log-probabilities, where wanted.
+    pub logprobs: Buffer<f32>,
+    /// `[samples, RawRow::TOP_MAX]` most likely tokens, where wanted.
+    pub top_ids: Buffer<u32>,
+    /// `[samples, RawRow::TOP_MAX]` their log-probabilities.
+    pub top_logprobs: Buffer<f32>,
+    weights: Weights,
+    kernels: Kernels,
+    activations: Activations,
+    rope: Buffer<f32>,
+    beside: Beside,
+    maps: Option<(TensorMap, TensorMap)>,
+    decode_ctas: u32,
+    block_size: u32,
+}
+
+/// For a kernel that runs beside the main stream's: its stream, and events that order the two.
+struct Beside {
+    stream: Arc<CudaStream>,
+    begin: CudaEvent,
+    end: CudaEvent,
+}
+
+/// Sizes that a model's buffers are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Tokens in one step.
+    pub tokens: u32,
+    /// Sequences in one step.
+    pub sequences: u32,
+    /// Tokens drawn in one step: more than sequences where requests ask for several choices.
+    pub draws: u32,
+    /// Tokens in one sequence.
+    pub model_len: u32,
+    /// Blocks in the KV pool.
+    pub blocks: u32,
+}
+
+impl Model {
+    /// Makes buffers and loads kernels.
+    pub fn new(
+        device: Device,
+        config: ModelConfig,
+        weights: Weights,
+        target: &Target,
+        capacity: Capacity,
+    ) -> Result<Self, CudaError> {
+        let blas = Blas::new(&device)?;
+        let (tokens, sequences) = (capacity.tokens as usize, capacity.sequences as usize);
+        let (hidden, head_dim, kv_heads) = (config.hidden_size, config.head_dim, config.num_kv_heads);
+        let qkv_size = config.q_size() + 2 * config.kv_size();
+        let decode_ctas = device.multiprocessors * 2;
+        let activations = Activations {
+            residual: device.buffer(tokens * hidden)?,
+            normed: device.buffer(tokens * hidden)?,
+            qkv: device.buffer(tokens * qkv_size)?,
+            attention: device.buffer(tokens * config.q_size())?,
+            gate_up: device.buffer(tokens * 2 * config.intermediate_size)?,
+            activated: device.buffer(tokens * config.intermediate_size)?,
+            last: device.buffer(sequences * hidden)?,
+            logits: device.buffer(sequences * config.vocab_size)?,
+            log_sums: device.buffer(sequences)?,
+            unit_ends: device.buffer(DECODE_ROWS_MAX as usize)?,
+            partials: device.buffer(decode_ctas as usize * 2 * 8 * (head_dim + 4))?,
+            counters: device.buffer(DECODE_ROWS_MAX as usize * kv_heads)?,
+        };
+        zero(&device, &activations.counters)?;
+        let pool_elements = config.num_layers
+            * capacity.blocks as usize
+            * 2
+            * kv_heads
+            * target.block_size as usize
+            * head_dim;
+        let pool = device.buffer(pool_elements)?;
+        zero(&device, &pool)?;
+        let rope = rope_table(&device, &config, capacity.model_len)?;
+        let mut kernels = Kernels::load(&device, target)?;
+        if target.hopper() {
+            kernels.decode_chain = DecodeKernels::load(&device, target, &config, &weights, &activations)?;
+        }
+        let maps = if kernels.prefill_sm90.is_some() {
+            Some((
+                TensorMap::new(
+                    activations.qkv.address(),
+                    tokens as u64,
+                    qkv_size as u64,
+                    qkv_size as u64,
+                    64,
+                )?,
+                TensorMap::new(
+                    pool.address(),
+                    (pool_elements / head_dim) as u64,
+                    head_dim as u64,
+                    head_dim as u64,
+                    64,
+                )?,
+            ))
+        } else {
+            None
+        };
+        let event = || {
+            device.context.new_event(Some(CUevent_flags::CU_EVENT_DISABLE_TIMING)).doing("making an event")
+        };
+        let stream = device.context.new_stream().doing("making a stream")?;
+        let beside = Beside { stream, begin: event()?, end: event()? };
+        Ok(Self {
+            blas,
+            pool: Arc::new(pool),
+            blocks: capacity.blocks,
+            sampled: device.buffer(capacity.draws as usize)?,
+            logprobs: device.buffer(capacity.draws as usize)?,
+            top_ids: device.buffer(sequences * RawRow::TOP_MAX)?,
+            top_logprobs: device.buffer(sequences * RawRow::TOP_MAX)?,
+            weights,
+            kernels,
+            activations,
+            rope,
+            beside,
+            maps,
+            decode_ctas,
+            block_size: target.block_size,
+            config,
+            device,
+        })
+    }
+
+    /// Times the algorithms of every product of a layer, for a step of `rows` tokens.
+    pub fn tune(&mut self, rows: u32, flush: &Buffer<u8>) -> Result<(), CudaError> {
+        for (linear, x, out, accumulate) in products(&self.weights.layers[0], &self.activations) {
+            let shape = linear.shape(rows, accumulate);
+            let bias = linear.bias_address();
+            self.blas.tune(&self.device, shape, linear.weight.address(), bias, x, out, flush)?;
+        }
+        Ok(())
+    }
+
+    /// Times the algorithms of the head's product for `rows` rows.
+    pub fn tune_head(&mut self, rows: u32, flush: &Buffer<u8>) -> Result<(), CudaError> {
+        let (shape, a) = (self.head_shape(rows), &self.activations);
+        let head = self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding).address();
+        self.blas.tune(&self.device, shape, head, 0, a.normed.address(), a.logits.address(), flush)
+    }
+
+    /// Whether steps of `rows` sequences with one token each take products of our own, for which cublasLt's need no
+    /// timing.
+    pub fn has_decode_chain(&self, rows: u32) -> bool {
+        self.kernels.decode_chain.as_ref().is_some_and(|chain| chain.takes(rows))
+    }
+
+    /// Takes cublasLt for every product from now on, to compare.
+    pub fn without_decode_chain(&mut self) {
+        self.kernels.decode_chain = None;
+    }
+
+    /// Issues a whole step. `after_layer` is called when a layer's launches are issued (not done).
+    pub fn step(
+        &mut self,
+        step: &Step,
+        after_layer: impl FnMut(&Device, u32) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let (device, kernels, a) = (&self.device, &self.kernels, &self.activations);
+        // SAFETY, for all launches of a step: buffers were made for a step of this size, inputs were staged by the
+        // caller as `Step` says, and the arguments follow each kernel's header.
+        unsafe {
+            kernels.embed.launch(
+                device,
+                (step.tokens, 1),
+                256,
+                &[
+                    Arg::Address(a.residual.address()),
+                    Arg::Address(self.weights.embedding.address()),
+                    Arg::Address(step.ids),
+                    Arg::Address(self.sampled.address()),
+                    Arg::Int(self.config.hidden_size as i32),
+                    Arg::Uint(self.config.vocab_size as u32),
+                ],
+            )?;
+            if step.decode_rows > 0 {
+                kernels.plan_decode.launch(
+                    device,
+                    (1, 1),
+                    1024,
+                    &[
+                        Arg::Address(a.unit_ends.address()),
+                        Arg::Address(step.context_lens),
+                        Arg::Int(step.decode_rows as i32),
+                        Arg::Int(self.config.num_kv_heads as i32),
+                    ],
+                )?;
+            }
+        }
+        if step.tiles == 0 && self.has_decode_chain(step.tokens) {
+            self.decode_layers(step, after_layer)?;
+        } else {
+            self.layers(step, after_layer)?;
+        }
+        self.head(step)
+    }
+
+    /// `[samples, vocab]` of the last step, adjusted.
+    pub fn logits(&self) -> &Buffer<f32> {
+        &self.activations.logits
+    }
+
+    /// Address of a layer's part of the KV pool, in elements from its start and as an address.
+    fn layer_pool(&self, layer: usize) -> (usize, u64) {
+        let elements = self.blocks as usize
+            * 2
+            * self.config.num_kv_heads
+            * self.block_size as usize
+            * self.config.head_dim;
+        (layer * elements, self.pool.at(layer * elements))
+    }
+
+    /// CTAs of decode attention when it has the GPU to itself.
+    fn decode_ctas(&self, step: &Step) -> u32 {
+        if step.decode_rows <= DECODE_ROWS_SINGLE { self.decode_ctas / 2 } else { self.decode_ctas }
+    }
+
+    /// Arguments of decode attention over one layer.
+    fn decode_attention(&self, step: &Step, layer: usize) -> [Arg; 15] {
+        let (a, config) = (&self.activations, &self.config);
+        let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
+        [
+            Arg::Address(a.attention.address()),
+            Arg::Address(a.qkv.address()),
+            Arg::Address(self.layer_pool(layer).1),
+            Arg::Address(step.q_rows),
+            Arg::Address(step.decode_tables),
+            Arg::Address(step.context_lens),
+            Arg::Address(a.unit_ends.address()),
+            Arg::Address(a.partials.address()),
+            Arg::Address(a.counters.address()),
+            Arg::Int(step.decode_rows as i32),
+            Arg::Int(heads),
+            Arg::Int(kv_heads),
+            Arg::Int((heads + 2 * kv_heads) * config.head_dim as i32),
+            Arg::Int(step.table_stride as i32),
+            Arg::Float(self.scale_log2()),
+        ]
+    }
+
+    /// Factor of the scores, for exponentials of base 2.
+    fn scale_log2(&self) -> f32 {
+        std::f32::consts::LOG2_E / (self.config.head_dim as f32).sqrt()
+    }
+
+    /// Threads of a norm's CTA.
+    fn norm_block(&self) -> u32 {
+        (self.config.hidden_size as u32 / 8).div_ceil(4).next_multiple_of(32).clamp(32, 1024).max(128)
+    }
+
+    fn head_shape(&self, rows: u32) -> Shape {
+        let (n, k) = (self.config.vocab_size as u32, self.config.hidden_size as u32);
+        Shape { m: rows, n, k, bias: false, float_out: true, accumulate: false }
+    }
+}
+
+impl Kernels {
+    fn load(device: &Device, target: &Target) -> Result<Self, CudaError> {
+        let element = device.load(compile::ELEMENTWISE, target)?;
+        let decode = device.load(compile::ATTENTION_DECODE, target)?;
+        let prefill = device.load(compile::ATTENTION_PREFILL, target)?;
+        let sample = device.load(compile::SAMPLE, target)?;
+        let head_bytes = target.head_dim * 2;
+        // 4 warps × 3 stages × keys and values of 16 tokens.
+        let decode_shared = 4 * 3 * 2 * 16 * head_bytes;
+        // 2 stages × keys and values of 64 tokens.
+        let prefill_shared = 2 * 2 * 64 * head_bytes;
+        let prefill_sm90 = if target.capability == (9, 0) && target.head_dim == 128 {
+            // Queries, 2 stages × keys and values of 128 tokens, barriers, alignment.
+            let shared = 5 * 128 * head_bytes + 128 + 1024;
+            let module = device.load(compile::ATTENTION_PREFILL_SM90, target)?;
+            Some(Kernel::new(&module, "prefill_attention_sm90", shared)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            embed: Kernel::new(&element, "embed", 0)?,
+            rms_norm: Kernel::new(&element, "rms_norm", 0)?,
+            rope_append: Kernel::new(&element, "rope_append", 0)?,
+            silu_mul: Kernel::new(&element, "silu_mul", 0)?,
+            gather_rows: Kernel::new(&element, "gather_rows", 0)?,
+            plan_decode: Kernel::new(&decode, "plan_decode", 0)?,
+            decode: Kernel::new(&decode, "decode_attention", decode_shared)?,
+            prefill: Kernel::new(&prefill, "prefill_attention", prefill_shared)?,
+            prefill_sm90,
+            decode_chain: None,
+            raw_logprobs: Kernel::new(&sample, "raw_logprobs", 0)?,
+            adjust: Kernel::new(&sample, "adjust_logits", 0)?,
+            draw: Kernel::new(&sample, "draw_tokens", 0)?,
+        })
+    }
+}
+
+fn zero<T>(device: &Device, buffer: &Buffer<T>) -> Result<(), CudaError> {
+    // SAFETY: the buffer is that long, and all-zero bits are a value of every type used here.
+    unsafe {
+        cudarc::driver::result::memset_d8_async(
+            buffer.address(),
+            0,
+            buffer.len() * size_of::<T>(),
+            device.stream.cu_stream(),
+        )
+    }
+    .doing("clearing memory")
+}

@@ -1,0 +1,126 @@
+//! Timed choices of algorithms, kept on disk: cublasLt's description of an algorithm may be used again with the same
+//! version of the library, and a time holds for the same GPU and driver. One file for each such combination.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::blas::Shape;
+use super::compile::cache_folder;
+
+/// Words of `cublasLtMatmulAlgo_t`.
+pub(super) type Algorithm = [u64; 8];
+
+/// What is known of one GPU with one driver and one library.
+pub(super) struct Tuned {
+    path: Option<PathBuf>,
+    chosen: HashMap<Shape, Algorithm>,
+    changed: bool,
+}
+
+impl Tuned {
+    /// What earlier starts found out. `key` names GPU, driver and library.
+    pub(super) fn load(key: &str) -> Self {
+        let file = format!("{:016x}.txt", xxh3_64(key.as_bytes()));
+        let path = cache_folder().map(|folder| folder.join("cublaslt").join(file));
+        let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        Self { path, chosen: parse(&text), changed: false }
+    }
+
+    pub(super) fn get(&self, shape: &Shape) -> Option<Algorithm> {
+        self.chosen.get(shape).copied()
+    }
+
+    pub(super) fn put(&mut self, shape: Shape, algorithm: Algorithm) {
+        self.chosen.insert(shape, algorithm);
+        self.changed = true;
+    }
+
+    /// Writes what is new. A cache that cannot be written is no error.
+    pub(super) fn save(&mut self) {
+        let Some(path) = self.path.as_ref().filter(|_| self.changed) else { return };
+        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
+            // Renamed into place, so that a worker starting beside this one never reads half a file.
+            let scratch = path.with_extension(format!("{}.tmp", std::process::id()));
+            std::fs::write(&scratch, print(&self.chosen))?;
+            std::fs::rename(&scratch, path)
+        });
+        match written {
+            Ok(()) => self.changed = false,
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "timed choices of algorithms not kept");
+            }
+        }
+    }
+}
+
+/// One line a shape: m, n, k, the three flags, then the algorithm's words in hexadecimal.
+fn print(chosen: &HashMap<Shape, Algorithm>) -> String {
+    let mut lines: Vec<String> = chosen
+        .iter()
+        .map(|(shape, algorithm)| {
+            let Shape { m, n, k, bias, float_out, accumulate } = *shape;
+            let mut line =
+                format!("{m} {n} {k} {} {} {}", u8::from(bias), u8::from(float_out), u8::from(accumulate));
+            for word in algorithm {
+                let _ = write!(line, " {word:016x}");
+            }
+            line
+        })
+        .collect();
+    lines.sort();
+    lines.join("\n") + "\n"
+}
+
+/// Lines that are not as [`print`] writes them are left out.
+fn parse(text: &str) -> HashMap<Shape, Algorithm> {
+    text.lines().filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &str) -> Option<(Shape, Algorithm)> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let (sizes, flags, algorithm) = (words.get(..3)?, words.get(3..6)?, words.get(6..)?);
+    let size = |at: usize| sizes[at].parse::<u32>().ok();
+    let flag = |at: usize| match flags[at] {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    };
+    let shape = Shape {
+        m: size(0)?,
+        n: size(1)?,
+        k: size(2)?,
+        bias: flag(0)?,
+        float_out: flag(1)?,
+        accumulate: flag(2)?,
+    };
+    let algorithm: Vec<u64> =
+        algorithm.iter().map(|word| u64::from_str_radix(word, 16)).collect::<Result<_, _>>().ok()?;
+    Some((shape, algorithm.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries() -> HashMap<Shape, Algorithm> {
+        let shape = |m, bias| Shape { m, n: 4096, k: 14336, bias, float_out: !bias, accumulate: bias };
+        HashMap::from([(shape(1, true), [1, 2, 3, 4, 5, 6, 7, u64::MAX]), (shape(2048, false), [9; 8])])
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        assert_eq!(parse(&print(&entries())), entries());
+    }
+
+    #[test]
+    fn damaged_lines_are_left_out() {
+        let text = print(&entries());
+        let (first, second) = text.trim().split_once('\n').expect("two lines");
+        assert_eq!(parse(&format!("{first}\n{}", &second[..second.len() - 20])).len(), 1, "too few words");
+        assert_eq!(parse(&format!("{first} 0\n{second}")).len(), 1, "too many words");
+        assert_eq!(parse("1 2 3 4 5 6\nnot a line\n\n").len(), 0);
+    }
+}
