@@ -22,6 +22,10 @@ DENY := $(DENY_ROOT)/bin/cargo-deny
 CLIENTS_VENV = $(CACHE)/tools/clients-$(shell sha256sum tests/clients/requirements.txt | cut -c1-12)
 AIPERF_VENV = $(CACHE)/tools/aiperf-$(shell sha256sum tests/clients/requirements-aiperf.txt | cut -c1-12)
 
+# NVRTC compiles the CUDA kernels without a GPU; the folder of its library is what the loader searches.
+NVRTC_VENV = $(CACHE)/tools/nvrtc-$(shell sha256sum tests/nvrtc/requirements.txt | cut -c1-12)
+NVRTC_LIBS = $(NVRTC_VENV)/libs
+
 # $(call venv,FOLDER,REQUIREMENTS): makes it unless it is there; what is there is complete.
 define venv
 test -x $(1)/bin/python || { rm -rf $(1).tmp && python3 -m venv $(1).tmp \
@@ -46,8 +50,8 @@ fmt: ## format the code
 build: ## build the executables and all tests
 	cargo build $(CARGO_CI) --all-targets
 
-unit: ## unit and property tests, and the tests of our scripts
-	cargo test $(CARGO_CI) --exclude disagg-e2e
+unit: $(NVRTC_LIBS) ## unit and property tests, the CUDA kernels through their compiler, and the tests of our scripts
+	DISAGG_REQUIRE_NVRTC=1 LD_LIBRARY_PATH="$(NVRTC_LIBS):$${LD_LIBRARY_PATH:-}" cargo test $(CARGO_CI) --exclude disagg-e2e
 	python3 -m unittest discover --start-directory tests --pattern 'test_*.py'
 	python3 -m unittest discover --start-directory tests/mutants --pattern 'test_*.py'
 	python3 -m unittest discover --start-directory tests/cluster --pattern 'test_*.py'
@@ -118,6 +122,13 @@ fuzz: ## the property tests again and again with new random inputs (FUZZ_ROUNDS)
 
 mutants: ## break the code in the listed ways and see that a test notices each
 	python3 tests/mutants/run.py
+
+$(NVRTC_LIBS):
+	$(call venv,$(NVRTC_VENV),tests/nvrtc/requirements.txt)
+	mkdir -p $@.tmp
+	ln -sf $(NVRTC_VENV)/lib/python3*/site-packages/nvidia/cu13/lib/lib* $@.tmp/
+	ln -sf libnvrtc.so.13 $@.tmp/libnvrtc.so
+	mv $@.tmp $@
 
 # Built without optimisation (it runs for two seconds) and without the parts that need the network.
 $(DENY):

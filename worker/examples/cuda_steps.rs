@@ -1,6 +1,7 @@
 //! Times single steps of the CUDA forward pass with dummy weights of the Llama-3.1-8B shape.
 //!
 //!     cargo run --profile ci -p disagg-worker --example cuda_steps              # the table
+//!     .../cuda_steps decode                                                    # decode steps alone
 //!     ncu --metrics gpu__time_duration.sum .../cuda_steps profile               # time by kernel: two layers, no graphs
 #![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
@@ -153,37 +154,26 @@ fn sampled(model: &Model, n: usize) -> Vec<(u32, f32)> {
     tokens.into_iter().zip(logprobs).collect()
 }
 
-/// Every kernel of a prefill and of decode steps once, for a profiler: `profile N` names the kernels of case N alone.
+/// Every kernel of a prefill of 3000 tokens and of decode steps of 1, 10 and 64 sequences once, for a profiler.
 fn profile(model: &mut Model, inputs: &mut Inputs, stride: u32) {
     let ids: Vec<u32> = (0..3000).map(|i| (i * 7919) % 128_000).collect();
-    let cases = [
-        prefill_of(inputs, model, &ids, stride),
-        decode_of(inputs, model, 1, stride),
-        decode_of(inputs, model, 10, stride),
-        decode_of(inputs, model, 64, stride),
-    ];
-    println!("{} cases", cases.len());
+    let step = prefill(inputs, 0, &ids, 0, stride);
+    run(model, inputs, &step);
+    for rows in [1, 10, 64] {
+        let step = decode(inputs, rows, 3000, 48);
+        run(model, inputs, &step);
+    }
 }
 
-fn prefill_of(inputs: &mut Inputs, model: &mut Model, ids: &[u32], stride: u32) -> u32 {
-    let step = prefill(inputs, 0, ids, 0, stride);
-    run(model, inputs, &step)
-}
-
-fn decode_of(inputs: &mut Inputs, model: &mut Model, rows: u32, stride: u32) -> u32 {
-    let step = decode(inputs, rows, 3000, stride.min(48));
-    run(model, inputs, &step)
-}
-
-fn run(model: &mut Model, inputs: &Inputs, step: &Step) -> u32 {
+fn run(model: &mut Model, inputs: &Inputs, step: &Step) {
     inputs.send(&model.device);
     model.step(step, |_, _| Ok(())).unwrap();
     model.device.synchronize().unwrap();
-    step.tokens
 }
 
 fn main() {
-    let profiling = std::env::args().nth(1).as_deref() == Some("profile");
+    let mode = std::env::args().nth(1);
+    let profiling = mode.as_deref() == Some("profile");
     let started = Instant::now();
     let device = Device::open(0).unwrap();
     println!("GPU {} capability {:?}", device.context.name().unwrap(), device.capability);
@@ -245,6 +235,10 @@ fn main() {
     }
     println!("head tuned for 8 batch sizes in {:.2} s", tuning.elapsed().as_secs_f32());
 
+    if mode.as_deref() == Some("decode") {
+        time_decode(&mut model, &mut inputs, "own products");
+        return;
+    }
     time_prefill(&mut model, &mut inputs, stride, "first choice of algorithm");
     let tuning = Instant::now();
     for tokens in [128, 1000, 2048, 3000, 8192, 16_384] {

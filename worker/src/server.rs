@@ -42,6 +42,9 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// The same for a connection with several pushes.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
+/// Bytes of one HTTP/2 frame: a chunk of KV comes in a few of them, not in 64.
+const FRAME_BYTES: u32 = 256 * 1024;
+
 /// Pings that notice callers whose host has vanished.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -213,6 +216,7 @@ impl Server {
             .max_concurrent_streams(STREAMS_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
             .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .add_service(health_service)

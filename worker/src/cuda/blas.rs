@@ -96,9 +96,6 @@ impl Blas {
         out: CUdeviceptr,
         flush: &Buffer<u8>,
     ) -> Result<(), CudaError> {
-        if self.plans.contains_key(&shape) {
-            return Ok(());
-        }
         let mut plan = Plan::new(shape)?;
         if let Some(data) = self.tuned.get(&shape) {
             plan.algorithm = sys::cublasLtMatmulAlgo_t { data };

@@ -1,5 +1,5 @@
-//! Connections to other workers: two for each address, one for control and one for bulk data, so that KV never
-//! delays a heartbeat.
+//! Connections to other workers: for each address one for control and some for bulk data, so that KV never delays a
+//! heartbeat and a transfer is not bound by what one connection carries.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,13 +19,17 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(750);
 /// Addresses whose connections are kept. More workers than that in one deployment reconnect now and then.
 const ADDRESSES_MAX: usize = 256;
 
+/// Connections that one transfer is spread over. One carries 1 to 2 GB/s, since a single task encodes for it and another
+/// decodes.
+pub const BULK_LANES: u8 = 4;
+
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Lane {
     /// Requests, leases and heartbeats.
     Control,
-    /// KV.
-    Bulk,
+    /// KV, over one of several connections.
+    Bulk(u8),
 }
 
 /// The address cannot be connected to.
@@ -57,7 +61,7 @@ impl Peers {
             .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(false);
-        if channels.len() >= 2 * ADDRESSES_MAX {
+        if channels.len() >= (1 + BULK_LANES as usize) * ADDRESSES_MAX {
             // Calls under way keep their connection; addresses still in use come back with their next call.
             channels.clear();
         }

@@ -1,12 +1,10 @@
 //! The layers of any step, on every GPU: nine launches a layer, the products through cublasLt.
 
-use cudarc::driver::DriverError;
-
+use super::super::CudaError;
 use super::super::blas::{Blas, Shape};
 use super::super::device::{Arg, Buffer, Device};
 use super::super::step::Step;
 use super::super::weights::{Bf16, Layer, Linear};
-use super::super::{CudaError, Doing};
 use super::{Activations, Model};
 
 impl Model {
@@ -106,27 +104,12 @@ impl Model {
                     Arg::Float(config.rms_norm_eps),
                 ],
             )?;
+            if step.decode_rows > 0 {
+                let args = self.decode_attention(step, index);
+                kernels.decode.launch(device, (self.decode_ctas(step), 1), 128, &args)?;
+            }
         }
-        if step.decode_rows == 0 {
-            return self.prefill_attention(step, index);
-        }
-        let args = self.decode_attention(step, index);
-        if step.tiles == 0 {
-            // SAFETY: see `Model::step`.
-            return unsafe { kernels.decode.launch(device, (self.decode_ctas(step), 1), 128, &args) };
-        }
-        // Side by side: decode rows wait for memory and prompts for tensor cores, so each on half of the
-        // multiprocessors they take less time than one after the other on all.
-        let (main, beside) = (&device.stream, &self.beside);
-        let order =
-            |done: Result<(), DriverError>| done.doing("ordering attention of decode rows and prompts");
-        order(beside.begin.record(main))?;
-        order(beside.stream.wait(&beside.begin))?;
-        // SAFETY: see `Model::step`; the stream waits for what it reads, and the main stream for it.
-        unsafe { kernels.decode.launch_on(&beside.stream, (device.multiprocessors / 2, 1), 128, &args)? };
-        order(beside.end.record(&beside.stream))?;
-        self.prefill_attention(step, index)?;
-        order(main.wait(&beside.end))
+        self.prefill_attention(step, index)
     }
 
     /// Attention of the rows with several tokens.

@@ -9,9 +9,6 @@ mod layers;
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaEvent, CudaStream};
-
 use self::decode::DecodeKernels;
 use self::layers::products;
 use super::blas::{Blas, Shape};
@@ -90,17 +87,9 @@ pub struct Model {
     kernels: Kernels,
     activations: Activations,
     rope: Buffer<f32>,
-    beside: Beside,
     maps: Option<(TensorMap, TensorMap)>,
     decode_ctas: u32,
     block_size: u32,
-}
-
-/// For a kernel that runs beside the main stream's: its stream, and events that order the two.
-struct Beside {
-    stream: Arc<CudaStream>,
-    begin: CudaEvent,
-    end: CudaEvent,
 }
 
 /// Sizes that a model's buffers are made for.
@@ -180,11 +169,6 @@ impl Model {
         } else {
             None
         };
-        let event = || {
-            device.context.new_event(Some(CUevent_flags::CU_EVENT_DISABLE_TIMING)).doing("making an event")
-        };
-        let stream = device.context.new_stream().doing("making a stream")?;
-        let beside = Beside { stream, begin: event()?, end: event()? };
         Ok(Self {
             blas,
             pool: Arc::new(pool),
@@ -197,7 +181,6 @@ impl Model {
             kernels,
             activations,
             rope,
-            beside,
             maps,
             decode_ctas,
             block_size: target.block_size,
@@ -294,7 +277,7 @@ impl Model {
         (layer * elements, self.pool.at(layer * elements))
     }
 
-    /// CTAs of decode attention when it has the GPU to itself.
+    /// CTAs of decode attention.
     fn decode_ctas(&self, step: &Step) -> u32 {
         if step.decode_rows <= DECODE_ROWS_SINGLE { self.decode_ctas / 2 } else { self.decode_ctas }
     }

@@ -9,14 +9,14 @@ use disagg_engine::{KvAccessError, KvMemory};
 use disagg_proto::MAX_MESSAGE_BYTES;
 use disagg_proto::v1::kv_transfer_client::KvTransferClient;
 use disagg_proto::v1::{KvChunk, PushBegin, PushEnd, PushRequest, PushResponse, push_request, push_response};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::convert::{Peer, handoff_to_wire, hash, worker_ref_to_wire};
 use crate::metrics::Metrics;
-use crate::transport::peers::{BadAddress, Lane, Peers};
+use crate::transport::peers::{BULK_LANES, BadAddress, Lane, Peers};
 use crate::transport::queue::ReadyBlocks;
 
 /// Longest wait for the receiver to answer `begin`, to grant credit, or to confirm the end. It lands chunks as they
@@ -74,15 +74,30 @@ pub struct Pusher {
 }
 
 impl Pusher {
-    /// Sends what comes out of `ready` until it ends, and waits for the receiver to confirm. Returns the chunks sent.
+    /// Sends what comes out of `ready` until it ends, over several connections side by side, and waits for the receiver
+    /// to confirm. Returns the chunks sent.
     ///
     /// The pool is read only while this future is polled: once it has ended or was dropped, source blocks are free.
     pub async fn push(
         self,
         target: PushTarget,
-        mut ready: mpsc::Receiver<ReadyBlocks>,
+        ready: mpsc::Receiver<ReadyBlocks>,
     ) -> Result<u64, PushError> {
-        let channel = self.peers.channel(Lane::Bulk, &target.address)?;
+        let ready = Mutex::new(ready);
+        let lanes = (0..BULK_LANES).map(|lane| self.push_lane(lane, &target, &ready));
+        let chunks = futures::future::try_join_all(lanes).await?;
+        Ok(chunks.into_iter().sum())
+    }
+
+    /// One connection's part: a stream with a beginning, credit and an end of its own. Takes what is ready as fast as it
+    /// can send it.
+    async fn push_lane(
+        &self,
+        lane: u8,
+        target: &PushTarget,
+        ready: &Mutex<mpsc::Receiver<ReadyBlocks>>,
+    ) -> Result<u64, PushError> {
+        let channel = self.peers.channel(Lane::Bulk(lane), &target.address)?;
         let (outbox, outgoing) = mpsc::channel(OUTBOX_CHUNKS);
         let begin = PushBegin {
             handoff: Some(handoff_to_wire(target.handoff)),
@@ -103,7 +118,7 @@ impl Pusher {
             if waiting.is_empty() {
                 tokio::select! {
                     // No deadline: the engine decides when blocks are ready, and the lease bounds how long.
-                    blocks = ready.recv() => match blocks {
+                    blocks = async { ready.lock().await.recv().await } => match blocks {
                         Some(blocks) => waiting.push_back(blocks),
                         None => break,
                     },

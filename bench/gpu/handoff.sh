@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# One prefill and one decode worker on one GPU, KV over gRPC; then one worker of role `both` on the same prompts. Prints
+# the time to the first token of both, and how many answers are equal.
+#
+#   bench/gpu/handoff.sh DISAGG
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+disagg=$(realpath "$1")
+scratch=$(mktemp -d)
+children=()
+trap 'kill "${children[@]}" 2>/dev/null || true; wait || true; rm -rf "$scratch"' EXIT
+python3 "$here/model.py" "$scratch/m8b"
+
+worker() { # role, port, share of the GPU's memory
+  "$disagg" worker --model "$scratch/m8b" --load-format dummy --role "$1" --listen "127.0.0.1:$2" --device cuda \
+    --max-model-len 8192 --gpu-memory-utilization "$3" >"$scratch/$1.log" 2>&1 &
+  children+=($!)
+}
+
+serve() { # port of the router, ports of the workers
+  local port=$1 workers=() ; shift
+  for each in "$@"; do workers+=(--worker "127.0.0.1:$each"); done
+  "$disagg" router "${workers[@]}" --listen "127.0.0.1:$port" >"$scratch/router-$port.log" 2>&1 &
+  children+=($!)
+  for _ in $(seq 1200); do
+    if python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$port/ready', timeout=1)" 2>/dev/null; then
+      return
+    fi
+    sleep 0.05
+  done
+  echo "not ready"; tail -20 "$scratch"/*.log
+  exit 1
+}
+
+# The second worker counts what the first has taken as used, so its share is of all that both may have.
+worker decode 9001 0.4
+serve 8101 9001
+worker prefill 9002 0.8
+serve 8102 9001 9002
+python3 "$here/answers.py" http://127.0.0.1:8102 "$scratch/remote.json"
+curl -s http://127.0.0.1:8102/metrics | grep -E "^disagg_router_(placements|requests)" | head -5 || true
+kill "${children[@]}"; wait || true
+children=()
+worker both 9003 0.8
+serve 8103 9003
+python3 "$here/answers.py" http://127.0.0.1:8103 "$scratch/local.json"
+python3 - "$scratch/remote.json" "$scratch/local.json" <<'P'
+import json, sys
+remote, local = (json.load(open(path)) for path in sys.argv[1:])
+equal = sum(a == b for a, b in zip(remote, local))
+print(f"{equal} of {len(local)} answers are equal, handed over and local")
+P
+grep -hE "WARN|ERROR" "$scratch"/*.log | head -5 || true

@@ -1,0 +1,96 @@
+//! Times KV blocks on their way between the GPU's pool and host memory, as the `grpc` transport reads and writes them:
+//! the KV of 3000 tokens of the Llama-3.1-8B shape, layer by layer, in chunks of several sizes, on one thread and on four.
+//!
+//!     cargo run --profile ci -p disagg-worker --example cuda_transfer
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+
+use std::time::Instant;
+
+use disagg_core::BlockId;
+use disagg_engine::Backend;
+use disagg_worker::cuda::backend::{CudaBackend, CudaOptions};
+use disagg_worker::cuda::weights::Origin;
+use disagg_worker::model::{DummyWeights, Family, ModelConfig, RopeScaling};
+
+/// The KV of the 8B shape with little else: 32 layers, 8 KV heads of 128.
+fn config() -> ModelConfig {
+    ModelConfig {
+        family: Family::Llama,
+        vocab_size: 1024,
+        hidden_size: 256,
+        intermediate_size: 256,
+        num_layers: 32,
+        num_heads: 8,
+        num_kv_heads: 8,
+        head_dim: 128,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        tie_word_embeddings: true,
+        qkv_bias: false,
+        attention_output_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        max_model_len: 4096,
+    }
+}
+
+fn main() {
+    let options = CudaOptions {
+        ordinal: 0,
+        max_num_batched_tokens: 1024,
+        max_num_seqs: 8,
+        max_model_len: 4096,
+        gpu_memory_utilization: 0.3,
+        num_blocks: Some(256),
+    };
+    let backend = CudaBackend::new(config(), Origin::Dummy(DummyWeights::new(1)), options).unwrap();
+    let memory = backend.memory();
+    let blocks: Vec<BlockId> = (0..47).map(|i| BlockId(i * 5 % 256)).collect();
+    let bytes = blocks.len() * memory.layout().block_bytes();
+    println!(
+        "{} blocks of {} KiB a layer, {} MB in all",
+        blocks.len(),
+        memory.layout().layer_block_bytes() >> 10,
+        bytes / 1_000_000
+    );
+    for chunk in [1, 4, 16] {
+        for threads in [1, 4] {
+            let read = time(threads, |layer| {
+                let mut out = Vec::with_capacity(chunk * memory.layout().layer_block_bytes());
+                for part in blocks.chunks(chunk) {
+                    out.clear();
+                    memory.read_blocks(layer, part, &mut out).unwrap();
+                }
+            });
+            let data = vec![1; chunk * memory.layout().layer_block_bytes()];
+            let written = time(threads, |layer| {
+                for part in blocks.chunks(chunk) {
+                    let len = part.len() * memory.layout().layer_block_bytes();
+                    memory.write_blocks(layer, part, &data[..len]).unwrap();
+                }
+            });
+            let rate = |seconds: f64| bytes as f64 / seconds / 1e9;
+            println!(
+                "chunks of {chunk} blocks, {threads} threads: from the GPU {:.1} GB/s, to the GPU {:.1} GB/s",
+                rate(read),
+                rate(written)
+            );
+        }
+    }
+}
+
+/// The fastest of five runs over all layers, in seconds.
+fn time(threads: u32, layer: impl Fn(u32) + Sync) -> f64 {
+    let run = || {
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            for first in 0..threads {
+                let layer = &layer;
+                scope.spawn(move || (first..32).step_by(threads as usize).for_each(layer));
+            }
+        });
+        begun.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| run()).fold(f64::INFINITY, f64::min)
+}
