@@ -34,6 +34,9 @@ if [ "$ready" = 0 ]; then
 fi
 python3 -c "import sys, time; print(f'start to ready: {time.time() - float(sys.argv[1]):.1f} s')" "$begun"
 concurrency=${*:-1 10 32 64}
+cpu() { awk -v ticks="$(getconf CLK_TCK)" '{ print ($14 + $15) / ticks }' "/proc/${children[0]}/stat"; }
+before=$(cpu) begun=$SECONDS
 # shellcheck disable=SC2086
 python3 "$here/load.py" --model m8b --min-requests 12 --concurrency "${concurrency// /,}" ${LOAD_ARGS:-} \
   || { tail -20 "$scratch"/*.log; exit 1; }
+awk -v a="$before" -v b="$(cpu)" -v s=$((SECONDS - begun)) 'BEGIN { printf "worker: %.1f s of CPU in %d s\n", b - a, s }'
