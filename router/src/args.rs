@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
+use disagg_core::RoutingStrategy;
 
 /// Arguments of the router. Every flag can also be set by the environment variable named beside it.
 #[derive(clap::Args, Clone, Debug)]
@@ -41,6 +42,23 @@ pub struct RouterArgs {
     /// together with --settings. [default: Local]
     #[arg(long, env = "DISAGG_FALLBACK_POLICY", value_name = "POLICY", conflicts_with = "settings")]
     pub fallback_policy: Option<String>,
+
+    /// How workers are chosen: by what they have cached and their load (kv), by load alone, in turn, or at random.
+    #[arg(long, env = "DISAGG_ROUTING", value_name = "kv|least-loaded|round-robin|random",
+          default_value_t = RoutingStrategy::Kv)]
+    pub routing: RoutingStrategy,
+
+    /// Workers, of any role, that have to be ready before the router is. Requests wait until then; later losses
+    /// change nothing. One of them always has to decode.
+    #[arg(long, env = "DISAGG_MIN_WORKERS", value_name = "N", default_value_t = 1,
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=100_000))]
+    pub min_workers: u32,
+
+    /// Memory for the index of what workers have cached, in MiB. When it is full, what was stored longest ago is
+    /// forgotten.
+    #[arg(long, env = "DISAGG_MAX_PREFIX_INDEX_MIB", value_name = "MIB", default_value_t = 192,
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=65_536))]
+    pub max_prefix_index_mib: u32,
 
     /// Requests that may be in progress at once; more are answered 429 with Retry-After.
     #[arg(long, env = "DISAGG_MAX_IN_FLIGHT", value_name = "N", default_value_t = 1024,

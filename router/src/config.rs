@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use disagg_api::settings::{FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH};
 use disagg_api::{RouterSettings, SettingsErrors};
+use disagg_core::RoutingStrategy;
+use disagg_core::prefix_index::APPROX_BYTES_PER_BLOCK;
 
 use crate::RouterArgs;
 
@@ -41,10 +43,19 @@ pub(crate) struct Limits {
     pub drain_timeout: Duration,
 }
 
+/// How workers are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RoutingConfig {
+    pub strategy: RoutingStrategy,
+    pub min_workers: u32,
+    pub index_blocks_max: usize,
+}
+
 /// Checked arguments.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Config {
     pub listen: String,
+    pub routing: RoutingConfig,
     pub workers: BTreeSet<String>,
     pub settings: SettingsSource,
     pub limits: Limits,
@@ -75,6 +86,11 @@ impl TryFrom<RouterArgs> for Config {
         let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self {
             listen: args.listen,
+            routing: RoutingConfig {
+                strategy: args.routing,
+                min_workers: args.min_workers,
+                index_blocks_max: args.max_prefix_index_mib as usize * (1024 * 1024 / APPROX_BYTES_PER_BLOCK),
+            },
             workers: args.workers.into_iter().collect(),
             settings,
             limits: Limits {
@@ -132,11 +148,21 @@ mod tests {
             (&["--max-prefill-queue-depth", "0"], "maxPrefillQueueDepth"),
             (&["--fallback-policy", "Maybe"], "it must be Local or Fail"),
             (&["--max-in-flight", "0"], "--max-in-flight"),
+            (&["--routing", "prefix"], "none of kv, least-loaded, round-robin, random"),
+            (&["--min-workers", "0"], "--min-workers"),
+            (&["--max-prefix-index-mib", "0"], "--max-prefix-index-mib"),
             (&["--settings", "f", "--max-local-prefill-length", "1"], "cannot be used with"),
         ] {
             let error = config(flags).unwrap_err();
             assert!(error.contains(expected), "{flags:?}: {error}");
         }
+    }
+
+    #[test]
+    fn the_prefix_index_is_bounded_by_memory() {
+        let blocks = |flags: &[&str]| config(flags).unwrap().routing.index_blocks_max;
+        assert_eq!(blocks(&[]) * APPROX_BYTES_PER_BLOCK / (1024 * 1024), 191);
+        assert_eq!(blocks(&["--max-prefix-index-mib", "1"]), 5461);
     }
 
     #[test]

@@ -49,10 +49,10 @@ pub(crate) struct Started {
 pub(crate) enum Event {
     /// Comes first.
     Started(Started),
-    /// At least one.
-    Tokens(Vec<GeneratedToken>),
-    /// Nothing follows.
-    Finished(FinishReason),
+    /// At least one token of one choice.
+    Tokens { choice: u32, tokens: Vec<GeneratedToken> },
+    /// Nothing follows for this choice.
+    Finished { choice: u32, reason: FinishReason },
     /// Nothing follows: the worker could not go on.
     Failed(String),
 }
@@ -63,8 +63,13 @@ pub(crate) enum Event {
 pub(crate) struct BadEvent(&'static str);
 
 impl Event {
-    /// Reads a message of the wire. Choices other than the only one are refused.
-    pub(crate) fn from_wire(event: v1::GenerateEvent) -> Result<Self, BadEvent> {
+    /// Whether it has tokens of some choice.
+    pub(crate) fn brings_tokens(&self) -> bool {
+        matches!(self, Self::Tokens { .. })
+    }
+
+    /// Reads a message of the wire about a request for `choices` choices.
+    pub(crate) fn from_wire(event: v1::GenerateEvent, choices: u32) -> Result<Self, BadEvent> {
         use v1::generate_event::Event as Wire;
         match event.event {
             None => Err(BadEvent("an event that this router does not know")),
@@ -79,17 +84,17 @@ impl Event {
                 overlap_tokens: started.overlap_tokens,
             })),
             Some(Wire::Tokens(tokens)) => {
-                only_choice(tokens.choice)?;
+                let choice = asked_for(tokens.choice, choices)?;
                 if tokens.tokens.is_empty() {
                     return Err(BadEvent("tokens without a token"));
                 }
-                Ok(Self::Tokens(tokens.tokens.into_iter().map(token).collect()))
+                Ok(Self::Tokens { choice, tokens: tokens.tokens.into_iter().map(token).collect() })
             }
             Some(Wire::Finished(finished)) => {
-                only_choice(finished.choice)?;
+                let choice = asked_for(finished.choice, choices)?;
                 Ok(match v1::FinishReason::try_from(finished.reason) {
-                    Ok(v1::FinishReason::Stop) => Self::Finished(FinishReason::Stop),
-                    Ok(v1::FinishReason::Length) => Self::Finished(FinishReason::Length),
+                    Ok(v1::FinishReason::Stop) => Self::Finished { choice, reason: FinishReason::Stop },
+                    Ok(v1::FinishReason::Length) => Self::Finished { choice, reason: FinishReason::Length },
                     Ok(v1::FinishReason::Cancelled) => {
                         Self::Failed("the worker cancelled the request".to_owned())
                     }
@@ -103,8 +108,8 @@ impl Event {
     }
 }
 
-fn only_choice(choice: u32) -> Result<(), BadEvent> {
-    if choice == 0 { Ok(()) } else { Err(BadEvent("a choice that was not asked for")) }
+fn asked_for(choice: u32, choices: u32) -> Result<u32, BadEvent> {
+    if choice < choices { Ok(choice) } else { Err(BadEvent("a choice that was not asked for")) }
 }
 
 fn token(token: v1::Token) -> GeneratedToken {

@@ -1,10 +1,13 @@
 //! Metrics, served at `/metrics` in the OpenMetrics text format.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use disagg_core::Role;
+use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, LabelValueEncoder, text::encode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -94,6 +97,7 @@ pub(crate) struct Metrics {
     workers: Family<WorkerLabels, Gauge>,
     index_blocks: Gauge,
     index_blocks_max: Gauge,
+    index_evicted: Counter,
     settings_valid: Gauge,
 }
 
@@ -117,6 +121,7 @@ impl Metrics {
             workers: Family::default(),
             index_blocks: Gauge::default(),
             index_blocks_max: Gauge::default(),
+            index_evicted: Counter::default(),
             settings_valid: Gauge::default(),
             registry: Registry::default(),
         };
@@ -130,7 +135,7 @@ impl Metrics {
         registry.register_with_unit("inter_token_latency", help, seconds.clone(), m.itl.clone());
         let help = "From the request to the end of its answer";
         registry.register_with_unit("request_duration", help, seconds.clone(), m.duration.clone());
-        let help = "Where prompts were prefilled, and why";
+        let help = "Where prompts were prefilled (refused: nowhere), and why";
         registry.register("placements", help, m.placements.clone());
         registry.register("retries", "Requests tried again after a worker failed", m.retries.clone());
         let help = "Rendering and tokenizing a prompt";
@@ -143,6 +148,8 @@ impl Metrics {
         registry.register("prefix_index_blocks", "Blocks in the prefix index", m.index_blocks.clone());
         let help = "Blocks that the prefix index may hold";
         registry.register("prefix_index_max_blocks", help, m.index_blocks_max.clone());
+        let help = "Blocks that the prefix index forgot for its bound";
+        registry.register("prefix_index_evicted_blocks", help, m.index_evicted.clone());
         let help = "1 if the settings file is in force as it is, 0 if older values are";
         registry.register("settings_valid", help, m.settings_valid.clone());
         Arc::new(Self { registry, ..metrics })
@@ -164,6 +171,7 @@ impl Metrics {
         let usage = workers.index_usage();
         self.index_blocks.set(i64::try_from(usage.blocks).unwrap_or(i64::MAX));
         self.index_blocks_max.set(i64::try_from(usage.max_blocks).unwrap_or(i64::MAX));
+        self.index_evicted.inner().store(usage.evicted, Ordering::Relaxed);
         self.settings_valid.set(settings_valid.into());
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -173,8 +181,17 @@ impl Metrics {
 
     /// Counts how a prompt was really placed. `reason` is one of a fixed set.
     pub(crate) fn placed(&self, remote: bool, reason: &'static str) {
-        let placement = Name(if remote { "remote" } else { "local" });
-        self.placements.get_or_create(&PlacementLabels { placement, reason: Name(reason) }).inc();
+        self.decided(if remote { "remote" } else { "local" }, reason);
+    }
+
+    /// Counts a prompt that was placed nowhere.
+    pub(crate) fn placement_refused(&self, reason: &'static str) {
+        self.decided("refused", reason);
+    }
+
+    fn decided(&self, placement: &'static str, reason: &'static str) {
+        let labels = PlacementLabels { placement: Name(placement), reason: Name(reason) };
+        self.placements.get_or_create(&labels).inc();
     }
 
     /// Counts a second attempt.
@@ -193,7 +210,8 @@ pub(crate) struct RequestMetrics {
     metrics: Arc<Metrics>,
     endpoint: EndpointLabel,
     began: Instant,
-    last_token: Option<Instant>,
+    /// When the last tokens of each choice came.
+    last_tokens: Mutex<BTreeMap<u32, Instant>>,
     status: Status,
 }
 
@@ -205,20 +223,23 @@ impl RequestMetrics {
             metrics: Arc::clone(metrics),
             endpoint: EndpointLabel { endpoint: Name(endpoint.as_str()) },
             began: Instant::now(),
-            last_token: None,
+            last_tokens: Mutex::default(),
             status: Status::Cancelled,
         }
     }
 
-    /// Tokens have come from the worker.
-    pub(crate) fn tokens(&mut self) {
+    /// Tokens of one of the request's choices have come from the worker.
+    pub(crate) fn tokens(&self, choice: u32) {
         let now = Instant::now();
-        let (family, since) = match self.last_token {
-            None => (&self.metrics.ttft, self.began),
-            Some(last) => (&self.metrics.itl, last),
+        let mut last_tokens = self.last_tokens.lock();
+        let first_of_all = last_tokens.is_empty();
+        let since = match last_tokens.insert(choice, now) {
+            Some(last) => Some((&self.metrics.itl, last)),
+            None => first_of_all.then_some((&self.metrics.ttft, self.began)),
         };
-        family.get_or_create(&self.endpoint).observe((now - since).as_secs_f64());
-        self.last_token = Some(now);
+        if let Some((family, since)) = since {
+            family.get_or_create(&self.endpoint).observe((now - since).as_secs_f64());
+        }
     }
 
     /// The tokens of a request that was answered.

@@ -4,7 +4,7 @@ use disagg_proto::v1;
 
 use crate::model::{Model, Render};
 use crate::openai::{ApiError, Endpoint, Input, Params, Request};
-use crate::text::TextRules;
+use crate::text::{Decode, TextRules};
 use crate::wire;
 
 /// What OpenAI's completions generate when a request does not say.
@@ -21,18 +21,21 @@ pub(crate) struct Prepared {
     pub prompt: v1::Prompt,
     /// How its output becomes text.
     pub text: TextRules,
+    /// Text that each choice begins with: the prompt's, if it is to be echoed.
+    pub echo: Option<String>,
 }
 
-/// Turns `request` into token ids and checks it against the model. `max_model_len` is what every worker of the
+/// Turns one input of `request` into token ids and checks it against the model. `max_model_len` is what every worker of the
 /// generation can take; `seed` is used if the request has none. Takes milliseconds for long prompts.
 pub(crate) fn prepare(
     request: &Request,
+    input: usize,
     model: &Model,
     max_model_len: u32,
     seed: u64,
 ) -> Result<Prepared, ApiError> {
     let params = &request.params;
-    let token_ids = tokenize(request, model, max_model_len)?;
+    let token_ids = tokenize(request, input, model, max_model_len)?;
     let max_tokens = max_tokens(request, token_ids.len(), max_model_len)?;
     if params.min_tokens > max_tokens {
         let rule = format!("at most the limit on tokens, which is {max_tokens}");
@@ -54,6 +57,10 @@ pub(crate) fn prepare(
         end_tokens,
         min_tokens: params.min_tokens,
     };
+    let echo = request.echo.then(|| match &request.inputs[input] {
+        Input::Text(text) => text.clone(),
+        Input::Tokens(_) | Input::Conversation(_) => model.tokenizer.decode(&token_ids, params.skip_special),
+    });
     let prompt = v1::Prompt {
         request_id: String::new(),
         token_ids,
@@ -67,30 +74,37 @@ pub(crate) fn prepare(
             stop_token_ids: params.stop_token_ids.clone(),
             ignore_eos: params.ignore_eos,
         }),
-        choices: 1,
+        choices: request.n,
     };
-    Ok(Prepared { prompt, text })
+    Ok(Prepared { prompt, text, echo })
 }
 
-fn tokenize(request: &Request, model: &Model, max_model_len: u32) -> Result<Vec<u32>, ApiError> {
+fn tokenize(
+    request: &Request,
+    input: usize,
+    model: &Model,
+    max_model_len: u32,
+) -> Result<Vec<u32>, ApiError> {
     let failed =
         |error: tokenizers::Error| ApiError::internal(format!("Tokenizing the prompt failed: {error}"));
-    let too_long = |least: usize| too_long(request.endpoint, max_model_len, least, "at least ");
-    let (param, ids) = match &request.input {
+    let param = request.input_name(input);
+    let too_long =
+        |tokens: usize, least: &str| too_long(request.endpoint, &param, max_model_len, tokens, least);
+    let ids = match &request.inputs[input] {
         Input::Tokens(ids) => {
             if let Some(id) = ids.iter().find(|id| **id >= model.vocab_size) {
                 let rule = format!("of token ids below {}", model.vocab_size);
-                return Err(ApiError::bad_value("prompt", &id.to_string(), &rule));
+                return Err(ApiError::bad_value(param, &id.to_string(), &rule));
             }
-            ("prompt", ids.clone())
+            ids.clone()
         }
         Input::Text(text) => {
             // What cannot fit is refused before the work of tokenizing it.
             let least = model.tokenizer.tokens_min(text);
             if least >= max_model_len as usize {
-                return Err(too_long(least));
+                return Err(too_long(least, "at least "));
             }
-            ("prompt", model.tokenizer.encode_prompt(text).map_err(failed)?)
+            model.tokenizer.encode_prompt(text).map_err(failed)?
         }
         Input::Conversation(conversation) => {
             let template = model.template.as_ref().ok_or_else(|| ApiError::no_template(&model.name))?;
@@ -106,9 +120,9 @@ fn tokenize(request: &Request, model: &Model, max_model_len: u32) -> Result<Vec<
             let text = template.render(&render).map_err(|error| ApiError::template(&error.to_string()))?;
             let least = model.tokenizer.tokens_min(&text);
             if least >= max_model_len as usize {
-                return Err(too_long(least));
+                return Err(too_long(least, "at least "));
             }
-            ("messages", model.tokenizer.encode_rendered(&text).map_err(failed)?)
+            model.tokenizer.encode_rendered(&text).map_err(failed)?
         }
     };
     if ids.is_empty() {
@@ -120,16 +134,16 @@ fn tokenize(request: &Request, model: &Model, max_model_len: u32) -> Result<Vec<
         )));
     }
     if ids.len() >= max_model_len as usize {
-        return Err(self::too_long(request.endpoint, max_model_len, ids.len(), ""));
+        return Err(too_long(ids.len(), ""));
     }
     Ok(ids)
 }
 
 /// OpenAI's wording for a prompt that leaves no room for a token.
-fn too_long(endpoint: Endpoint, max_model_len: u32, tokens: usize, least: &str) -> ApiError {
-    let (param, what) = match endpoint {
-        Endpoint::Completions => ("prompt", "prompt"),
-        Endpoint::Chat => ("messages", "messages"),
+fn too_long(endpoint: Endpoint, param: &str, max_model_len: u32, tokens: usize, least: &str) -> ApiError {
+    let what = match endpoint {
+        Endpoint::Completions => "prompt",
+        Endpoint::Chat => "messages",
     };
     ApiError::context_length(
         param,

@@ -2,6 +2,7 @@
 //! `disagg-core`'s; this puts together what they ask for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use disagg_core::choice::{DecodeCandidate, DecodeDemand, choose_decode};
 use disagg_core::placement::{PrefillDemand, PrefillPool, PrefillWorker, place_prefill, rank_prefill};
@@ -32,6 +33,33 @@ pub(crate) struct Plan {
     pub prefill_load: Sending,
 }
 
+/// Which worker of a request is chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pick {
+    Decode,
+    Prefill,
+}
+
+/// Numbers for the strategies that need some. Routers share none of this.
+#[derive(Debug, Default)]
+pub(crate) struct Draws {
+    decode: AtomicU64,
+    prefill: AtomicU64,
+}
+
+impl Draws {
+    /// The number for one choice of one attempt. `random` is uniform, and the request's own.
+    pub(crate) fn next(&self, strategy: RoutingStrategy, random: u128, pick: Pick) -> u64 {
+        match (strategy, pick) {
+            (RoutingStrategy::Kv | RoutingStrategy::LeastLoaded, _) => 0,
+            (RoutingStrategy::RoundRobin, Pick::Decode) => self.decode.fetch_add(1, Ordering::Relaxed),
+            (RoutingStrategy::RoundRobin, Pick::Prefill) => self.prefill.fetch_add(1, Ordering::Relaxed),
+            (RoutingStrategy::Random, Pick::Decode) => random as u64,
+            (RoutingStrategy::Random, Pick::Prefill) => (random >> 64) as u64,
+        }
+    }
+}
+
 /// Why it goes nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NoPlan {
@@ -60,13 +88,15 @@ pub(crate) fn overlap_tokens(
 }
 
 /// Decides where a request goes. `decoders` are the decode workers to choose from, all of the demand's generation;
-/// `all` are all ready workers, for the prefill.
+/// `all` are all ready workers, for the prefill. `draw` is asked once for each choice that is made.
 pub(crate) fn plan(
     demand: Demand<'_>,
     decoders: &[ReadyWorker],
     all: &[ReadyWorker],
     overlap: &BTreeMap<WorkerId, u32>,
     settings: &PlacementSettings,
+    strategy: RoutingStrategy,
+    draw: impl Fn(Pick) -> u64,
 ) -> Result<Plan, NoPlan> {
     let prompt_tokens = demand.prompt.len() as u32;
     let overlap_of = |worker: &ReadyWorker| overlap.get(&worker.identity.name).copied().unwrap_or(0);
@@ -84,8 +114,8 @@ pub(crate) fn plan(
             overlap_blocks: overlap_of(worker) / unit,
         })
         .collect();
-    let blocks = DecodeDemand { prompt_blocks: prompt_tokens.div_ceil(unit), draw: 0 };
-    let chosen = choose_decode(blocks, RoutingStrategy::Kv, RoutingWeights::default(), &candidates);
+    let blocks = DecodeDemand { prompt_blocks: prompt_tokens.div_ceil(unit), draw: draw(Pick::Decode) };
+    let chosen = choose_decode(blocks, strategy, RoutingWeights::default(), &candidates);
     let decode = decoders[chosen.ok_or(NoPlan::NoDecodeWorker)?].clone();
 
     let block_size = decode.identity.block_size;
@@ -107,7 +137,7 @@ pub(crate) fn plan(
             queue_tokens: worker.load.prefill_queue_tokens.saturating_add(worker.unreported.prefill_tokens),
             tokens_per_second: Some(worker.load.prefill_tokens_per_second).filter(|speed| *speed > 0.0),
             overlap_tokens: overlap_of(worker),
-            transfer_ms_per_block: None,
+            transfer_ms_per_block: worker.transfer_ms_per_block(&decode.identity.name),
         })
         .collect();
     let pool = PrefillPool { workers: &workers };
@@ -120,9 +150,14 @@ pub(crate) fn plan(
             let demand = PrefillDemand {
                 prompt_tokens,
                 transfer_blocks: blocks.saturating_sub(overlap_here / block_size),
+                draw: draw(Pick::Prefill),
             };
             let named = |name: &WorkerId| others.iter().find(|worker| worker.identity.name == *name);
-            rank_prefill(demand, settings, &pool).iter().filter_map(named).map(|w| (*w).clone()).collect()
+            rank_prefill(demand, strategy, settings, &pool)
+                .iter()
+                .filter_map(named)
+                .map(|w| (*w).clone())
+                .collect()
         }
     };
     let prefill_tokens = prefill.first().map_or(0, |worker| prompt_tokens.saturating_sub(overlap_of(worker)));
@@ -159,7 +194,7 @@ mod tests {
         let decoders: Vec<ReadyWorker> =
             all.iter().filter(|worker| worker.identity.role.decodes()).cloned().collect();
         let overlap = overlap.iter().map(|(name, tokens)| (WorkerId::new(*name), *tokens)).collect();
-        plan(demand, &decoders, all, &overlap, settings)
+        plan(demand, &decoders, all, &overlap, settings, RoutingStrategy::Kv, |_| 0)
     }
 
     fn names(workers: &[ReadyWorker]) -> Vec<&str> {
@@ -184,6 +219,39 @@ mod tests {
         assert_eq!(plan.reason, PlacementReason::AboveThreshold);
         assert_eq!(plan.decode_load.blocks, 25);
         assert_eq!(plan.prefill_load.prefill_tokens, 100);
+    }
+
+    #[tokio::test]
+    async fn the_pair_that_transfers_faster_is_preferred() {
+        let measured = |name, bytes_per_second: f64| {
+            let mut worker = test_worker(name, Role::Prefill);
+            let transfers =
+                BTreeMap::from([(WorkerId::new("d"), bytes_per_second), (WorkerId::new("x"), 1e12)]);
+            worker.transfers = std::sync::Arc::new(transfers);
+            worker
+        };
+        let all = [test_worker("d", Role::Decode), measured("p-far", 1e6), measured("p-near", 1e8)];
+        assert_eq!(names(&place(&all, &[], &settings(0)).unwrap().prefill), ["p-near", "p-far"]);
+        // 1000 bytes a block.
+        assert_eq!(all[1].transfer_ms_per_block(&WorkerId::new("d")), Some(1.0));
+        assert_eq!(all[1].transfer_ms_per_block(&WorkerId::new("y")), None);
+        assert_eq!(measured("p", f64::NAN).transfer_ms_per_block(&WorkerId::new("d")), None);
+    }
+
+    #[test]
+    fn each_strategy_draws_what_it_needs() {
+        let draws = Draws::default();
+        let random = 5 | (7 << 64);
+        let next = |strategy, pick| draws.next(strategy, random, pick);
+        assert_eq!(
+            (next(RoutingStrategy::Kv, Pick::Decode), next(RoutingStrategy::LeastLoaded, Pick::Decode)),
+            (0, 0)
+        );
+        assert_eq!([(); 3].map(|()| next(RoutingStrategy::RoundRobin, Pick::Decode)), [0, 1, 2]);
+        // Local prefills between remote ones do not disturb the turns of prefill workers.
+        assert_eq!([(); 2].map(|()| next(RoutingStrategy::RoundRobin, Pick::Prefill)), [0, 1]);
+        assert_eq!(next(RoutingStrategy::Random, Pick::Decode), 5);
+        assert_eq!(next(RoutingStrategy::Random, Pick::Prefill), 7);
     }
 
     #[tokio::test]

@@ -37,10 +37,10 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     let (settings, keep_settings) = LiveSettings::start(config.settings).await?;
-    let registry = Registry::new(config.limits.in_flight_max);
+    let registry = Registry::new(config.limits.in_flight_max, config.routing.index_blocks_max);
     let follow_workers = Arc::clone(&registry).follow(StaticList(config.workers));
     let drain_timeout = config.limits.drain_timeout;
-    let app = Arc::new(App::new(registry, settings, config.limits));
+    let app = Arc::new(App::new(registry, settings, config.limits, config.routing));
     let address = listener.local_addr()?;
     let stop = CancellationToken::new();
 

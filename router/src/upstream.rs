@@ -1,8 +1,11 @@
 //! One attempt at one request on one worker.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
 
 use disagg_proto::v1::{self, worker_client::WorkerClient};
+use futures::StreamExt;
 use tonic::{Code, Status, Streaming};
 
 use crate::generation::{Event, Started};
@@ -34,8 +37,8 @@ impl From<Status> for Failure {
 /// A worker's answer that has begun. Dropping it cancels the request there.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    /// How the prompt was prefilled.
-    pub started: Started,
+    /// How many were asked for.
+    choices: u32,
     /// Events that have come and were not taken yet.
     next: VecDeque<Event>,
     stream: Streaming<v1::GenerateEvent>,
@@ -45,12 +48,14 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     /// Sends the request as planned and waits for the first token: until then every failure leaves nothing behind.
+    /// Answers how the prompt was prefilled, too.
     pub(crate) async fn open(
         plan: &Plan,
         prompt: v1::Prompt,
         max_local_prefill_length: u32,
         fail_without_remote: bool,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Started, Self), Failure> {
+        let choices = prompt.choices;
         let remote = (!plan.prefill.is_empty()).then(|| v1::RemotePrefill {
             candidates: plan.prefill.iter().map(candidate).collect(),
             max_local_prefill_length,
@@ -66,34 +71,50 @@ impl Upstream {
         let mut client = WorkerClient::new(plan.decode.channel.clone())
             .max_decoding_message_size(disagg_proto::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(disagg_proto::MAX_MESSAGE_BYTES);
-        let mut stream = client.generate(request).await?.into_inner();
-        let started = match receive(&mut stream).await? {
+        let stream = client.generate(request).await?.into_inner();
+        let mut this = Self { choices, next: VecDeque::new(), stream, _load: load };
+        let started = match poll_fn(|cx| this.poll_event(cx)).await? {
             Event::Started(started) => started,
             Event::Failed(message) => return Err(Failure::Lost(message)),
-            Event::Tokens(_) | Event::Finished(_) => {
+            Event::Tokens { .. } | Event::Finished { .. } => {
                 return Err(Failure::Lost("the worker did not say how it placed the prompt".to_owned()));
             }
         };
         // Known by now to have been prefilled, or about to be, which its own reports show.
         drop(prefill_load);
-        let first = match receive(&mut stream).await? {
+        let first = match poll_fn(|cx| this.poll_event(cx)).await? {
             Event::Failed(message) => return Err(Failure::Lost(message)),
             event => event,
         };
-        Ok(Self { started, next: VecDeque::from([first]), stream, _load: load })
+        this.next.push_back(first);
+        Ok((started, this))
     }
 
-    /// The next event; after [`Event::Finished`] there is none to ask for.
+    /// The next event; once every choice has ended there is none to ask for.
     pub(crate) async fn next(&mut self) -> Result<Event, Failure> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`Self::next`], for those who wait for several.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Failure>> {
         let event = match self.next.pop_front() {
             Some(event) => event,
-            None => receive(&mut self.stream).await?,
+            None => ready!(self.poll_event(cx))?,
         };
-        match event {
+        Poll::Ready(match event {
             Event::Started(_) => Err(Failure::Lost("the worker started twice".to_owned())),
             Event::Failed(message) => Err(Failure::Lost(message)),
-            Event::Tokens(_) | Event::Finished(_) => Ok(event),
-        }
+            Event::Tokens { .. } | Event::Finished { .. } => Ok(event),
+        })
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Failure>> {
+        let message = ready!(self.stream.poll_next_unpin(cx)).transpose()?;
+        let lost = |problem: String| Failure::Lost(problem);
+        Poll::Ready(match message {
+            Some(event) => Event::from_wire(event, self.choices).map_err(|error| lost(error.to_string())),
+            None => Err(lost("the worker ended its answer too early".to_owned())),
+        })
     }
 }
 
@@ -104,13 +125,6 @@ fn candidate(worker: &crate::workers::ReadyWorker) -> v1::PrefillCandidate {
             epoch: worker.identity.epoch.0,
         }),
         address: worker.worker.address.clone(),
-    }
-}
-
-async fn receive(stream: &mut Streaming<v1::GenerateEvent>) -> Result<Event, Failure> {
-    match stream.message().await? {
-        Some(event) => Event::from_wire(event).map_err(|error| Failure::Lost(error.to_string())),
-        None => Err(Failure::Lost("the worker ended its answer too early".to_owned())),
     }
 }
 

@@ -2,9 +2,11 @@
 """The `openai` Python package against `disagg up`: what its users do, and what they get.
 
 `make clients` runs it in a venv with requirements.txt. Both placements are used: prompts of more than 64 tokens are
-prefilled remotely.
+prefilled remotely. At the end come users of curl.
 """
 
+import json
+import subprocess
 import time
 import unittest
 
@@ -130,7 +132,78 @@ class Completions(unittest.TestCase):
         self.assertEqual(complete([70, 80, 90]).usage.prompt_tokens, 3)
 
 
+    def test_a_batch_of_prompts_is_answered_in_its_order(self):
+        prompts = ["Once upon a time", "The sea", "x " * 100]
+        alone = [complete(prompt).choices[0].text for prompt in prompts]
+        self.assertEqual(len(set(alone)), 3)
+        batch = complete(prompts)
+        self.assertEqual([choice.index for choice in batch.choices], [0, 1, 2])
+        self.assertEqual([choice.text for choice in batch.choices], alone)
+        self.assertEqual(batch.usage.completion_tokens, 3 * 16)
+        streamed = list(complete(prompts, stream=True, stream_options={"include_usage": True}))
+        self.assertEqual(texts(streamed), alone)
+        self.assertEqual(streamed[-1].usage, batch.usage.model_copy(
+            update={"prompt_tokens_details": streamed[-1].usage.prompt_tokens_details}
+        ))
+        ids = [[70, 80, 90], [71, 81]]
+        of_ids = complete(ids, n=2)
+        self.assertEqual([choice.index for choice in of_ids.choices], [0, 1, 2, 3])
+        self.assertEqual(of_ids.usage.prompt_tokens, 5)
+        # Greedy: both choices of a prompt say the same, and what it says alone.
+        wanted = [complete(prompt).choices[0].text for prompt in ids]
+        self.assertEqual([choice.text for choice in of_ids.choices], [wanted[0], wanted[0], wanted[1], wanted[1]])
+
+    def test_echo(self):
+        prompt = "Grüße from the sea. "
+        text = complete(prompt).choices[0].text
+        self.assertEqual(complete(prompt, echo=True).choices[0].text, prompt + text)
+        self.assertEqual(texts(complete(prompt, echo=True, stream=True, n=2)), [prompt + text] * 2)
+
+
+def texts(chunks):
+    """The texts of a streamed completion, by index."""
+    found = {}
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        found[choice.index] = found.get(choice.index, "") + choice.text
+    return [found[index] for index in sorted(found)]
+
+
 class Sampling(unittest.TestCase):
+    def test_several_choices(self):
+        options = {"n": 3, "temperature": 1, "seed": 11, "max_tokens": 24}
+        whole = chat(**options)
+        said = [choice.message.content for choice in whole.choices]
+        self.assertEqual([choice.index for choice in whole.choices], [0, 1, 2])
+        self.assertEqual(len(set(said)), 3)
+        self.assertEqual(whole.usage.completion_tokens, 3 * 24)
+        # The first choice is what the only one would be, on either placement and in a stream.
+        self.assertEqual(chat(**options | {"n": 1}).choices[0].message.content, said[0])
+        streamed = {}
+        for chunk in chat(stream=True, **options):
+            for choice in chunk.choices:
+                streamed[choice.index] = streamed.get(choice.index, "") + (choice.delta.content or "")
+        self.assertEqual([streamed[index] for index in range(3)], said)
+        remote = [
+            [choice.message.content for choice in chat(LONG, **options, extra_body=body).choices]
+            for body in ({"ignore_eos": True, "cache_salt": "n remote"}, {"ignore_eos": True, "cache_salt": "n remote"})
+        ]
+        self.assertEqual(remote[0], remote[1])
+        self.assertEqual(len(set(remote[0])), 3)
+
+    def test_extras_of_vllm(self):
+        body = {"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.2, "min_tokens": 8, "ignore_eos": False}
+        drawn = [chat(temperature=1, seed=seed, max_tokens=8, extra_body=body) for seed in (1, 2)]
+        # Of one token there is no choice, whatever the seed.
+        self.assertEqual(len({answer.choices[0].message.content for answer in drawn}), 1)
+        self.assertEqual([answer.usage.completion_tokens for answer in drawn], [8, 8])
+
+    def test_logit_bias_and_stop_token_ids(self):
+        answer = complete(logit_bias={"70": 100}, max_tokens=5, logprobs=0)
+        self.assertEqual(len(set(answer.choices[0].logprobs.tokens)), 1)
+        body = {"stop_token_ids": [70], "ignore_eos": True}
+        stopped = complete(logit_bias={"70": 100}, max_tokens=5, extra_body=body)
+        self.assertEqual((stopped.choices[0].finish_reason, stopped.usage.completion_tokens), ("stop", 1))
+
     def test_seeds(self):
         draw = lambda seed: chat(temperature=1, seed=seed, max_tokens=32).choices[0].message.content
         self.assertEqual(draw(7), draw(7))
@@ -209,7 +282,23 @@ class Errors(unittest.TestCase):
 
     def test_what_is_not_supported_is_refused_by_name(self):
         tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-        self.refused(openai.BadRequestError, lambda: chat(tools=tools), param="tools", code="unsupported_parameter")
+        unsupported = {"code": "unsupported_parameter", "status_code": 400}
+        refused = lambda request, name: self.refused(openai.BadRequestError, request, param=name, **unsupported)
+        refused(lambda: chat(tools=tools), "tools")
+        refused(lambda: chat(response_format={"type": "json_object"}), "response_format")
+        refused(lambda: chat(reasoning_effort="high"), "reasoning_effort")
+        refused(lambda: complete(best_of=3), "best_of")
+        refused(lambda: complete(suffix="end"), "suffix")
+        refused(lambda: complete(echo=True, logprobs=1), "logprobs")
+        refused(lambda: complete(extra_body={"guided_regex": "a+"}), "guided_regex")
+
+    def test_counts_have_limits(self):
+        bad = {"code": "invalid_value", "status_code": 400}
+        self.refused(openai.BadRequestError, lambda: chat(n=0), param="n", **bad)
+        self.refused(openai.BadRequestError, lambda: chat(n=1000), param="n", **bad)
+        too_many = ["x"] * (IN_FLIGHT_MAX + 1)
+        self.refused(openai.BadRequestError, lambda: complete(too_many), param="prompt", **bad)
+        self.refused(openai.BadRequestError, lambda: complete([[70], [10**6]]), param="prompt[1]", **bad)
 
     def test_a_prompt_beyond_the_context(self):
         self.refused(
@@ -248,6 +337,59 @@ class Unicode(unittest.TestCase):
         tokens = complete(self.TEXT, max_tokens=1).usage.prompt_tokens
         self.assertLessEqual(tokens, len(self.TEXT.encode()))
         self.assertGreater(tokens, 10)
+
+
+class Curl(unittest.TestCase):
+    """The same server without a client library, as the README shows it."""
+
+    def curl(self, path, body=None, *options):
+        """Status, headers and body."""
+        command = ["curl", "--silent", "--show-error", "--no-buffer", "--max-time", "60", "--include", *options]
+        if body is not None:
+            command += ["--header", "Content-Type: application/json", "--data-binary", "@-"]
+        text = body if isinstance(body, str) or body is None else json.dumps(body)
+        done = subprocess.run(
+            [*command, DEPLOYMENT.url + path], input=text, capture_output=True, text=True, check=True
+        )
+        head, _, rest = done.stdout.partition("\n\n")
+        lines = head.splitlines()
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+        return int(lines[0].split()[1]), headers, rest
+
+    def test_a_whole_answer(self):
+        status, headers, body = self.curl(
+            "/v1/chat/completions", {"model": MODEL, "messages": SHORT, "max_tokens": 4, "n": 2}
+        )
+        self.assertEqual((status, headers["content-type"]), (200, "application/json"))
+        self.assertTrue(headers["x-disagg-placement"].startswith("local; reason="), headers)
+        self.assertEqual(len(headers["x-request-id"]), 32)
+        self.assertEqual(len(json.loads(body)["choices"]), 2)
+
+    def test_a_stream(self):
+        request = {
+            "model": MODEL, "messages": LONG, "max_tokens": 4, "stream": True, "stream_options": {"include_usage": True},
+            "cache_salt": "curl", "ignore_eos": True,
+        }
+        status, headers, body = self.curl("/v1/chat/completions", request)
+        self.assertEqual((status, headers["content-type"]), (200, "text/event-stream"))
+        self.assertTrue(headers["x-disagg-placement"].startswith("remote; reason=above-threshold; "), headers)
+        events = body.split("\n\n")
+        self.assertEqual(events[-2:], ["data: [DONE]", ""])
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+        self.assertEqual(chunks[-1]["usage"]["completion_tokens"], 4)
+        self.assertEqual([chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]][-1], "length")
+
+    def test_what_is_no_request(self):
+        for path, body, wanted, code in (
+            ("/v1/completions", "{", 400, "invalid_json"),
+            ("/v1/completions", "\ufeff{}", 400, "invalid_json"),
+            ("/v1/completions", {"model": MODEL}, 400, "missing_required_parameter"),
+            ("/v1/completions", None, 405, "method_not_allowed"),
+            ("/v1/nothing", None, 404, "unknown_url"),
+        ):
+            status, headers, answer = self.curl(path, body)
+            self.assertEqual((status, headers["content-type"]), (wanted, "application/json"), path)
+            self.assertEqual(json.loads(answer)["error"]["code"], code)
 
 
 def complete_with(model):

@@ -165,6 +165,7 @@ impl Server {
             this_worker: Peer { worker: identity.worker.clone(), epoch: identity.epoch },
             kv_compat: identity.kv_compat,
             metrics: Arc::clone(&metrics),
+            speeds: Arc::default(),
         };
         let landing = Arc::new(LandingRegistry::new(memory, identity.epoch, identity.kv_compat));
         let state = WorkerState {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
-use disagg_api::crd::{LoadFormat, limits};
+use disagg_api::crd::{LoadFormat, Routing, limits};
 use disagg_worker::args::Device;
 use disagg_worker::hub::ModelRef;
 
@@ -61,6 +61,14 @@ pub(crate) struct UpArgs {
     /// The threshold: prompts with more net-new tokens than this are prefilled remotely
     #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::MAX_LENGTH, 0))]
     pub(crate) max_local_prefill_length: Option<u32>,
+
+    /// How workers are chosen: by what they have cached and their load (kv), by load alone, in turn, or at random
+    #[arg(long, value_name = "kv|least-loaded|round-robin|random")]
+    pub(crate) routing: Option<Routing>,
+
+    /// Workers, of any role, that have to be ready before requests are taken
+    #[arg(long, value_name = "N", value_parser = at_most(limits::MIN_WORKERS, 1))]
+    pub(crate) min_workers: Option<u32>,
 
     /// Most tokens that one step of a worker computes
     #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::MAX_NUM_BATCHED_TOKENS, 1))]

@@ -25,6 +25,8 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
         max_in_flight: _,
         request_timeout_seconds: _,
         max_wait_for_worker_seconds: _,
+        routing: _,
+        min_workers: _,
         resources,
         pod_template,
     } = router;

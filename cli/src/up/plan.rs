@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, ModelSource, RandomModel};
+use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, ModelSource, RandomModel, Routing};
 use disagg_api::settings::RouterSettings;
 use disagg_worker::args::Device;
 use disagg_worker::hub::{BadHubModel, HubModel, ModelRef};
@@ -57,6 +57,8 @@ pub(crate) struct RouterLimits {
     pub(crate) max_in_flight: Option<u32>,
     pub(crate) request_timeout_seconds: Option<u32>,
     pub(crate) max_wait_for_worker_seconds: Option<u32>,
+    pub(crate) routing: Option<Routing>,
+    pub(crate) min_workers: Option<u32>,
 }
 
 /// Where the model comes from.
@@ -137,6 +139,8 @@ impl Plan {
                 max_in_flight: spec.router.max_in_flight.map(number),
                 request_timeout_seconds: spec.router.request_timeout_seconds.map(number),
                 max_wait_for_worker_seconds: spec.router.max_wait_for_worker_seconds.map(number),
+                routing: spec.router.routing,
+                min_workers: spec.router.min_workers.map(number),
             },
             drain_seconds: args
                 .drain_seconds
@@ -233,10 +237,18 @@ pub(crate) fn router_args(plan: &Plan, listen: &str, workers: &[String], setting
         args.flag("--worker", worker);
     }
     args.flag("--settings", settings);
-    let RouterLimits { max_in_flight, request_timeout_seconds, max_wait_for_worker_seconds } = plan.router;
+    let RouterLimits {
+        max_in_flight,
+        request_timeout_seconds,
+        max_wait_for_worker_seconds,
+        routing,
+        min_workers,
+    } = plan.router;
     args.option("--max-in-flight", max_in_flight);
     args.option("--request-timeout-seconds", request_timeout_seconds);
     args.option("--max-wait-for-worker-seconds", max_wait_for_worker_seconds);
+    args.option("--routing", routing.map(Routing::as_str));
+    args.option("--min-workers", min_workers);
     args.flag("--drain-timeout-seconds", plan.drain_seconds.to_string());
     args.0.push("--exit-with-stdin".into());
     args.0
@@ -315,6 +327,8 @@ fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
             role.engine.device = Some(device.to_string());
         }
     }
+    spec.router.routing = args.routing.or(spec.router.routing);
+    set(&mut spec.router.min_workers, args.min_workers);
     set(&mut spec.disaggregation.max_local_prefill_length, args.max_local_prefill_length);
 }
 

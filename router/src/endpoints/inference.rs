@@ -7,13 +7,15 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use futures::future::try_join_all;
 use http::{HeaderValue, header};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::app::App;
 use crate::metrics::{RequestMetrics, Status};
 use crate::openai::{ApiError, Endpoint, Request};
-use crate::serving::{self, Call, Open, StreamLimits, placement_header};
+use crate::serving::{self, Call, Part, StreamLimits, placement_header};
 
 /// Time for a request's body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,21 +25,22 @@ const PARSE_INLINE_BYTES_MAX: usize = 64 * 1024;
 /// An answer that is ready to be sent.
 enum Begun {
     Whole { json: String, placement: Option<HeaderValue> },
-    Stream { call: Call, open: Box<Open> },
+    Stream { parts: Vec<Part>, placement: Option<HeaderValue> },
 }
 
 /// Serves one request.
 pub(super) async fn infer(app: Arc<App>, endpoint: Endpoint, http: axum::extract::Request) -> Response {
     let mut metrics = RequestMetrics::begin(&app.metrics, endpoint);
     let deadline = Instant::now() + app.limits.request_timeout;
-    let Ok(permit) = Arc::clone(&app.admission).try_acquire_owned() else {
+    let Ok(mut permit) = Arc::clone(&app.admission).try_acquire_owned() else {
         return refuse(&mut metrics, ApiError::too_many_requests(app.limits.in_flight_max));
     };
     let id = match random() {
         Ok(id) => id,
         Err(error) => return refuse(&mut metrics, error),
     };
-    let begun = timeout_at(deadline, begin(&app, endpoint, http.into_body(), id, &mut metrics)).await;
+    let begun =
+        timeout_at(deadline, begin(&app, endpoint, http.into_body(), id, &mut permit, &metrics)).await;
     let timed_out = || ApiError::timeout(app.limits.request_timeout.as_secs());
     let mut response = match begun.unwrap_or_else(|_| Err(timed_out())) {
         Err(error) => refuse(&mut metrics, error),
@@ -45,15 +48,14 @@ pub(super) async fn infer(app: Arc<App>, endpoint: Endpoint, http: axum::extract
             metrics.ends(Status::Http(200));
             with_placement(placement, ([(header::CONTENT_TYPE, "application/json")], json).into_response())
         }
-        Ok(Begun::Stream { call, open }) => {
+        Ok(Begun::Stream { parts, placement }) => {
             let limits = StreamLimits {
                 deadline,
                 request_timeout: app.limits.request_timeout,
                 reader_timeout: app.limits.reader_timeout,
                 cut: app.cut.clone(),
             };
-            let (placement, answer) = (placement_header(&open), call.answer(&open.model));
-            let (body, task) = serving::stream(*open, answer, metrics, permit, limits);
+            let (body, task) = serving::stream(parts, metrics, permit, limits);
             app.streams.spawn(task);
             let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
             with_placement(placement, (headers, body).into_response())
@@ -70,7 +72,8 @@ async fn begin(
     endpoint: Endpoint,
     body: Body,
     id: u128,
-    metrics: &mut RequestMetrics,
+    permit: &mut OwnedSemaphorePermit,
+    metrics: &RequestMetrics,
 ) -> Result<Begun, ApiError> {
     let body = timeout(BODY_TIMEOUT, read(body, app.limits.body_bytes_max));
     let body = body.await.map_err(|_| ApiError::body_timeout())??;
@@ -79,16 +82,33 @@ async fn begin(
     } else {
         app.text_pool.run(move || Request::parse(endpoint, &body)).await??
     };
+    admit_all(app, &request, permit)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let streamed = request.stream;
-    // The id is random; its upper half serves as the seed.
-    let mut call = Call::new(Arc::clone(app), request, id, created, (id >> 64) as u64);
+    let mut calls = Call::all(app, request, id, created);
     if streamed {
-        let open = Box::new(call.open().await?);
-        return Ok(Begun::Stream { call, open });
+        // All of them: as long as nothing is sent, whatever fails has an HTTP status, and is tried again.
+        let opened = try_join_all(calls.iter_mut().map(Call::open)).await?;
+        let placement =
+            placement_header(opened.iter().map(|open| (&open.started, open.decode.name.as_str())));
+        let parts = calls.iter().zip(opened).map(|(call, open)| Part::new(call, open)).collect();
+        return Ok(Begun::Stream { parts, placement });
     }
-    let (json, placement) = serving::whole(&mut call, metrics).await?;
+    let (json, placement) = serving::whole(&mut calls, metrics).await?;
     Ok(Begun::Whole { json, placement })
+}
+
+/// Each prompt of a batch counts as a request in progress; the first has its permit already.
+fn admit_all(app: &App, request: &Request, permit: &mut OwnedSemaphorePermit) -> Result<(), ApiError> {
+    let prompts = request.inputs.len() as u32;
+    let max = app.limits.in_flight_max;
+    if prompts > max {
+        let rule = format!("at most {max} prompts, which is how many may be in progress");
+        return Err(ApiError::bad_value("prompt", &format!("{prompts} prompts"), &rule));
+    }
+    let others = Arc::clone(&app.admission).try_acquire_many_owned(prompts.saturating_sub(1));
+    permit.merge(others.map_err(|_| ApiError::too_many_requests(max))?);
+    Ok(())
 }
 
 fn refuse(metrics: &mut RequestMetrics, error: ApiError) -> Response {

@@ -66,7 +66,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     if app.ready() {
         Json(json!({ "status": "ready" })).into_response()
     } else {
-        let body = json!({ "status": "waiting", "reason": "no decode worker has been ready yet" });
+        let body = json!({ "status": "waiting", "reason": app.not_ready_because() });
         (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
     }
 }
@@ -84,6 +84,8 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Value> {
         .status()
         .into_iter()
         .map(|worker| {
+            let transfers: BTreeMap<&str, f64> =
+                worker.transfers.iter().map(|(peer, speed)| (peer.as_str(), *speed)).collect();
             let mut entry = json!({
                 "address": worker.address,
                 "state": worker.state.as_str(),
@@ -91,6 +93,7 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Value> {
                 "in_flight": worker.in_flight,
                 "load": worker.load,
                 "sent_since_report": worker.unreported,
+                "transfer_bytes_per_second": transfers,
             });
             if let Some(identity) = worker.identity {
                 entry["name"] = identity.name.as_str().into();

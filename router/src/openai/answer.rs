@@ -50,6 +50,24 @@ impl Usage {
             prompt_tokens_details: PromptTokens { cached_tokens },
         }
     }
+
+    /// The same prompt with another number of completion tokens.
+    pub(crate) fn with_completion(self, completion_tokens: u32) -> Self {
+        Self::new(self.prompt_tokens, completion_tokens, self.prompt_tokens_details.cached_tokens)
+    }
+
+    /// Of several prompts together.
+    pub(crate) fn sum(of: impl IntoIterator<Item = Self>) -> Self {
+        of.into_iter().fold(Self::new(0, 0, 0), |sum, one| {
+            Self::new(
+                sum.prompt_tokens.saturating_add(one.prompt_tokens),
+                sum.completion_tokens.saturating_add(one.completion_tokens),
+                sum.prompt_tokens_details
+                    .cached_tokens
+                    .saturating_add(one.prompt_tokens_details.cached_tokens),
+            )
+        })
+    }
 }
 
 /// The field `usage`.
@@ -148,27 +166,29 @@ struct ChatLogprob {
 }
 
 impl Answer {
-    /// The chunk before any text: chat has one, with the role.
-    pub(crate) fn first_chunk(&self) -> Option<String> {
+    /// The chunk before any text of a choice: chat has one, with the role.
+    pub(crate) fn first_chunk(&self, index: u32) -> Option<String> {
         (self.endpoint == Endpoint::Chat).then(|| {
             let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
-            self.chat_chunk(delta, None, None, None)
+            let choice = ChatChunkChoice { index, delta, logprobs: None, finish_reason: None };
+            json(&self.envelope(true, &[choice], self.usage_of_chunk(), None))
         })
     }
 
-    /// A chunk with some text.
-    pub(crate) fn delta_chunk(&self, delta: Delta) -> String {
-        self.chunk(delta, None, None)
+    /// A chunk with some text of a choice.
+    pub(crate) fn delta_chunk(&self, index: u32, delta: Delta) -> String {
+        self.chunk([(index, delta, None)], None)
     }
 
-    /// The chunk that ends the text, with what was still held back.
-    pub(crate) fn finish_chunk(&self, rest: Delta, reason: FinishReason) -> String {
-        self.chunk(rest, Some(reason.as_str()), None)
+    /// The chunk that ends the text of a choice, with what was still held back.
+    pub(crate) fn finish_chunk(&self, index: u32, rest: Delta, reason: FinishReason) -> String {
+        self.chunk([(index, rest, Some(reason.as_str()))], None)
     }
 
-    /// The event that ends an answer that cannot be finished.
-    pub(crate) fn error_chunk(&self, error: &ApiError) -> String {
-        self.chunk(Delta::default(), Some("error"), Some(&error.body))
+    /// The event that ends an answer that cannot be finished: `unfinished` are the choices that had not ended.
+    pub(crate) fn error_chunk(&self, unfinished: impl IntoIterator<Item = u32>, error: &ApiError) -> String {
+        let ended = unfinished.into_iter().map(|index| (index, Delta::default(), Some("error")));
+        self.chunk(ended, Some(&error.body))
     }
 
     /// The chunk after the end, for those who asked for it.
@@ -176,48 +196,59 @@ impl Answer {
         self.include_usage.then(|| json(&self.envelope::<()>(true, &[], UsageField::Known(usage), None)))
     }
 
-    /// The whole answer at once.
-    pub(crate) fn whole(&self, output: Delta, reason: FinishReason, usage: Usage) -> String {
-        let (index, finish_reason) = (0, Some(reason.as_str()));
+    /// The whole answer at once: each choice with its end, in order.
+    pub(crate) fn whole(&self, choices: Vec<(Delta, FinishReason)>, usage: Usage) -> String {
+        let usage = UsageField::Known(usage);
+        let choices = (0..).zip(choices);
         match self.endpoint {
             Endpoint::Completions => {
-                let logprobs = completion_logprobs(output.logprobs);
-                let choice = CompletionChoice { index, text: output.text, logprobs, finish_reason };
-                json(&self.envelope(false, &[choice], UsageField::Known(usage), None))
+                let choices: Vec<_> = choices
+                    .map(|(index, (output, reason))| completion_choice(index, output, Some(reason.as_str())))
+                    .collect();
+                json(&self.envelope(false, &choices, usage, None))
             }
             Endpoint::Chat => {
-                let message = Message { role: "assistant", content: output.text, refusal: None };
-                let choice =
-                    ChatChoice { index, message, logprobs: chat_logprobs(output.logprobs), finish_reason };
-                json(&self.envelope(false, &[choice], UsageField::Known(usage), None))
+                let choices: Vec<_> = choices
+                    .map(|(index, (output, reason))| ChatChoice {
+                        index,
+                        message: Message { role: "assistant", content: output.text, refusal: None },
+                        logprobs: chat_logprobs(output.logprobs),
+                        finish_reason: Some(reason.as_str()),
+                    })
+                    .collect();
+                json(&self.envelope(false, &choices, usage, None))
             }
         }
     }
 
-    fn chunk(&self, delta: Delta, finish_reason: Option<&'static str>, error: Option<&ErrorBody>) -> String {
-        match self.endpoint {
-            Endpoint::Completions => {
-                let logprobs = completion_logprobs(delta.logprobs);
-                let choice = CompletionChoice { index: 0, text: delta.text, logprobs, finish_reason };
-                json(&self.envelope(true, &[choice], self.usage_of_chunk(), error))
-            }
-            Endpoint::Chat => {
-                let content = (!delta.text.is_empty()).then_some(delta.text);
-                let logprobs = chat_logprobs(delta.logprobs);
-                self.chat_chunk(ChatDelta { role: None, content }, logprobs, finish_reason, error)
-            }
-        }
-    }
-
-    fn chat_chunk(
+    fn chunk(
         &self,
-        delta: ChatDelta,
-        logprobs: Option<ChatLogprobs>,
-        finish_reason: Option<&'static str>,
+        deltas: impl IntoIterator<Item = (u32, Delta, Option<&'static str>)>,
         error: Option<&ErrorBody>,
     ) -> String {
-        let choice = ChatChunkChoice { index: 0, delta, logprobs, finish_reason };
-        json(&self.envelope(true, &[choice], self.usage_of_chunk(), error))
+        let deltas = deltas.into_iter();
+        match self.endpoint {
+            Endpoint::Completions => {
+                let choices: Vec<_> = deltas
+                    .map(|(index, delta, finish_reason)| completion_choice(index, delta, finish_reason))
+                    .collect();
+                json(&self.envelope(true, &choices, self.usage_of_chunk(), error))
+            }
+            Endpoint::Chat => {
+                let choices: Vec<_> = deltas
+                    .map(|(index, delta, finish_reason)| ChatChunkChoice {
+                        index,
+                        delta: ChatDelta {
+                            role: None,
+                            content: (!delta.text.is_empty()).then_some(delta.text),
+                        },
+                        logprobs: chat_logprobs(delta.logprobs),
+                        finish_reason,
+                    })
+                    .collect();
+                json(&self.envelope(true, &choices, self.usage_of_chunk(), error))
+            }
+        }
     }
 
     fn usage_of_chunk(&self) -> UsageField {
@@ -252,6 +283,10 @@ impl Answer {
 fn json<C: Serialize>(envelope: &Envelope<'_, C>) -> String {
     // Only maps with keys that are no strings, and failing writers, cannot be serialized.
     serde_json::to_string(envelope).unwrap_or_default()
+}
+
+fn completion_choice(index: u32, delta: Delta, finish_reason: Option<&'static str>) -> CompletionChoice {
+    CompletionChoice { index, text: delta.text, logprobs: completion_logprobs(delta.logprobs), finish_reason }
 }
 
 fn completion_logprobs(tokens: Vec<TokenText>) -> Option<CompletionLogprobs> {

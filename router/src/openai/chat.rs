@@ -7,27 +7,36 @@ use serde_json::value::RawValue;
 
 use super::completion::model;
 use super::fields::Fields;
-use super::params::{Params, TOP_LOGPROBS_MAX, stream};
+use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
 use super::{ApiError, Conversation, Endpoint, Input, Request};
 
 const ROLES: [&str; 5] = ["developer", "system", "user", "assistant", "tool"];
 
-/// Fields of OpenAI's that are not implemented, each with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str]); 14] = [
+/// Fields of OpenAI's, then of vLLM's, that are not implemented, each with the values that ask for nothing.
+const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("tools", &["[]"]),
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("parallel_tool_calls", &["true", "false"]),
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
-    ("response_format", &[r#"{"type":"text"}"#]),
     ("modalities", &[r#"["text"]"#]),
     ("audio", &[]),
     ("prediction", &[]),
-    ("reasoning_effort", &[]),
-    ("verbosity", &[]),
+    ("reasoning_effort", &["\"none\""]),
+    ("verbosity", &["\"medium\""]),
     ("web_search_options", &[]),
     ("store", &["false"]),
     ("metadata", &["{}"]),
+    ("prompt_cache_retention", &["\"in_memory\"", "\"in-memory\""]),
+    ("best_of", &["1"]),
+    ("echo", &["false"]),
+    ("continue_final_message", &["false"]),
+    ("add_special_tokens", &["false"]),
+    ("documents", &["[]"]),
+    ("chat_template", &[]),
+    ("mm_processor_kwargs", &["{}"]),
+    ("include_reasoning", &["true"]),
+    ("thinking_token_budget", &[]),
 ];
 
 pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
@@ -41,6 +50,11 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     for (name, harmless) in UNSUPPORTED {
         fields.unsupported(name, harmless)?;
     }
+    for name in ["safety_identifier", "prompt_cache_key"] {
+        // Hints that change no answer: who asks, and which prompts begin alike, which is found by their content.
+        fields.take::<String>(name, "a string")?;
+    }
+    let n = n(fields)?;
     let mut params = Params::take(fields)?;
     params.max_tokens = max_tokens(fields)?;
     params.top_logprobs = top_logprobs(fields)?;
@@ -54,9 +68,10 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
         return Err(ApiError::bad_value("chat_template_kwargs", name, rule));
     }
     let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?.unwrap_or(true);
-    let input = Input::Conversation(Conversation { messages, add_generation_prompt, kwargs });
+    let inputs = vec![Input::Conversation(Conversation { messages, add_generation_prompt, kwargs })];
     let (stream, include_usage) = stream(fields)?;
-    Ok(Request { endpoint: Endpoint::Chat, model, input, params, stream, include_usage })
+    let echo = false;
+    Ok(Request { endpoint: Endpoint::Chat, model, inputs, n, echo, params, stream, include_usage })
 }
 
 /// `max_completion_tokens`, or `max_tokens`, its former name.

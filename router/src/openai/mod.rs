@@ -51,8 +51,12 @@ pub(crate) struct Request {
     pub endpoint: Endpoint,
     /// Name of the model.
     pub model: String,
-    /// The prompt, in some form.
-    pub input: Input,
+    /// The prompts, in some form: one or, for completions, several.
+    pub inputs: Vec<Input>,
+    /// Choices for each of them.
+    pub n: u32,
+    /// Begin the text of each choice with its prompt.
+    pub echo: bool,
     /// How to draw and when to stop.
     pub params: Params,
     /// Answer in server-sent events.
@@ -62,6 +66,15 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// Name of one of the inputs, for errors.
+    pub(crate) fn input_name(&self, input: usize) -> String {
+        match self.endpoint {
+            Endpoint::Chat => "messages".to_owned(),
+            Endpoint::Completions if self.inputs.len() > 1 => format!("prompt[{input}]"),
+            Endpoint::Completions => "prompt".to_owned(),
+        }
+    }
+
     /// Parses a request body. Every field is checked; a field that is unknown or not supported is refused by name.
     pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = fields::Fields::parse(body)?;

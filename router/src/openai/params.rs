@@ -13,6 +13,35 @@ const STOP_TOKENS_MAX: usize = 64;
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
 const SALT_BYTES_MAX: usize = 128;
+/// The wire contract's limit on choices of one prompt.
+const CHOICES_MAX: i64 = 128;
+/// Fields of OpenAI's and vLLM's that neither endpoint implements, each with the values that ask for nothing.
+const UNSUPPORTED: &[(&str, &[&str])] = &[
+    ("response_format", &[r#"{"type":"text"}"#]),
+    ("service_tier", &["\"auto\"", "\"default\""]),
+    ("structured_outputs", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("guided_choice", &[]),
+    ("guided_grammar", &[]),
+    ("guided_decoding_backend", &[]),
+    ("guided_whitespace_pattern", &[]),
+    ("use_beam_search", &["false"]),
+    ("length_penalty", &["1", "1.0"]),
+    ("early_stopping", &["false"]),
+    ("prompt_logprobs", &[]),
+    ("allowed_token_ids", &[]),
+    ("bad_words", &["[]"]),
+    ("logits_processors", &["[]"]),
+    ("truncate_prompt_tokens", &[]),
+    ("spaces_between_special_tokens", &["true"]),
+    ("return_tokens_as_token_ids", &["false"]),
+    ("return_token_ids", &["false"]),
+    ("priority", &["0"]),
+    ("request_id", &[]),
+    ("kv_transfer_params", &[]),
+    ("vllm_xargs", &["{}"]),
+];
 /// Most alternatives that logprobs show.
 pub(super) const TOP_LOGPROBS_MAX: u32 = 20;
 
@@ -52,8 +81,9 @@ impl Params {
     /// Takes the shared fields. Limits on tokens and logprobs are for the caller, since the endpoints name them
     /// differently.
     pub(super) fn take(fields: &mut Fields<'_>) -> Result<Self, ApiError> {
-        fields.unsupported("n", &["1"])?;
-        fields.unsupported("service_tier", &["\"auto\"", "\"default\""])?;
+        for (name, harmless) in UNSUPPORTED {
+            fields.unsupported(name, harmless)?;
+        }
         // Says who asks; nothing here depends on it.
         fields.take::<String>("user", "a string")?;
         Ok(Self {
@@ -80,6 +110,12 @@ impl Params {
     }
 }
 
+/// Takes `n`, the number of choices for each prompt.
+pub(super) fn n(fields: &mut Fields<'_>) -> Result<u32, ApiError> {
+    let n = fields.integer("n", 1, CHOICES_MAX)?;
+    Ok(n.and_then(|n| n.try_into().ok()).unwrap_or(1))
+}
+
 /// Takes `stream` and `stream_options`: whether to stream, and whether to end with the usage.
 pub(super) fn stream(fields: &mut Fields<'_>) -> Result<(bool, bool), ApiError> {
     let stream = fields.flag("stream")?;
@@ -89,6 +125,8 @@ pub(super) fn stream(fields: &mut Fields<'_>) -> Result<(bool, bool), ApiError> 
     }
     let mut options = Fields::nested("stream_options", raw)?;
     let include_usage = options.flag("include_usage")?;
+    options.unsupported("include_obfuscation", &["false"])?;
+    options.unsupported("continuous_usage_stats", &["false"])?;
     options.finish()?;
     Ok((stream, include_usage))
 }

@@ -1,4 +1,4 @@
-//! One request on its way to a worker, with its second attempt.
+//! One prompt of a request on its way to a worker, with its second attempt.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,23 +7,27 @@ use disagg_core::ModelFingerprint;
 use tokio::time::timeout_at;
 
 use crate::app::App;
+use crate::generation::Started;
 use crate::model::Model;
 use crate::openai::{Answer, ApiError, Endpoint, Request, Usage};
 use crate::prepare::{Prepared, prepare};
 use crate::routing::{self, Demand, NoPlan};
-use crate::text::OutputText;
 use crate::upstream::{Failure, Upstream};
 use crate::workers::{Identity, ReadyWorker};
 
 /// Attempts at a request that has sent nothing yet.
 const ATTEMPTS_MAX: u32 = 2;
+/// Between the seeds of a batch's prompts: any odd number whose multiples differ in all bits.
+const SEED_STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
 /// After a failure another worker, or a new life of the same, is waited for this long; then the same is asked again.
 const AVOID_FOR: Duration = Duration::from_secs(2);
 
-/// A request in progress that has sent nothing to its client yet.
+/// One prompt of a request in progress that has sent nothing to its client yet.
 pub(crate) struct Call {
     app: Arc<App>,
     request: Arc<Request>,
+    /// Which of the request's inputs.
+    input: usize,
     /// Random; names the request everywhere.
     id: u128,
     created: u64,
@@ -38,6 +42,8 @@ pub(crate) struct Call {
 /// A worker's answer that has begun, with all that is needed to read it.
 pub(crate) struct Open {
     pub upstream: Upstream,
+    /// How its prompt was prefilled.
+    pub started: Started,
     pub model: Arc<Model>,
     pub prepared: Arc<Prepared>,
     pub decode: Arc<Identity>,
@@ -64,22 +70,35 @@ enum Look {
 }
 
 impl Open {
-    /// The text that is to come.
-    pub(crate) fn output(&self) -> OutputText {
-        OutputText::new(self.prepared.text.clone(), &self.model.tokenizer, &self.prepared.prompt.token_ids)
-    }
-
-    /// The tokens of the whole request.
+    /// The tokens of the prompt, and so many of output.
     pub(crate) fn usage(&self, completion_tokens: u32) -> Usage {
         let prompt = self.prepared.prompt.token_ids.len() as u32;
-        Usage::new(prompt, completion_tokens, self.upstream.started.overlap_tokens.min(prompt))
+        Usage::new(prompt, completion_tokens, self.started.overlap_tokens.min(prompt))
     }
 }
 
 impl Call {
-    pub(crate) fn new(app: Arc<App>, request: Request, id: u128, created: u64, seed: u64) -> Self {
+    /// A call for each input of `request`. Of `id`, which is random, the upper half serves as seed.
+    pub(crate) fn all(app: &Arc<App>, request: Request, id: u128, created: u64) -> Vec<Self> {
         let request = Arc::new(request);
-        Self { app, request, id, created, seed, attempts: 0, failed: None, prepared: None }
+        let call = |input| Self {
+            app: Arc::clone(app),
+            request: Arc::clone(&request),
+            input,
+            id,
+            created,
+            // Equal prompts of a batch draw different tokens.
+            seed: ((id >> 64) as u64).wrapping_add((input as u64).wrapping_mul(SEED_STRIDE)),
+            attempts: 0,
+            failed: None,
+            prepared: None,
+        };
+        (0..request.inputs.len()).map(call).collect()
+    }
+
+    /// Index of its first choice among those of the whole request.
+    pub(crate) fn first_choice(&self) -> u32 {
+        self.input as u32 * self.request.n
     }
 
     /// What all parts of the answer repeat.
@@ -110,24 +129,30 @@ impl Call {
                 cache_salt: &prepared.prompt.cache_salt,
             };
             let overlap = routing::overlap_tokens(&self.app.registry, demand, &generation.all);
-            let planned = routing::plan(demand, &generation.decoders, &generation.all, &overlap, &settings);
-            let plan = match planned {
+            let strategy = self.app.routing;
+            let draw = |pick| self.app.draws.next(strategy, self.id, pick);
+            let (decoders, all) = (&generation.decoders, &generation.all);
+            let plan = match routing::plan(demand, decoders, all, &overlap, &settings, strategy, draw) {
                 Ok(plan) => plan,
-                Err(NoPlan::Refused(reason)) => return Err(ApiError::no_prefill(reason.as_str())),
+                Err(NoPlan::Refused(reason)) => {
+                    self.app.metrics.placement_refused(reason.as_str());
+                    return Err(ApiError::no_prefill(reason.as_str()));
+                }
                 // A generation has decode workers.
                 Err(NoPlan::NoDecodeWorker) => return Err(ApiError::internal("No decode worker to choose.")),
             };
             self.attempts += 1;
             let mut prompt = prepared.prompt.clone();
-            prompt.request_id = format!("{:032x}-{}", self.id, self.attempts);
+            prompt.request_id = format!("{:032x}-{}-{}", self.id, self.input, self.attempts);
             let fail = settings.fallback == disagg_core::FallbackPolicy::Fail;
             match Upstream::open(&plan, prompt, settings.max_local_prefill_length, fail).await {
-                Ok(upstream) => {
-                    self.app.metrics.placed(upstream.started.remote, upstream.started.reason);
+                Ok((started, upstream)) => {
+                    self.app.metrics.placed(started.remote, started.reason);
                     let decode = Arc::clone(&plan.decode.identity);
                     self.failed = None;
                     let session = plan.decode.session;
-                    return Ok(Open { upstream, model: generation.model, prepared, decode, session });
+                    let model = generation.model;
+                    return Ok(Open { upstream, started, model, prepared, decode, session });
                 }
                 Err(failure) => self.failed_on(plan.decode.session, failure)?,
             }
@@ -169,11 +194,13 @@ impl Call {
                 Look::Avoiding { until } => until.min(give_up),
             };
             if Instant::now() >= give_up {
-                return Err(ApiError::no_worker(format!(
-                    "No worker for the model `{}` became ready within {} seconds.",
-                    self.request.model,
-                    wait_max.as_secs()
-                )));
+                let (model, seconds) = (&self.request.model, wait_max.as_secs());
+                let mut message =
+                    format!("No worker for the model `{model}` became ready within {seconds} seconds");
+                if !self.app.ready() {
+                    message = format!("{message}: {}", self.app.not_ready_because());
+                }
+                return Err(ApiError::no_worker(message + "."));
             }
             // Something has changed, or it is time to look again or to give up: the loop finds out which.
             let _ = timeout_at(wake.into(), changes.changed()).await;
@@ -187,6 +214,9 @@ impl Call {
             known.iter().filter(|model| model.name == self.request.model).cloned().collect();
         if named.is_empty() && !known.is_empty() {
             return Err(ApiError::model_not_found(&self.request.model));
+        }
+        if !self.app.ready() {
+            return Ok(Look::Nothing);
         }
         let all = self.app.registry.ready();
         let decodes = |worker: &&ReadyWorker| {
@@ -229,9 +259,10 @@ impl Call {
         {
             return Ok(Arc::clone(prepared));
         }
-        let (request, for_model, seed) = (Arc::clone(&self.request), Arc::clone(model), self.seed);
+        let (request, for_model) = (Arc::clone(&self.request), Arc::clone(model));
+        let (input, seed) = (self.input, self.seed);
         let started = Instant::now();
-        let made = self.app.text_pool.run(move || prepare(&request, &for_model, max_model_len, seed));
+        let made = self.app.text_pool.run(move || prepare(&request, input, &for_model, max_model_len, seed));
         let prepared = Arc::new(made.await??);
         self.app.metrics.tokenized(started.elapsed());
         self.prepared = Some((model.fingerprint, max_model_len, Arc::clone(&prepared)));

@@ -1,12 +1,12 @@
 //! From a parsed request to its answer: waiting for a worker, placement, attempts, and the two ways to answer.
 
 mod call;
+mod choices;
 mod placement_header;
 mod stream;
 mod whole;
 
 pub(crate) use call::Call;
-pub(crate) use call::Open;
 pub(crate) use placement_header::placement_header;
-pub(crate) use stream::{StreamLimits, stream};
+pub(crate) use stream::{Part, StreamLimits, stream};
 pub(crate) use whole::whole;

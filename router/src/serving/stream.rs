@@ -1,6 +1,7 @@
-//! Streamed answers: a task per answer reads the worker and fills a bounded channel that the client's connection
-//! empties. A client that does not read thereby stops its worker, and nothing piles up in between.
+//! Streamed answers: a task per answer reads the workers and fills a bounded channel that the client's connection
+//! empties. A client that does not read thereby stops its workers, and nothing piles up in between.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +16,13 @@ use tokio::sync::mpsc::{self, error::SendTimeoutError};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::call::Open;
-use crate::generation::{Event, FinishReason, GeneratedToken};
+use super::call::{Call, Open};
+use super::choices::Choices;
+use crate::generation::Event;
 use crate::metrics::{RequestMetrics, Status};
-use crate::openai::{Answer, ApiError};
-use crate::text::{Delta, OutputText};
-use crate::upstream::Failure;
+use crate::model::Model;
+use crate::openai::{Answer, ApiError, Usage};
+use crate::upstream::{Failure, Upstream};
 
 /// Chunks between the worker and the client's connection.
 const CHUNKS_MAX: usize = 16;
@@ -56,10 +58,41 @@ impl From<Failure> for Broken {
     }
 }
 
-/// The body of the answer, and the task that fills it.
-pub(crate) fn stream(
-    open: Open,
+/// One prompt's part of the answer.
+pub(crate) struct Part {
     answer: Answer,
+    model: Arc<Model>,
+    choices: Choices,
+    /// Index of its first choice among those of the whole request.
+    first_choice: u32,
+    /// Without completion tokens, which are still to come.
+    usage: Usage,
+    /// Until all choices have ended. Dropping it cancels what the worker still does.
+    upstream: Option<Upstream>,
+}
+
+impl Part {
+    /// The part of the answer that `call` has opened.
+    pub(crate) fn new(call: &Call, open: Open) -> Self {
+        Self {
+            answer: call.answer(&open.model),
+            choices: Choices::new(&open),
+            first_choice: call.first_choice(),
+            usage: open.usage(0),
+            model: open.model,
+            upstream: Some(open.upstream),
+        }
+    }
+
+    /// Indices of its choices that have not ended.
+    fn unfinished(&self) -> impl Iterator<Item = u32> + '_ {
+        self.choices.unfinished().map(|choice| self.first_choice + choice)
+    }
+}
+
+/// The body of the answer, and the task that fills it. There is at least one part.
+pub(crate) fn stream(
+    parts: Vec<Part>,
     metrics: RequestMetrics,
     permit: OwnedSemaphorePermit,
     limits: StreamLimits,
@@ -67,8 +100,7 @@ pub(crate) fn stream(
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
     let complete = Arc::new(AtomicBool::new(false));
     let body = Body::from_stream(Chunks { receiver, complete: Arc::clone(&complete), ended: false });
-    let output = open.output();
-    let writer = Writer { open, answer, metrics, output, sender, reader_timeout: limits.reader_timeout };
+    let writer = Writer { parts, turn: 0, metrics, sender, reader_timeout: limits.reader_timeout };
     let task = async move {
         writer.run(&limits, &complete).await;
         drop(permit);
@@ -77,10 +109,10 @@ pub(crate) fn stream(
 }
 
 struct Writer {
-    open: Open,
-    answer: Answer,
+    parts: Vec<Part>,
+    /// The part that is asked first for its next event, so that none starves the others.
+    turn: usize,
     metrics: RequestMetrics,
-    output: OutputText,
     sender: mpsc::Sender<Bytes>,
     reader_timeout: Duration,
 }
@@ -103,9 +135,16 @@ impl Writer {
             Err(Broken::Client) => Status::Cancelled,
             Err(Broken::Reader) => Status::ReaderTimeout,
             Err(Broken::Error(error)) => {
-                tracing::warn!(request = self.answer.id, message = error.body.message, "answer interrupted");
-                let chunk = format!("{}{DONE}", event(&self.answer.error_chunk(&error)));
-                match self.send(chunk).await {
+                let unfinished = self.parts.iter().flat_map(Part::unfinished);
+                let chunk = self.parts.first().map(|part| {
+                    tracing::warn!(
+                        request = part.answer.id,
+                        message = error.body.message,
+                        "answer interrupted"
+                    );
+                    format!("{}{DONE}", event(&part.answer.error_chunk(unfinished, &error)))
+                });
+                match self.send(chunk.unwrap_or_default()).await {
                     Ok(()) => Status::Interrupted,
                     Err(_) => Status::Cancelled,
                 }
@@ -117,53 +156,62 @@ impl Writer {
 
     /// Writes the answer to its end.
     async fn write(&mut self) -> Result<(), Broken> {
-        if let Some(first) = self.answer.first_chunk() {
-            self.send(event(&first)).await?;
+        let choices = self.parts.iter().flat_map(|part| part.unfinished().map(move |index| (part, index)));
+        let first: String = choices
+            .filter_map(|(part, index)| part.answer.first_chunk(index))
+            .map(|json| event(&json))
+            .collect();
+        if !first.is_empty() {
+            self.send(first).await?;
         }
         loop {
-            match self.open.upstream.next().await? {
-                Event::Tokens(tokens) => {
-                    self.metrics.tokens();
-                    let delta = self.text_of(&tokens);
-                    if delta.stopped {
-                        return self.end(delta, FinishReason::Stop).await;
-                    }
-                    if !delta.is_empty() {
-                        self.send(event(&self.answer.delta_chunk(delta))).await?;
-                    }
-                }
-                Event::Finished(reason) => {
-                    let rest = self.output.finish(&self.open.model.tokenizer);
-                    let reason = if rest.stopped { FinishReason::Stop } else { reason };
-                    return self.end(rest, reason).await;
-                }
-                // Errors by the contract of `next`.
-                Event::Started(_) | Event::Failed(_) => {}
+            let (number, next) = poll_fn(|cx| self.poll_next(cx)).await;
+            let brings_tokens = matches!(&next, Ok(next) if next.brings_tokens());
+            let part = &mut self.parts[number];
+            let Some(addition) = part.choices.take(&part.model.tokenizer, next?) else { continue };
+            let index = part.first_choice + addition.choice;
+            if brings_tokens {
+                self.metrics.tokens(index);
+            }
+            let mut chunk = match addition.end {
+                Some(reason) => event(&part.answer.finish_chunk(index, addition.delta, reason)),
+                None if addition.delta.is_empty() => continue,
+                None => event(&part.answer.delta_chunk(index, addition.delta)),
+            };
+            if part.choices.all_ended() {
+                part.upstream = None;
+            }
+            let ended = self.parts.iter().all(|part| part.upstream.is_none());
+            if ended {
+                chunk.push_str(&self.last_words());
+            }
+            self.send(chunk).await?;
+            if ended {
+                return Ok(());
             }
         }
     }
 
-    /// The text of tokens that came together, up to a stop string.
-    fn text_of(&mut self, tokens: &[GeneratedToken]) -> Delta {
-        let mut delta = Delta::default();
-        for token in tokens {
-            delta.append(self.output.push(&self.open.model.tokenizer, token));
-            if delta.stopped {
-                break;
+    /// The next event of any part, and which part's it is. There has to be a part that has not ended.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Result<Event, Failure>)> {
+        let parts = self.parts.len();
+        for number in (self.turn..parts).chain(0..self.turn) {
+            let upstream = self.parts[number].upstream.as_mut();
+            if let Some(Poll::Ready(next)) = upstream.map(|upstream| upstream.poll_next(cx)) {
+                self.turn = (number + 1) % parts;
+                return Poll::Ready((number, next));
             }
         }
-        delta
+        Poll::Pending
     }
 
-    async fn end(&mut self, rest: Delta, reason: FinishReason) -> Result<(), Broken> {
-        let usage = self.open.usage(self.output.tokens());
+    /// What follows the last choice's end.
+    fn last_words(&self) -> String {
+        let usage =
+            Usage::sum(self.parts.iter().map(|part| part.usage.with_completion(part.choices.tokens())));
         self.metrics.usage(&usage);
-        let mut chunk = event(&self.answer.finish_chunk(rest, reason));
-        if let Some(usage) = self.answer.usage_chunk(usage) {
-            chunk.push_str(&event(&usage));
-        }
-        chunk.push_str(DONE);
-        self.send(chunk).await
+        let chunk = self.parts.first().and_then(|part| part.answer.usage_chunk(usage));
+        chunk.map(|json| event(&json)).unwrap_or_default() + DONE
     }
 
     async fn send(&self, chunk: String) -> Result<(), Broken> {

@@ -42,9 +42,8 @@ impl Detokenizer {
     /// Takes the next token and returns the text that is now certain; often one token's, sometimes none.
     pub(crate) fn push(&mut self, decoder: &impl Decode, token: u32) -> String {
         self.window.push(token);
-        let text = decoder.decode(&self.window, self.skip_special);
-        let new = added(&self.context, &text).to_owned();
-        let incomplete = new.is_empty() || text.ends_with(REPLACEMENT);
+        let new = self.new_text(decoder);
+        let incomplete = new.is_empty() || new.ends_with(REPLACEMENT);
         if incomplete && self.window.len() - self.read < HELD_TOKENS_MAX {
             return String::new();
         }
@@ -60,25 +59,35 @@ impl Detokenizer {
         if self.read == self.window.len() {
             return String::new();
         }
-        let text = decoder.decode(&self.window, self.skip_special);
-        let new = added(&self.context, &text).to_owned();
+        let new = self.new_text(decoder);
+        self.window.drain(..self.read);
         self.read = self.window.len();
-        self.context = text;
+        self.context = decoder.decode(&self.window, self.skip_special);
         new
     }
-}
 
-/// What `text` has beyond `context`. They part before the end of `context` only where it ended in an incomplete
-/// character that `text` completes.
-fn added<'a>(context: &str, text: &'a str) -> &'a str {
-    let common: usize =
-        context.chars().zip(text.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-    &text[common..]
+    /// What the tokens from `read` on add to the context.
+    fn new_text(&self, decoder: &impl Decode) -> String {
+        let text = decoder.decode(&self.window, self.skip_special);
+        if let Some(new) = text.strip_prefix(&self.context) {
+            return new.to_owned();
+        }
+        if self.context.ends_with(REPLACEMENT) {
+            // It ended in an incomplete character, which is completed now.
+            let same = self.context.chars().zip(text.chars()).take_while(|(a, b)| a == b);
+            let common: usize = same.map(|(char, _)| char.len_utf8()).sum();
+            return text[common..].to_owned();
+        }
+        // A byte that is no part of a character spoils those before it, for decoders that put bytes together. What
+        // was given out stays.
+        decoder.decode(&self.window[self.read..], self.skip_special)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::TextTokenizer;
     use crate::model::test_tokenizer::{byte_level, byte_token};
     use proptest::prelude::*;
 
@@ -128,7 +137,96 @@ mod tests {
         assert!(!pieces.concat().is_empty());
     }
 
+    /// As Llama 2 and Mistral have it: spaces are spelled in the tokens, the first one of a text is not shown, and what
+    /// the vocabulary lacks is spelled in bytes.
+    fn sentence_piece() -> TextTokenizer {
+        let mut vocab = serde_json::Map::new();
+        let mut add = |token: String| {
+            let id = vocab.len();
+            vocab.insert(token, id.into());
+        };
+        for byte in 0..=255_u8 {
+            add(format!("<0x{byte:02X}>"));
+        }
+        for token in
+            ["<unk>", "\u{2581}", "a", "b", "é", "\u{2581}a", "\u{2581}the", "ba", "\u{2581}\u{2581}"]
+        {
+            add(token.to_owned());
+        }
+        let end = vocab.len();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null,
+            "added_tokens": [{"id": end, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}],
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                "vocab": vocab, "merges": []},
+        });
+        TextTokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap()
+    }
+
+    fn stream_with(tokenizer: &TextTokenizer, prompt: &[u32], ids: &[u32]) -> String {
+        let mut detokenizer = Detokenizer::new(tokenizer, prompt, true);
+        let mut text: String = ids.iter().map(|id| detokenizer.push(tokenizer, *id)).collect();
+        text.push_str(&detokenizer.finish(tokenizer));
+        assert_eq!(detokenizer.finish(tokenizer), "", "the end comes once");
+        text
+    }
+
+    #[test]
+    fn a_broken_byte_does_not_repeat_what_came_before() {
+        let tokenizer = sentence_piece();
+        let a = tokenizer.special("a").unwrap();
+        assert_eq!(stream_with(&tokenizer, &[], &[a, 0xe2, 0x82, 0xac, 0xe2, a]), "a€\u{fffd}a");
+        assert_eq!(stream_with(&tokenizer, &[], &[a, 0xe2, 0x82]), "a\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn the_first_space_of_an_answer_is_kept_after_a_prompt() {
+        let tokenizer = sentence_piece();
+        let [a, the] = ["a", "\u{2581}the"].map(|token| tokenizer.special(token).unwrap());
+        assert_eq!(stream_with(&tokenizer, &[], &[the, the]), "the the");
+        assert_eq!(stream_with(&tokenizer, &[a], &[the, the]), " the the");
+    }
+
     proptest! {
+        /// Tokens of words, of spaces, and characters in bytes, with special tokens between them.
+        #[test]
+        fn pieces_are_the_whole_with_bytes_and_leading_spaces(
+            parts in proptest::collection::vec(prop_oneof![
+                (257_u32..=265).prop_map(|id| vec![id]),
+                any::<char>().prop_map(|char| char.to_string().bytes().map(u32::from).collect()),
+            ], 0..20),
+            prompt in proptest::collection::vec(258_u32..=264, 0..10),
+        ) {
+            let tokenizer = sentence_piece();
+            prop_assert_eq!(tokenizer.special("</s>"), Some(265));
+            let ids = parts.concat();
+            let before = tokenizer.decode(&prompt, true);
+            let whole = tokenizer.decode(&[prompt.as_slice(), ids.as_slice()].concat(), true);
+            prop_assert_eq!(before + &stream_with(&tokenizer, &prompt, &ids), whole);
+        }
+
+        /// Whatever a model says in bytes, no character of it is shown before it is complete, and none twice.
+        #[test]
+        fn any_bytes_between_words_end_and_never_panic(ids in proptest::collection::vec(0_u32..=265, 0..60)) {
+            let tokenizer = sentence_piece();
+            let text = stream_with(&tokenizer, &[], &ids);
+            let letters = |text: &str| text.chars().filter(|char| matches!(char, 'a' | 'b' | 'é')).count();
+            let of_ids: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+            // Bytes that spell a letter may be spoiled by their neighbours; the others are there once.
+            prop_assert!(letters(&text) <= letters(&String::from_utf8_lossy(&of_ids).replace("</s>", "")));
+            let sure = ids.iter().filter(|id| matches!(id, 258..=261 | 263)).count();
+            prop_assert!(letters(&text) >= sure);
+        }
+
         #[test]
         fn pieces_are_the_whole(text in "\\PC{0,40}", prompt in "[a-z ]{0,12}", specials in proptest::collection::vec(0_usize..60, 0..3)) {
             let tokenizer = byte_level();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use disagg_core::prefix_index::{Applied, BatchKind, KvEventBatch};
-use disagg_core::{Epoch, KvEvent};
+use disagg_core::{Epoch, KvEvent, WorkerId};
 use disagg_proto::v1::{self, worker_client::WorkerClient};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::load::Load;
 use super::registry::{NameTaken, Registry};
-use super::worker::{BadHello, Identity, Worker};
+use super::worker::{BadHello, Identity, Transfers, Worker};
 use crate::model::{CardAssembler, CardError, Model};
 use crate::wire;
 
@@ -32,6 +32,9 @@ const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events of one batch; a worker that sends more breaks the contract.
 const KV_EVENTS_MAX: usize = 4096;
+
+/// Peers of one load report; the rest is ignored, as the contract says.
+const TRANSFERS_MAX: usize = 256;
 
 /// HTTP/2 windows, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -201,7 +204,8 @@ async fn follow_load(
         if report.epoch != epoch.0 {
             return Err(SessionError::Restarted);
         }
-        if worker.report(load(&report), report.draining, Instant::now()) {
+        let (load, draining) = (load(&report), report.draining);
+        if worker.report(load, transfers(report.transfers), draining, Instant::now()) {
             tracing::info!(address = %worker.address, state = worker.state().as_str(), "worker changed state");
             registry.changed();
         }
@@ -220,6 +224,11 @@ fn load(report: &v1::LoadReport) -> Load {
         prefill_queue_tokens: report.prefill_queue_tokens,
         prefill_tokens_per_second: report.prefill_tokens_per_second,
     }
+}
+
+fn transfers(reported: Vec<v1::PeerTransfer>) -> Transfers {
+    let pair = |transfer: v1::PeerTransfer| (WorkerId::new(transfer.worker), transfer.bytes_per_second);
+    reported.into_iter().take(TRANSFERS_MAX).map(pair).collect()
 }
 
 /// Keeps the prefix index up with the worker, subscribing again whenever the numbering breaks. The index is a hint, so

@@ -28,6 +28,7 @@ pub(crate) fn test_worker(name: &str, role: disagg_core::Role) -> ReadyWorker {
         fingerprint: ModelFingerprint(1),
         kv_compat: KvCompat(1),
         block_size: 4,
+        kv_block_bytes: 1000,
         max_model_len: 4096,
         transports: Vec::new(),
         version: String::new(),
@@ -40,5 +41,6 @@ pub(crate) fn test_worker(name: &str, role: disagg_core::Role) -> ReadyWorker {
         session: 1,
         load: Load { blocks_total: 1000, ..Load::default() },
         unreported: Sending::default(),
+        transfers: std::sync::Arc::default(),
     }
 }

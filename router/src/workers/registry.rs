@@ -15,9 +15,6 @@ use super::connection::{self, ConnectionLimits};
 use super::worker::{Identity, ReadyWorker, State, Worker, WorkerStatus};
 use crate::model::Model;
 
-/// Blocks that the prefix index holds at most; about 200 MB when full.
-const INDEX_BLOCKS_MAX: usize = 1 << 20;
-
 /// Another live worker has this name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the name {name} belongs to the worker at {address}")]
@@ -41,12 +38,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// A registry without workers.
-    pub(crate) fn new(max_in_flight: u32) -> Arc<Self> {
+    /// A registry without workers. Its prefix index holds at most so many blocks.
+    pub(crate) fn new(max_in_flight: u32, index_blocks_max: usize) -> Arc<Self> {
         Arc::new(Self {
             workers: RwLock::default(),
             models: RwLock::default(),
-            index: RwLock::new(PrefixIndex::new(INDEX_BLOCKS_MAX)),
+            index: RwLock::new(PrefixIndex::new(index_blocks_max)),
             building: tokio::sync::Mutex::default(),
             joining: Mutex::default(),
             sessions: AtomicU64::new(0),

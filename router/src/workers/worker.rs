@@ -1,5 +1,6 @@
 //! One worker, as the router sees it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,6 +59,8 @@ pub(crate) struct Identity {
     pub kv_compat: KvCompat,
     /// Tokens in a block.
     pub block_size: u32,
+    /// Bytes of a KV block over all layers; 0 if not told.
+    pub kv_block_bytes: u64,
     /// Prompt and output together, in tokens.
     pub max_model_len: u32,
     pub transports: Vec<String>,
@@ -96,6 +99,7 @@ impl Identity {
                 .ok_or(BadHello("model_fingerprint"))?,
             kv_compat: hello.kv_compat.map(wire::kv_compat).ok_or(BadHello("kv_compat"))?,
             block_size: hello.block_size,
+            kv_block_bytes: hello.kv_block_bytes,
             max_model_len: hello.max_model_len,
             transports: hello.transports,
             version: hello.version,
@@ -119,6 +123,7 @@ struct View {
     /// Which connection this is: counts up over all workers.
     session: u64,
     load: LoadBook,
+    transfers: Arc<Transfers>,
     /// Why it is not ready.
     problem: Option<String>,
 }
@@ -133,6 +138,20 @@ pub(crate) struct ReadyWorker {
     pub load: Load,
     /// Sent by this router since that load was reported.
     pub unreported: Sending,
+    /// As last reported.
+    pub transfers: Arc<Transfers>,
+}
+
+/// How fast one worker's pushes reach others, in bytes per second.
+pub(crate) type Transfers = BTreeMap<WorkerId, f64>;
+
+impl ReadyWorker {
+    /// Time to move one block from it to `decode`, as the two measured it.
+    pub(crate) fn transfer_ms_per_block(&self, decode: &WorkerId) -> Option<f64> {
+        let speed = self.transfers.get(decode).filter(|speed| speed.is_finite() && **speed > 0.0)?;
+        let bytes = self.identity.kv_block_bytes;
+        (bytes > 0).then(|| 1000.0 * bytes as f64 / speed)
+    }
 }
 
 /// A worker for status and metrics, at one moment.
@@ -141,6 +160,7 @@ pub(crate) struct WorkerStatus {
     pub state: State,
     pub identity: Option<Arc<Identity>>,
     pub load: Load,
+    pub transfers: Arc<Transfers>,
     pub unreported: Sending,
     pub in_flight: usize,
     pub problem: Option<String>,
@@ -154,6 +174,7 @@ impl Worker {
             channel: None,
             session: 0,
             load: LoadBook::default(),
+            transfers: Arc::default(),
             problem: Some("not connected yet".to_owned()),
         };
         Self { address, view: Mutex::new(view) }
@@ -175,8 +196,11 @@ impl Worker {
     }
 
     /// A load report has come. True if the state is another one now.
-    pub(super) fn report(&self, load: Load, draining: bool, now: Instant) -> bool {
+    pub(super) fn report(&self, load: Load, transfers: Transfers, draining: bool, now: Instant) -> bool {
         let mut view = self.view.lock();
+        if *view.transfers != transfers {
+            view.transfers = Arc::new(transfers);
+        }
         view.load.record(load, now);
         let state = if draining { State::Draining } else { State::Ready };
         view.problem = draining.then(|| "draining".to_owned());
@@ -221,6 +245,7 @@ impl Worker {
             session: view.session,
             load: view.load.report(),
             unreported: view.load.unreported(),
+            transfers: Arc::clone(&view.transfers),
         })
     }
 
@@ -231,6 +256,7 @@ impl Worker {
             state: view.state,
             identity: view.identity.clone(),
             load: view.load.report(),
+            transfers: Arc::clone(&view.transfers),
             unreported: view.load.unreported(),
             in_flight: view.load.in_flight(),
             problem: view.problem.clone(),

@@ -22,7 +22,7 @@ async fn a_completion() {
     let prompt = asked.prompt.unwrap();
     assert_eq!(prompt.token_ids, [vec![BOS], ids("ab")].concat());
     assert_eq!(prompt.model_fingerprint, Some(v1::Hash128 { high: 0, low: 7 }));
-    assert_eq!((prompt.choices, prompt.request_id.len()), (1, 34));
+    assert_eq!((prompt.choices, prompt.request_id.len()), (1, 36));
     assert_eq!((asked.remote, asked.placement_reason.as_str()), (None, "below-threshold"));
 }
 

@@ -7,8 +7,10 @@
 #![allow(unreachable_pub)] // a test has no outside
 
 mod answers;
+mod choices;
 mod failures;
 mod lifecycle;
 mod placement;
 mod refusals;
+mod routing;
 mod support;

@@ -14,7 +14,7 @@ fn remote_script() -> Vec<Step> {
 }
 
 /// Events of a cache that has the first `blocks` blocks of `tokens`.
-fn cached(tokens: &[u32], blocks: usize) -> Vec<v1::KvEventBatch> {
+pub fn cached(tokens: &[u32], blocks: usize) -> Vec<v1::KvEventBatch> {
     let wire = |hash: disagg_core::BlockHash| v1::Hash128 { high: (hash.0 >> 64) as u64, low: hash.0 as u64 };
     let hashes = BlockHasher::new(ModelFingerprint(7), 4, "").hash_blocks(tokens);
     let stored = |at: usize| v1::KvEvent {
@@ -75,6 +75,8 @@ async fn a_full_or_missing_prefill_pool_means_local_or_fail() {
     let refused = failing.complete("a long prompt").await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
     assert_eq!(refused.json()["error"]["code"], "no_prefill_worker");
+    let line = r#"disagg_router_placements_total{placement="refused",reason="prefill-queue-full"} 1"#;
+    failing.until_metric(line).await;
 
     prefill.kill();
     router.until_worker(prefill.address, "gone", |worker| worker["state"] == "gone").await;

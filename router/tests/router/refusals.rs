@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::TestRouter;
-use crate::support::fake::{FakeWorker, says};
+use crate::support::fake::{FakeWorker, Step, says};
 
 #[tokio::test]
 async fn every_bad_field_is_named() {
@@ -20,9 +20,13 @@ async fn every_bad_field_is_named() {
         json!({ "min_p": 1.5 }),
         json!({ "presence_penalty": 3 }),
         json!({ "repetition_penalty": 0 }),
-        json!({ "n": 2 }),
+        json!({ "n": 0 }),
+        json!({ "n": 129 }),
+        json!({ "n": 100, "prompt": ["a", "b", "c"] }),
         json!({ "best_of": 2 }),
-        json!({ "echo": true }),
+        json!({ "best_of": 2, "n": 3 }),
+        json!({ "echo": true, "logprobs": 1 }),
+        json!({ "echo": 1 }),
         json!({ "suffix": "end" }),
         json!({ "seed": 1.5 }),
         json!({ "max_tokens": 0 }),
@@ -35,10 +39,19 @@ async fn every_bad_field_is_named() {
         json!({ "stop_token_ids": [-1] }),
         json!({ "stream_options": { "include_usage": true } }),
         json!({ "stream": true, "stream_options": { "usage": true } }),
+        json!({ "stream": true, "stream_options": { "include_obfuscation": true } }),
+        json!({ "prompt_logprobs": 1 }),
+        json!({ "use_beam_search": true }),
+        json!({ "guided_json": {} }),
+        json!({ "structured_outputs": {} }),
+        json!({ "add_special_tokens": false }),
         json!({ "prompt": null }),
-        json!({ "prompt": ["a", "b"] }),
+        json!({ "prompt": ["a", 1] }),
         json!({ "prompt": [] }),
+        json!({ "prompt": [[1], []] }),
         json!({ "prompt": [263] }),
+        json!({ "prompt": [[1], [263]] }),
+        json!({ "prompt": ["a", "x".repeat(600)] }),
         json!({ "prompt": "x".repeat(600) }),
         json!({ "prompt": vec![1; 512] }),
         json!({ "model": null }),
@@ -74,6 +87,14 @@ async fn every_bad_field_of_a_chat_is_named() {
         json!({ "messages": [{ "role": "assistant", "content": "p", "tool_calls": [{}] }] }),
         json!({ "tools": [{ "type": "function" }] }),
         json!({ "response_format": { "type": "json_object" } }),
+        json!({ "tool_choice": "required" }),
+        json!({ "reasoning_effort": "high" }),
+        json!({ "chat_template": "{{ messages }}" }),
+        json!({ "continue_final_message": true }),
+        json!({ "prompt_cache_retention": "24h" }),
+        json!({ "store": true }),
+        json!({ "n": 0 }),
+        json!({ "echo": true }),
         json!({ "max_tokens": 5, "max_completion_tokens": 6 }),
         json!({ "max_completion_tokens": 600 }),
         json!({ "top_logprobs": 3 }),
@@ -101,8 +122,15 @@ async fn what_asks_for_nothing_is_accepted() {
         "model": "tiny", "messages": [{ "role": "user", "content": "p", "name": "me" }], "n": null, "tools": [],
         "tool_choice": "none", "response_format": { "type": "text" }, "max_tokens": 5, "max_completion_tokens": 5,
         "stop": null, "seed": null, "logit_bias": null, "stream": false, "stream_options": null, "store": false,
+        "safety_identifier": "me", "prompt_cache_key": "k", "user": "me", "metadata": {}, "verbosity": "medium",
+        "parallel_tool_calls": true, "service_tier": "auto", "priority": 0, "spaces_between_special_tokens": true,
     });
     assert_eq!(router.post("/v1/chat/completions", &body).await.status, 200);
+    let body =
+        json!({ "model": "tiny", "prompt": "p", "n": 2, "best_of": 2, "suffix": "", "stream_options": null });
+    let two = FakeWorker::decode("d0", vec![vec![Step::Started, Step::Ends(0), Step::Ends(1)]]);
+    let router = TestRouter::start(&[&two], &[]).await;
+    assert_eq!(router.post("/v1/completions", &body).await.status, 200);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! This worker's types as messages.
 
-use disagg_core::{Epoch, HandoffId, KvEvent, Role};
+use disagg_core::{Epoch, HandoffId, KvEvent, Role, WorkerId};
 use disagg_engine::{FinishReason, SampledToken};
 use disagg_proto::v1;
 
@@ -122,8 +122,17 @@ pub fn kv_event(event: KvEvent) -> v1::KvEvent {
 }
 
 /// Load as routing uses it.
-pub fn load_report(epoch: Epoch, load: &Load, draining: bool) -> v1::LoadReport {
+pub fn load_report(
+    epoch: Epoch,
+    load: &Load,
+    draining: bool,
+    transfers: Vec<(WorkerId, f64)>,
+) -> v1::LoadReport {
     let engine = &load.engine;
+    let transfer = |(worker, bytes_per_second): (WorkerId, f64)| v1::PeerTransfer {
+        worker: worker.as_str().to_owned(),
+        bytes_per_second,
+    };
     v1::LoadReport {
         epoch: epoch.0,
         running: engine.running,
@@ -136,6 +145,7 @@ pub fn load_report(epoch: Epoch, load: &Load, draining: bool) -> v1::LoadReport 
         prefill_queue_tokens: engine.prefill_queue_tokens,
         draining,
         prefill_tokens_per_second: load.prefill_tokens_per_second,
+        transfers: transfers.into_iter().map(transfer).collect(),
     }
 }
 

@@ -36,7 +36,7 @@ pub async fn run(
     commands: Streaming<PrefillCommand>,
     events: Events,
 ) {
-    let StartPrefill { handoff, prompt, landing_address, first_block, lease, .. } = start;
+    let StartPrefill { handoff, prompt, landing_address, first_block, lease, decode_worker, .. } = start;
     let prompt_tokens = prompt.request.prompt.len() as u32;
     let to_push = worker.identity.layout.blocks_for(prompt_tokens) - first_block;
 
@@ -59,7 +59,8 @@ pub async fn run(
     };
     let stop_push = CancellationToken::new();
     let push = (to_push > 0).then(|| {
-        let push = worker.pusher.clone().push(PushTarget { handoff, address: landing_address }, ready);
+        let peer = decode_worker.worker;
+        let push = worker.pusher.clone().push(PushTarget { handoff, peer, address: landing_address }, ready);
         let stop = stop_push.clone();
         tokio::spawn(async move { stop.run_until_cancelled_owned(push).await })
     });

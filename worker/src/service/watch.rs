@@ -105,7 +105,9 @@ pub(super) fn load(
             }
         }
         let is_draining = *draining.borrow_and_update();
-        let report = convert::load_report(worker.identity.epoch, &loads.borrow_and_update(), is_draining);
+        let transfers = worker.pusher.speeds.snapshot();
+        let report =
+            convert::load_report(worker.identity.epoch, &loads.borrow_and_update(), is_draining, transfers);
         Some((Ok(report), (worker, loads, draining, Some(Instant::now()))))
     })
 }

@@ -59,6 +59,7 @@ impl Worker for WorkerService {
             transports: vec![convert::GRPC_TRANSPORT.to_owned()],
             version: env!("CARGO_PKG_VERSION").to_owned(),
             backend: identity.backend.clone(),
+            kv_block_bytes: identity.layout.block_bytes() as u64,
         }))
     }
 

@@ -5,3 +5,4 @@ pub mod grpc;
 pub mod landing;
 pub mod peers;
 pub mod queue;
+pub mod speed;

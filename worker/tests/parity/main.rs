@@ -5,6 +5,7 @@
 
 mod golden;
 mod harness;
+mod paths;
 
 use disagg_engine::SampledToken;
 use golden::Case;

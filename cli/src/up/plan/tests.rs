@@ -226,12 +226,17 @@ fn what_a_cluster_alone_understands_is_refused_by_field() {
 #[test]
 fn limits_of_router_and_drain_reach_the_processes() {
     let text = demo_and(
-        "  router: {maxInFlight: 7, requestTimeoutSeconds: 8, maxWaitForWorkerSeconds: 0}\n  drainSeconds: 3\n",
+        "  router: {maxInFlight: 7, requestTimeoutSeconds: 8, maxWaitForWorkerSeconds: 0, routing: round-robin,\n    \
+         minWorkers: 2}\n  drainSeconds: 3\n",
     );
+    let flags = UpArgs { min_workers: Some(5), routing: Some(Routing::Random), ..UpArgs::default() };
+    let overridden = plan_of(&text, &flags).unwrap().router;
+    assert_eq!((overridden.routing, overridden.min_workers), (Some(Routing::Random), Some(5)));
     let plan = plan_of(&text, &UpArgs::default()).unwrap();
     let args = router_args(&plan, "127.0.0.1:8181", &["127.0.0.1:1".to_owned()], Path::new("/s.yaml"));
     let args = AsRouter::try_parse_from(args).unwrap().args;
     assert_eq!((args.max_in_flight, args.request_timeout_seconds), (7, 8));
+    assert_eq!((args.routing.as_str(), args.min_workers), ("round-robin", 2));
     assert_eq!((args.max_wait_for_worker_seconds, args.drain_timeout_seconds), (0, 3));
     assert_eq!(worker_config(&plan, 0).serve.drain.as_secs(), 3);
 }

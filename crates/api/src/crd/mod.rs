@@ -19,7 +19,7 @@ mod workers;
 pub use model::{Dtype, ImageSource, LoadFormat, ModelSource, ModelSpec, PvcSource, RandomModel, SecretKey};
 pub use pod::{Amount, EnvVar, Images, ObjectName, PodOverrides, PullPolicy, Resources, VolumeMount};
 pub use read::ReadError;
-pub use router::{DisaggregationSpec, RouterService, RouterSpec, ServiceType};
+pub use router::{DisaggregationSpec, RouterService, RouterSpec, Routing, ServiceType};
 pub use status::{DisaggDeploymentStatus, RoleStatus, RouterStatus, SettingsStatus};
 pub use validate::{Invalid, Problem};
 pub use workers::{EngineSpec, NVIDIA_GPU, NVIDIA_PREFIX, RoleSpec};
@@ -54,6 +54,8 @@ pub mod limits {
     pub const TENSOR_PARALLEL_SIZE: i32 = 1;
     /// Requests in progress on one router.
     pub const MAX_IN_FLIGHT: i32 = 1_000_000;
+    /// Workers that a router may wait for.
+    pub const MIN_WORKERS: i32 = 2 * REPLICAS;
     /// Seconds that a request may take.
     pub const REQUEST_TIMEOUT_SECONDS: i32 = 86_400;
     /// Seconds that a request may wait for a worker.

@@ -1,7 +1,10 @@
 //! The OpenAI endpoint, and the settings that it begins with.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
+use disagg_core::RoutingStrategy;
+use disagg_core::choice::UnknownRoutingStrategy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +46,16 @@ pub struct RouterSpec {
     #[schemars(range(min = 0, max = limits::MAX_WAIT_FOR_WORKER_SECONDS))]
     pub max_wait_for_worker_seconds: Option<i32>,
 
+    /// How workers are chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
+
+    /// Workers, of any role, that have to be ready before a router is; requests wait until then. Later losses change
+    /// nothing. The default is 1, and one of them always has to decode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = limits::MIN_WORKERS))]
+    pub min_workers: Option<i32>,
+
     /// CPU and memory of each router.
     #[serde(default, skip_serializing_if = "Resources::is_unset")]
     pub resources: Resources,
@@ -64,6 +77,53 @@ pub struct RouterService {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "text_map::<{ limits::VALUE_LENGTH }>")]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// How workers are chosen: `kv` by what they have cached of the prompt and by their load, `least-loaded` by load alone,
+/// `round-robin` in turn, `random` at random. The default is `kv`.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    /// By cached prefix and load.
+    #[default]
+    Kv,
+    /// By load alone.
+    LeastLoaded,
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+}
+
+impl Routing {
+    /// The value of the router's flag `--routing`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kv => "kv",
+            Self::LeastLoaded => "least-loaded",
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+        }
+    }
+}
+
+impl From<RoutingStrategy> for Routing {
+    fn from(strategy: RoutingStrategy) -> Self {
+        match strategy {
+            RoutingStrategy::Kv => Self::Kv,
+            RoutingStrategy::LeastLoaded => Self::LeastLoaded,
+            RoutingStrategy::RoundRobin => Self::RoundRobin,
+            RoutingStrategy::Random => Self::Random,
+        }
+    }
+}
+
+impl FromStr for Routing {
+    type Err = UnknownRoutingStrategy;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        name.parse::<RoutingStrategy>().map(Self::from)
+    }
 }
 
 /// Who reaches the Service: `ClusterIP` the cluster alone, `NodePort` every node's port too, `LoadBalancer` a load

@@ -244,6 +244,8 @@ fn router(add: Add<'_>) {
     range("maxInFlight", 1, 1_000_000);
     range("requestTimeoutSeconds", 1, 86_400);
     range("maxWaitForWorkerSeconds", 0, 3600);
+    range("minWorkers", 1, 2048);
+    add("spec.router.routing", "enum", None, json!("prefix"), json!("least-loaded"));
     add("spec.router.service.type", "enum", None, json!("ExternalName"), json!("ClusterIP"));
     text_map_rules(add, "spec.router.service.annotations", 4096);
 }

@@ -4,6 +4,7 @@ mod reason;
 #[cfg(test)]
 mod tests;
 
+use crate::choice::RoutingStrategy;
 use crate::ids::WorkerId;
 
 pub use reason::{FallbackPolicy, PlacementReason, UnknownFallbackPolicy, UnknownPlacementReason};
@@ -71,6 +72,8 @@ pub struct PrefillDemand {
     pub prompt_tokens: u32,
     /// Blocks that the decode worker lacks.
     pub transfer_blocks: u32,
+    /// As [`crate::choice::DecodeDemand::draw`], counted or drawn for remote prefills alone.
+    pub draw: u64,
 }
 
 /// Where a prompt is prefilled.
@@ -129,24 +132,51 @@ pub fn place_prefill(net_new: u32, settings: &PlacementSettings, pool: &PrefillP
     }
 }
 
-/// The prefill workers that can take the prompt, the one that would deliver first at the front; at most
+/// The prefill workers that can take the prompt, the one to ask first at the front; at most
 /// [`MAX_PREFILL_CANDIDATES`].
 ///
-/// The estimate is the time to work off the queue, plus to prefill what the worker lacks, plus to transfer what the
-/// decode worker lacks. What a worker has not measured yet is taken as the mean of those that have. Ties go to the
-/// shorter queue, then by name.
+/// With [`RoutingStrategy::Kv`] that is the one that would deliver first, with [`RoutingStrategy::LeastLoaded`] the
+/// one with the shortest queue; the others go by name, beginning at the demand's draw.
 pub fn rank_prefill(
     demand: PrefillDemand,
+    strategy: RoutingStrategy,
     settings: &PlacementSettings,
     pool: &PrefillPool<'_>,
 ) -> Vec<WorkerId> {
+    let mut ranked = match strategy {
+        RoutingStrategy::Kv => by_delivery(demand, settings, pool),
+        RoutingStrategy::LeastLoaded => {
+            let mut workers = takers(settings, pool);
+            workers.sort_by_key(|worker| (worker.queue_depth, worker.queue_tokens, &worker.worker));
+            workers
+        }
+        RoutingStrategy::RoundRobin | RoutingStrategy::Random => {
+            let mut workers = takers(settings, pool);
+            workers.sort_by_key(|worker| &worker.worker);
+            if !workers.is_empty() {
+                let first = demand.draw % workers.len() as u64;
+                workers.rotate_left(first as usize);
+            }
+            workers
+        }
+    };
+    ranked.truncate(MAX_PREFILL_CANDIDATES);
+    ranked.into_iter().map(|worker| worker.worker.clone()).collect()
+}
+
+/// By the time to work off the queue, plus to prefill what the worker lacks, plus to transfer what the decode worker
+/// lacks. What a worker has not measured yet is taken as the mean of those that have. Ties go to the shorter queue,
+/// then by name.
+fn by_delivery<'a>(
+    demand: PrefillDemand,
+    settings: &PlacementSettings,
+    pool: &PrefillPool<'a>,
+) -> Vec<&'a PrefillWorker> {
     let default_speed =
         mean(pool.workers.iter().filter_map(measured_speed)).unwrap_or(ASSUMED_TOKENS_PER_SECOND);
     let default_transfer_ms = mean(pool.workers.iter().filter_map(measured_transfer_ms)).unwrap_or(0.0);
-    let mut ranked: Vec<(f64, &PrefillWorker)> = pool
-        .workers
-        .iter()
-        .filter(|worker| takes_more(worker, settings))
+    let mut ranked: Vec<(f64, &PrefillWorker)> = takers(settings, pool)
+        .into_iter()
         .map(|worker| {
             let ms_per_token = 1000.0 / measured_speed(worker).unwrap_or(default_speed);
             // A fully cached prompt still recomputes its last token.
@@ -161,8 +191,12 @@ pub fn rank_prefill(
     ranked.sort_by(|(a_ms, a), (b_ms, b)| {
         a_ms.total_cmp(b_ms).then(a.queue_depth.cmp(&b.queue_depth)).then_with(|| a.worker.cmp(&b.worker))
     });
-    ranked.truncate(MAX_PREFILL_CANDIDATES);
-    ranked.into_iter().map(|(_, worker)| worker.worker.clone()).collect()
+    ranked.into_iter().map(|(_, worker)| worker).collect()
+}
+
+/// Those that can take the prompt.
+fn takers<'a>(settings: &PlacementSettings, pool: &PrefillPool<'a>) -> Vec<&'a PrefillWorker> {
+    pool.workers.iter().filter(|worker| takes_more(worker, settings)).collect()
 }
 
 fn can_serve(worker: &PrefillWorker) -> bool {

@@ -26,13 +26,13 @@ fn place(net_new: u32, settings: &PlacementSettings, workers: &[PrefillWorker]) 
 }
 
 fn rank(demand: PrefillDemand, workers: &[PrefillWorker]) -> Vec<String> {
-    rank_prefill(demand, &PlacementSettings::default(), &PrefillPool { workers })
+    rank_prefill(demand, RoutingStrategy::Kv, &PlacementSettings::default(), &PrefillPool { workers })
         .iter()
         .map(ToString::to_string)
         .collect()
 }
 
-const DEMAND: PrefillDemand = PrefillDemand { prompt_tokens: 1000, transfer_blocks: 10 };
+const DEMAND: PrefillDemand = PrefillDemand { prompt_tokens: 1000, transfer_blocks: 10, draw: 0 };
 
 #[test]
 fn the_threshold_is_strict() {
@@ -110,7 +110,7 @@ fn each_part_of_the_estimate_counts() {
 
 #[test]
 fn a_prompt_that_is_cached_whole_still_costs_a_token() {
-    let demand = PrefillDemand { prompt_tokens: 64, transfer_blocks: 1 };
+    let demand = PrefillDemand { prompt_tokens: 64, transfer_blocks: 1, draw: 0 };
     // 1 token at 10 tokens/s is 100 ms; without it the slow one would win by its faster transfer.
     let slow = PrefillWorker {
         overlap_tokens: 64,
@@ -142,6 +142,23 @@ fn ties_go_to_the_shorter_queue_then_by_name() {
     assert_eq!(rank(DEMAND, &[longer, worker("c"), worker("b")]), ["b", "c", "a"]);
 }
 
+#[test]
+fn other_strategies_do_not_look_at_speeds_or_caches() {
+    let cached = PrefillWorker { overlap_tokens: 1000, queue_depth: 1, queue_tokens: 5, ..worker("a") };
+    let longer = PrefillWorker { overlap_tokens: 1000, queue_depth: 1, queue_tokens: 6, ..worker("c") };
+    let pool = [longer, cached, PrefillWorker { tokens_per_second: Some(1.0), ..worker("b") }];
+    let rank = |strategy, draw| {
+        let demand = PrefillDemand { draw, ..DEMAND };
+        let ranked =
+            rank_prefill(demand, strategy, &PlacementSettings::default(), &PrefillPool { workers: &pool });
+        ranked.iter().map(ToString::to_string).collect::<String>()
+    };
+    assert_eq!(rank(RoutingStrategy::LeastLoaded, 7), "bac");
+    for strategy in [RoutingStrategy::RoundRobin, RoutingStrategy::Random] {
+        assert_eq!([0, 1, 2, 3].map(|draw| rank(strategy, draw)), ["abc", "bca", "cab", "abc"]);
+    }
+}
+
 fn any_worker() -> impl Strategy<Value = PrefillWorker> {
     let measured = || prop_oneof![Just(None), Just(Some(f64::NAN)), (0.0..1e6).prop_map(Some)];
     ("[a-z]{1,3}", any::<(bool, bool)>(), 0_u32..4, 0_u64..100_000, measured(), 0_u32..2000, measured())
@@ -167,6 +184,7 @@ proptest! {
         threshold in 0_u32..2000,
         bound in 0_u32..4,
         workers in vec(any_worker(), 0..12),
+        draw in any::<u64>(),
     ) {
         let settings = PlacementSettings {
             max_local_prefill_length: threshold,
@@ -177,16 +195,20 @@ proptest! {
         let takes = workers.iter().filter(|w| w.ready && w.compatible && w.queue_depth < bound).count();
         let remote = matches!(place_prefill(net_new, &settings, &pool), Placement::Remote { .. });
         prop_assert_eq!(remote, net_new > threshold && takes > 0);
-        let demand = PrefillDemand { prompt_tokens: net_new, transfer_blocks: net_new.div_ceil(64) };
-        let ranked = rank_prefill(demand, &settings, &pool);
-        prop_assert_eq!(ranked.len(), takes.min(MAX_PREFILL_CANDIDATES));
+        let demand = PrefillDemand { prompt_tokens: net_new, transfer_blocks: net_new.div_ceil(64), draw };
+        let rank = |strategy, workers| rank_prefill(demand, strategy, &settings, &PrefillPool { workers });
+        for strategy in RoutingStrategy::ALL {
+            prop_assert_eq!(rank(strategy, &workers).len(), takes.min(MAX_PREFILL_CANDIDATES));
+        }
         // The order of the pool does not matter, as long as names differ.
         let mut names: Vec<_> = workers.iter().map(|w| &w.worker).collect();
         names.sort();
         names.dedup();
         if names.len() == workers.len() {
             let reversed: Vec<PrefillWorker> = workers.iter().rev().cloned().collect();
-            prop_assert_eq!(ranked, rank_prefill(demand, &settings, &PrefillPool { workers: &reversed }));
+            for strategy in RoutingStrategy::ALL {
+                prop_assert_eq!(rank(strategy, &workers), rank(strategy, &reversed));
+            }
         }
     }
 }

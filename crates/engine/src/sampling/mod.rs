@@ -8,6 +8,8 @@
 //!
 //! Log probabilities are those of the model: log-softmax of the logits as they came, before anything above.
 
+#[cfg(test)]
+mod golden;
 mod philox;
 #[cfg(test)]
 mod tests;

@@ -173,21 +173,22 @@ impl Shared {
         }
     }
 
-    async fn play(self: Arc<Self>, steps: Vec<Step>, remote: Option<String>, out: Sender) {
+    async fn play(self: Arc<Self>, steps: Vec<Step>, call: Call, out: Sender) {
         for step in steps {
-            if self.step(step, remote.as_ref(), &out).await.is_err() {
+            if self.step(step, &call, &out).await.is_err() {
                 self.seen.send_modify(|seen| seen.cancelled += 1);
                 return;
             }
         }
     }
 
-    async fn step(&self, step: Step, remote: Option<&String>, out: &Sender) -> Result<(), Closed> {
+    async fn step(&self, step: Step, call: &Call, out: &Sender) -> Result<(), Closed> {
         use v1::generate_event::Event;
-        let finished = |reason: v1::FinishReason| {
+        let ends = |choice, reason: v1::FinishReason| {
             let message = "the engine has failed".to_owned();
-            Event::Finished(v1::Finished { choice: 0, reason: reason.into(), message, stop_token_id: None })
+            Event::Finished(v1::Finished { choice, reason: reason.into(), message, stop_token_id: None })
         };
+        let finished = |reason| ends(0, reason);
         let event = match step {
             Step::Started => {
                 Event::Started(v1::Started { reason: "below-threshold".to_owned(), ..Default::default() })
@@ -195,19 +196,22 @@ impl Shared {
             Step::StartedRemote => Event::Started(v1::Started {
                 remote: true,
                 reason: "above-threshold".to_owned(),
-                prefill_worker: remote.cloned().unwrap_or_default(),
+                prefill_worker: call.remote.clone().unwrap_or_default(),
                 overlap_tokens: 4,
             }),
-            Step::Text(text) => tokens(text.bytes().map(byte_token), false),
-            Step::Logprobs(text) => tokens(text.bytes().map(byte_token), true),
+            Step::Text(text) => tokens(0, text.bytes().map(byte_token), false),
+            Step::Says(choice, text) => tokens(choice, text.bytes().map(byte_token), false),
+            Step::Ends(choice) => ends(choice, v1::FinishReason::Length),
+            Step::Repeat => tokens(0, call.prompt.iter().copied(), false),
+            Step::Logprobs(text) => tokens(0, text.bytes().map(byte_token), true),
             Step::Stop => {
-                self.send(out, tokens([EOS], false)).await?;
+                self.send(out, tokens(0, [EOS], false)).await?;
                 finished(v1::FinishReason::Stop)
             }
             Step::Length => finished(v1::FinishReason::Length),
             Step::Error => finished(v1::FinishReason::Error),
             Step::Forever(text) => loop {
-                self.send(out, tokens(text.bytes().map(byte_token), false)).await?;
+                self.send(out, tokens(0, text.bytes().map(byte_token), false)).await?;
             },
             Step::Fail(code) => {
                 return out.send(Err(Status::new(code, "as scripted"))).await.map_err(|_| Closed);
@@ -238,11 +242,18 @@ impl Shared {
     }
 }
 
+/// What a script may look at.
+struct Call {
+    /// Name of the first prefill candidate.
+    remote: Option<String>,
+    prompt: Vec<u32>,
+}
+
 /// The receiver of an answer is gone.
 struct Closed;
 type Sender = mpsc::Sender<Result<v1::GenerateEvent, Status>>;
 
-fn tokens(ids: impl IntoIterator<Item = u32>, logprobs: bool) -> v1::generate_event::Event {
+fn tokens(choice: u32, ids: impl IntoIterator<Item = u32>, logprobs: bool) -> v1::generate_event::Event {
     let token = |id| v1::Token {
         token_id: id,
         logprob: logprobs.then_some(-0.25),
@@ -256,7 +267,7 @@ fn tokens(ids: impl IntoIterator<Item = u32>, logprobs: bool) -> v1::generate_ev
         },
     };
     let tokens = ids.into_iter().map(token).collect();
-    v1::generate_event::Event::Tokens(v1::Tokens { choice: 0, tokens })
+    v1::generate_event::Event::Tokens(v1::Tokens { choice, tokens })
 }
 
 /// Writes the role, then the content, of each message.
@@ -281,6 +292,7 @@ impl worker_server::Worker for Service {
             transports: vec!["grpc".to_owned()],
             version: "0".to_owned(),
             backend: "fake".to_owned(),
+            kv_block_bytes: 1000,
         }))
     }
 
@@ -330,6 +342,7 @@ impl worker_server::Worker for Service {
         let request = request.into_inner();
         let remote = request.remote.as_ref().and_then(|remote| remote.candidates.first());
         let remote = remote.and_then(|candidate| Some(candidate.worker.as_ref()?.name.clone()));
+        let prompt = request.prompt.as_ref().map(|prompt| prompt.token_ids.clone()).unwrap_or_default();
         let mut call = 0;
         self.0.seen.send_modify(|seen| {
             call = seen.requests.len();
@@ -341,7 +354,7 @@ impl worker_server::Worker for Service {
             return Err(Status::new(code, "as scripted"));
         }
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(Arc::clone(&self.0).play(steps, remote, sender));
+        tokio::spawn(Arc::clone(&self.0).play(steps, Call { remote, prompt }, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -377,7 +390,7 @@ impl worker_server::Worker for Service {
                 if !first {
                     let _ = timeout(Duration::from_secs(1), load.changed()).await;
                 }
-                let report = *load.borrow_and_update();
+                let report = load.borrow_and_update().clone();
                 Some((Ok(report), (load, false)))
             });
         Ok(Response::new(Box::pin(reports)))

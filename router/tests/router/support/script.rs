@@ -9,6 +9,12 @@ pub enum Step {
     StartedRemote,
     /// One message with a token for each byte.
     Text(&'static str),
+    /// As `Text`, for this choice.
+    Says(u32, &'static str),
+    /// The end of this choice, by length.
+    Ends(u32),
+    /// One message with the prompt's own tokens.
+    Repeat,
     /// As `Text`, with logprobs.
     Logprobs(&'static str),
     /// The same text over and over, until the stream is closed.

@@ -1,8 +1,11 @@
 //! A decode worker dies while KV is pushed to it: the prefill worker frees its blocks, and clients get an answer or
 //! an error, never silence.
 
+use std::time::Duration;
+
 use disagg_e2e::generate::Ask;
-use disagg_e2e::{Deployment, Worker, openai};
+use disagg_e2e::{Deployment, Worker, eventually, openai};
+use serde_json::{Value, json};
 
 use crate::{LONG, RELEASE, completion_request, kv_lands, landed_bytes, prompt, tiny_plan};
 
@@ -62,6 +65,54 @@ async fn the_router_sends_the_request_to_another_decode_worker() {
     assert_eq!(answer.placement.decode, left.name());
     deployment.idle(RELEASE).await;
     left.idle(RELEASE).await;
+}
+
+/// Two choices, drawn: an answer of which nothing was sent is the same when another worker begins it anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_was_being_decoded_is_drawn_anew() {
+    let plan = tiny_plan().workers(1, 2).router(["--max-local-prefill-length", "64"]);
+    let mut deployment = plan.start().await;
+    let mut decode = std::mem::take(&mut deployment.decode);
+    for (length, remote) in [(20, false), (300, true)] {
+        let post = async |salt: &str| {
+            let mut request = completion_request(length, 4, salt, 1500);
+            for (name, value) in [("temperature", json!(1)), ("seed", json!(9)), ("n", json!(2))] {
+                request[name] = value;
+            }
+            let response = deployment.router().post("/v1/completions", &request).await;
+            let placement = response.headers()["x-disagg-placement"].to_str().expect("text").to_owned();
+            (openai::json(response).await, placement)
+        };
+        let texts = |answer: &Value| [0, 1].map(|index| answer["choices"][index]["text"].clone());
+        let (control, placement) = post("control").await;
+        assert_eq!(placement.starts_with("remote"), remote, "{placement}");
+        assert_ne!(texts(&control)[0], texts(&control)[1]);
+        let before = decoded(&decode).await;
+        let kill = async {
+            let target = eventually("a worker to decode", Duration::from_secs(30), async || {
+                let now = decoded(&decode).await;
+                let busy = now.iter().zip(&before).position(|(now, before)| *now > before + 20.0);
+                busy.ok_or_else(|| format!("{now:?}, before {before:?}"))
+            })
+            .await;
+            decode[target].kill_9();
+            target
+        };
+        let ((answer, placement), killed) = tokio::join!(post("again"), kill);
+        assert_eq!(texts(&answer), texts(&control));
+        assert!(placement.ends_with(decode[1 - killed].name()), "{placement}");
+        decode[killed].restart().await;
+        deployment.router_knows(1, 2).await;
+    }
+}
+
+/// Tokens decoded by each of these so far.
+async fn decoded(decode: &[Worker]) -> Vec<f64> {
+    let mut tokens = Vec::new();
+    for worker in decode {
+        tokens.push(worker.metric("disagg_worker_decode_tokens_total", &[]).await);
+    }
+    tokens
 }
 
 #[tokio::test(flavor = "multi_thread")]

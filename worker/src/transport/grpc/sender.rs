@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use disagg_core::HandoffId;
+use disagg_core::{HandoffId, WorkerId};
 use disagg_engine::{KvAccessError, KvMemory};
 use disagg_proto::MAX_MESSAGE_BYTES;
 use disagg_proto::v1::kv_transfer_client::KvTransferClient;
@@ -18,6 +18,7 @@ use crate::convert::{Peer, handoff_to_wire, hash, worker_ref_to_wire};
 use crate::metrics::Metrics;
 use crate::transport::peers::{BULK_LANES, BadAddress, Lane, Peers};
 use crate::transport::queue::ReadyBlocks;
+use crate::transport::speed::TransferSpeeds;
 
 /// Longest wait for the receiver to answer `begin`, to grant credit, or to confirm the end. It lands chunks as they
 /// come, so a receiver that takes longer is not well.
@@ -54,6 +55,8 @@ pub enum PushError {
 pub struct PushTarget {
     /// Names the transfer.
     pub handoff: HandoffId,
+    /// Name of the receiver.
+    pub peer: WorkerId,
     /// host:port of the receiver.
     pub address: String,
 }
@@ -71,6 +74,8 @@ pub struct Pusher {
     pub kv_compat: disagg_core::KvCompat,
     /// Counts bytes.
     pub metrics: Arc<Metrics>,
+    /// How fast they went.
+    pub speeds: Arc<TransferSpeeds>,
 }
 
 impl Pusher {
@@ -114,7 +119,12 @@ impl Pusher {
         let mut credit = 0u32;
         let mut waiting = VecDeque::new();
         let mut chunks = 0u64;
+        let mut bytes = 0u64;
+        // Time in which there was something to send or to be confirmed.
+        let mut busy = Duration::ZERO;
         loop {
+            let begun = Instant::now();
+            let idle = waiting.is_empty();
             if waiting.is_empty() {
                 tokio::select! {
                     // No deadline: the engine decides when blocks are ready, and the lease bounds how long.
@@ -129,6 +139,7 @@ impl Pusher {
             } else if let Some(blocks) = waiting.pop_front() {
                 let chunk = self.read(&blocks)?;
                 self.metrics.pushed(chunk.payload.len());
+                bytes += chunk.payload.len() as u64;
                 tokio::select! {
                     sent = send(&outbox, push_request::Message::Chunk(chunk)) => sent?,
                     answer = refusal(&mut answers, &mut credit) => return Err(answer),
@@ -136,9 +147,14 @@ impl Pusher {
                 credit -= 1;
                 chunks += 1;
             }
+            if !idle {
+                busy += begun.elapsed();
+            }
         }
+        let begun = Instant::now();
         send(&outbox, push_request::Message::End(PushEnd { chunks })).await?;
         self.confirmed(&mut answers, chunks).await?;
+        self.speeds.record(&target.peer, bytes, busy + begun.elapsed());
         Ok(chunks)
     }
 

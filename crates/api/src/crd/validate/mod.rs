@@ -289,6 +289,8 @@ impl Problems {
             max_in_flight,
             request_timeout_seconds,
             max_wait_for_worker_seconds,
+            routing: _,
+            min_workers,
             resources,
             pod_template,
         } = router;
@@ -306,6 +308,7 @@ impl Problems {
             *max_wait_for_worker_seconds,
             0..=limits::MAX_WAIT_FOR_WORKER_SECONDS,
         );
+        self.range("spec.router.minWorkers", *min_workers, 1..=limits::MIN_WORKERS);
         self.resources("spec.router.resources", resources);
         self.pod("spec.router.podTemplate", pod_template);
     }
