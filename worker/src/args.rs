@@ -151,6 +151,11 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_DRAIN_SECONDS", default_value_t = 30, value_name = "SECONDS")]
     pub drain_seconds: u32,
 
+    /// A step of the engine that takes longer than this hangs: the worker says so on /health, drains and ends, in
+    /// seconds (1 to 86400)
+    #[arg(long, env = "DISAGG_MAX_STEP_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub max_step_seconds: u32,
+
     /// Threads of the CPU backend [default: one per core]
     #[arg(long, env = "DISAGG_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -224,14 +229,14 @@ pub struct ServeConfig {
     pub listen: String,
     /// Address peers use, if not the listen address.
     pub advertise: Option<String>,
-    /// HTTP address of metrics.
-    pub metrics_listen: Option<String>,
     /// Engine limits.
     pub limits: EngineLimits,
     /// Silence that ends a handoff.
     pub lease: Duration,
     /// Bound of a drain.
     pub drain: Duration,
+    /// A step that takes longer hangs.
+    pub step_max: Duration,
 }
 
 /// Checked flags.
@@ -241,6 +246,8 @@ pub struct WorkerConfig {
     pub model: ModelConfig,
     /// How to serve it.
     pub serve: ServeConfig,
+    /// HTTP address of metrics and probes.
+    pub metrics_listen: Option<String>,
     /// Whether closing standard input ends the process.
     pub exit_with_stdin: bool,
 }
@@ -302,6 +309,10 @@ impl WorkerArgs {
             let message = format!("{} given; at most 3600 are allowed", self.drain_seconds);
             return Err(ArgsError::new("drain-seconds", message));
         }
+        if !(1..=86_400).contains(&self.max_step_seconds) {
+            let message = format!("{} given; 1 to 86400 are allowed", self.max_step_seconds);
+            return Err(ArgsError::new("max-step-seconds", message));
+        }
         let pool = match (self.num_blocks, self.kv_cache_bytes) {
             (Some(0), _) => return Err(ArgsError::new("num-blocks", "at least 1 is needed")),
             (Some(blocks), _) => PoolSize::Blocks(blocks),
@@ -336,7 +347,6 @@ impl WorkerArgs {
                 role: self.role,
                 listen: self.listen,
                 advertise: self.advertise,
-                metrics_listen: self.metrics_listen,
                 limits: EngineLimits {
                     max_num_batched_tokens: self.max_num_batched_tokens,
                     max_num_seqs: self.max_num_seqs,
@@ -347,7 +357,9 @@ impl WorkerArgs {
                 },
                 lease: Duration::from_millis(self.handoff_lease_ms.into()),
                 drain: Duration::from_secs(self.drain_seconds.into()),
+                step_max: Duration::from_secs(self.max_step_seconds.into()),
             },
+            metrics_listen: self.metrics_listen,
             exit_with_stdin: self.exit_with_stdin,
         })
     }

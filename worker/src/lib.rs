@@ -9,7 +9,7 @@ pub mod convert;
 pub mod cuda;
 pub mod engine_thread;
 pub mod handoff;
-mod http;
+pub mod http;
 pub mod https;
 pub mod hub;
 pub mod identity;
@@ -35,6 +35,7 @@ use backend::candle::CandleBackend;
 use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::weights::Origin;
+use http::Probes;
 use hub::{HubConfig, Lines, ModelRef};
 use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource};
 use server::Server;
@@ -58,6 +59,10 @@ pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow
     };
     tokio::pin!(shutdown);
 
+    let probes = match &config.metrics_listen {
+        Some(address) => Some(Probes::listen(address).await?),
+        None => None,
+    };
     let limits = config.serve.limits;
     let folder = tokio::select! {
         folder = model_folder(&config.model) => folder?,
@@ -71,7 +76,7 @@ pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow
     let role = config.serve.role;
     let name = config.serve.name.clone();
     let model = card.served_model_name.clone();
-    let server = Server::bind(config.serve, card, max_model_len, backend).await?;
+    let server = Server::bind(config.serve, card, max_model_len, backend, probes).await?;
     let epoch = server.state().identity.epoch;
     tracing::info!(%name, %role, %epoch, model, max_model_len, listen = %server.grpc_address(), "worker is ready");
     server.run(shutdown).await?;

@@ -22,7 +22,7 @@ use tonic_health::server::HealthReporter;
 use crate::args::ServeConfig;
 use crate::convert::Peer;
 use crate::engine_thread::{self, EngineStatus};
-use crate::http;
+use crate::http::Probes;
 use crate::identity::{Identity, random_epoch};
 use crate::metrics::Metrics;
 use crate::model::{ModelCard, kv_compat};
@@ -90,17 +90,21 @@ pub struct Server {
     state: Arc<WorkerState>,
     grpc: TcpListener,
     grpc_address: SocketAddr,
-    http: Option<(TcpListener, SocketAddr)>,
+    /// Kept, so that they are served until the end.
+    probes: Option<Probes>,
     drain: Duration,
+    step_max: Duration,
 }
 
 impl Server {
-    /// Starts the engine on `backend` and binds the listeners. `max_model_len` is the model's limit or less.
+    /// Starts the engine on `backend` and binds the listener. `max_model_len` is the model's limit or less; `probes`
+    /// tell of this worker from now on.
     pub async fn bind<B: Backend + 'static>(
         config: ServeConfig,
         card: ModelCard,
         max_model_len: u32,
         backend: B,
+        probes: Option<Probes>,
     ) -> Result<Self, ServeError> {
         let layout = backend.layout();
         if layout.layer_block_bytes() + CHUNK_OVERHEAD_BYTES > MAX_MESSAGE_BYTES {
@@ -111,16 +115,8 @@ impl Server {
             );
             return Err(ConfigError { field: "block-size", message }.into());
         }
-        let grpc = listen("listen", &config.listen).await?;
-        let grpc_address = local_address("listen", &config.listen, &grpc)?;
-        let http = match &config.metrics_listen {
-            None => None,
-            Some(address) => {
-                let listener = listen("metrics-listen", address).await?;
-                let bound = local_address("metrics-listen", address, &listener)?;
-                Some((listener, bound))
-            }
-        };
+        let grpc = listen(&config.listen).await?;
+        let grpc_address = local_address(&config.listen, &grpc)?;
         let advertise = match config.advertise {
             Some(address) => address,
             None if grpc_address.ip().is_unspecified() => {
@@ -183,7 +179,11 @@ impl Server {
             lifecycle: Lifecycle::default(),
             last_handoff: AtomicU64::new(0),
         };
-        Ok(Self { state: Arc::new(state), grpc, grpc_address, http, drain: config.drain })
+        let state = Arc::new(state);
+        if let Some(probes) = &probes {
+            probes.loaded(&state);
+        }
+        Ok(Self { state, grpc, grpc_address, probes, drain: config.drain, step_max: config.step_max })
     }
 
     /// What the services share.
@@ -198,21 +198,22 @@ impl Server {
 
     /// Where metrics are served.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.http.as_ref().map(|(_, address)| *address)
+        self.probes.as_ref().map(Probes::address)
     }
 
     /// Serves until `shutdown`, then drains; or until the engine fails, which ends what runs and is an error.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { state, grpc, grpc_address: _, http, drain } = self;
+        let Self { state, grpc, grpc_address: _, probes: _probes, drain, step_max } = self;
         let stopping = CancellationToken::new();
         // However this ends, so do the tasks started here.
         let _stop = stopping.clone().drop_guard();
         let (health, health_service) = tonic_health::server::health_reporter();
         report_health(&health, &state).await;
         tokio::spawn(stopping.clone().run_until_cancelled_owned(follow_health(health, Arc::clone(&state))));
-        if let Some((listener, _)) = http {
-            tokio::spawn(http::serve(listener, Arc::clone(&state), stopping.clone()));
-        }
+        let engine = state.engine.clone();
+        tokio::spawn(
+            stopping.clone().run_until_cancelled_owned(async move { engine.watch_steps(step_max).await }),
+        );
         let serving = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -268,18 +269,16 @@ fn sized(server: WorkerServer<WorkerService>) -> WorkerServer<WorkerService> {
     server.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-async fn listen(flag: &'static str, address: &str) -> Result<TcpListener, ServeError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|source| ServeError::Bind { flag, address: address.to_owned(), source })
+async fn listen(address: &str) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| cannot_listen(address, source))
 }
 
-fn local_address(
-    flag: &'static str,
-    address: &str,
-    listener: &TcpListener,
-) -> Result<SocketAddr, ServeError> {
-    let bound = listener.local_addr();
-    bound.map_err(|source| ServeError::Bind { flag, address: address.to_owned(), source })
+fn local_address(address: &str, listener: &TcpListener) -> Result<SocketAddr, ServeError> {
+    listener.local_addr().map_err(|source| cannot_listen(address, source))
+}
+
+fn cannot_listen(address: &str, source: std::io::Error) -> ServeError {
+    ServeError::Bind { flag: "listen", address: address.to_owned(), source }
 }
 
 /// Waits until the engine cannot go on: has failed, or (`gone_only`) its thread has ended.

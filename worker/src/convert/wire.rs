@@ -125,7 +125,7 @@ pub fn kv_event(event: KvEvent) -> v1::KvEvent {
 pub fn load_report(
     epoch: Epoch,
     load: &Load,
-    draining: bool,
+    refusing: bool,
     transfers: Vec<(WorkerId, f64)>,
 ) -> v1::LoadReport {
     let engine = &load.engine;
@@ -143,7 +143,7 @@ pub fn load_report(
         blocks_quarantined: engine.blocks_quarantined,
         prefill_queue: engine.prefill_queue,
         prefill_queue_tokens: engine.prefill_queue_tokens,
-        draining,
+        draining: refusing,
         prefill_tokens_per_second: load.prefill_tokens_per_second,
         transfers: transfers.into_iter().map(transfer).collect(),
     }

@@ -6,8 +6,10 @@
 
 mod kv_log;
 mod thread;
+mod watchdog;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use disagg_core::{HandoffId, KvEvent, SequenceId};
 use disagg_engine::engine::{
@@ -17,6 +19,7 @@ use disagg_engine::{Backend, FinishReason, KvMemory, KvTransport, Request, Sampl
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use kv_log::{KvEventLog, Lagged};
+use watchdog::StepClock;
 
 /// Commands that may wait for the engine thread; new work beyond that is refused.
 const COMMANDS_MAX: usize = 1024;
@@ -77,7 +80,7 @@ pub struct Load {
 pub enum EngineStatus {
     /// It does.
     Healthy,
-    /// A step failed: what runs is ended, nothing new is taken. The message says why.
+    /// A step failed, or does not end: what runs is ended, nothing new is taken. The message says why.
     Failed(String),
     /// The thread is gone: it panicked (the message says how), or nobody held a handle any more.
     Gone(String),
@@ -196,7 +199,8 @@ enum Command {
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     load: watch::Receiver<Load>,
-    status: watch::Receiver<EngineStatus>,
+    status: watch::Sender<EngineStatus>,
+    steps: Arc<StepClock>,
     kv_log: Arc<KvEventLog>,
     memory: Arc<dyn KvMemory>,
 }
@@ -210,14 +214,16 @@ pub fn spawn<B: Backend + 'static>(
     let load = watch::Sender::new(Load { engine: engine.load(), prefill_tokens_per_second: 0.0 });
     let status = watch::Sender::new(EngineStatus::Healthy);
     let kv_log = Arc::new(KvEventLog::new(KV_EVENTS_KEPT));
+    let steps = Arc::new(StepClock::new());
     let handle = EngineHandle {
         commands,
         load: load.subscribe(),
-        status: status.subscribe(),
+        status: status.clone(),
+        steps: Arc::clone(&steps),
         kv_log: Arc::clone(&kv_log),
         memory: engine.memory(),
     };
-    let outputs = thread::Outputs { load, status, kv_log };
+    let outputs = thread::Outputs { load, status, steps, kv_log };
     std::thread::Builder::new()
         .name("engine".to_owned())
         .spawn(move || thread::run(engine, transport, inbox, outputs))?;
@@ -237,7 +243,13 @@ impl EngineHandle {
 
     /// Whether the engine computes.
     pub fn status(&self) -> watch::Receiver<EngineStatus> {
-        self.status.clone()
+        self.status.subscribe()
+    }
+
+    /// Watches the steps until one takes longer than `bound`; the status then says so. To be polled as long as the
+    /// engine is used.
+    pub async fn watch_steps(&self, bound: Duration) {
+        watchdog::watch(&self.steps, &self.status, bound).await;
     }
 
     /// KV events as they come.

@@ -10,6 +10,7 @@ use disagg_engine::engine::{BlockFate, Engine, EngineEvent};
 use disagg_engine::{Backend, FinishReason, KvTransport, Request, SampledToken};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::watchdog::StepClock;
 use super::{
     COMMANDS_MAX, Command, EngineStatus, KvEventLog, KvSnapshot, Load, PrefillEvents, PrefillFailed,
     PrefillSubmitted, Reply, Reserved, SequenceEvent, SubmitError, Submitted,
@@ -22,6 +23,7 @@ const SPEED_WEIGHT: f64 = 0.3;
 pub(super) struct Outputs {
     pub(super) load: watch::Sender<Load>,
     pub(super) status: watch::Sender<EngineStatus>,
+    pub(super) steps: Arc<StepClock>,
     pub(super) kv_log: Arc<KvEventLog>,
 }
 
@@ -32,7 +34,7 @@ pub(super) fn run<B: Backend>(
     inbox: mpsc::Receiver<Command>,
     outputs: Outputs,
 ) {
-    let Outputs { load, status, kv_log } = outputs;
+    let Outputs { load, status, steps, kv_log } = outputs;
     let speed = 0.0;
     let state = Thread {
         engine,
@@ -40,6 +42,7 @@ pub(super) fn run<B: Backend>(
         inbox,
         load,
         status: status.clone(),
+        steps,
         kv_log,
         sequences: HashMap::new(),
         prefills: HashMap::new(),
@@ -82,6 +85,7 @@ struct Thread<B: Backend> {
     inbox: mpsc::Receiver<Command>,
     load: watch::Sender<Load>,
     status: watch::Sender<EngineStatus>,
+    steps: Arc<StepClock>,
     kv_log: Arc<KvEventLog>,
     sequences: HashMap<SequenceId, SequenceRoute>,
     prefills: HashMap<HandoffId, PrefillRoute>,
@@ -125,7 +129,11 @@ impl<B: Backend> Thread<B> {
     fn step(&mut self) {
         let before = self.engine.load().prefill_queue_tokens;
         let begun = Instant::now();
-        if let Err(error) = self.engine.step(self.transport.as_mut()) {
+        let stepped = {
+            let _running = self.steps.step();
+            self.engine.step(self.transport.as_mut())
+        };
+        if let Err(error) = stepped {
             tracing::error!(%error, "a step failed; this worker takes no new work");
             let message = error.to_string();
             self.status.send_if_modified(|status| {

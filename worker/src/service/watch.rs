@@ -82,32 +82,35 @@ async fn send_kv_events(
     }
 }
 
-/// At once, then on change or once a second.
+/// At once, then on change or once a second; without delay when work is no longer taken.
 pub(super) fn load(
     worker: Arc<WorkerState>,
 ) -> impl Stream<Item = Result<v1::LoadReport, Status>> + Send + 'static {
     let loads = worker.engine.load();
-    let draining = worker.lifecycle.watch_draining();
-    futures::stream::unfold((worker, loads, draining, None::<Instant>), async |state| {
-        let (worker, mut loads, mut draining, last_sent) = state;
+    let (draining, status) = (worker.lifecycle.watch_draining(), worker.engine.status());
+    futures::stream::unfold((worker, loads, draining, status, None::<Instant>), async |state| {
+        let (worker, mut loads, mut draining, mut status, last_sent) = state;
         if let Some(last_sent) = last_sent {
-            tokio::time::sleep_until(last_sent + LOAD_EVERY_MIN).await;
+            // Load can wait its turn; that no work is taken any more has to be known before the next request is sent.
             let change = async {
-                tokio::select! {
-                    change = loads.changed() => change,
-                    change = draining.changed() => change,
-                }
+                tokio::time::sleep_until(last_sent + LOAD_EVERY_MIN).await;
+                tokio::time::timeout_at(last_sent + LOAD_EVERY_MAX, loads.changed()).await.unwrap_or(Ok(()))
             };
-            match tokio::time::timeout_at(last_sent + LOAD_EVERY_MAX, change).await {
-                Ok(Ok(())) | Err(_) => {}
-                // The engine thread is gone.
-                Ok(Err(_)) => return None,
-            }
+            let change = tokio::select! {
+                change = draining.changed() => change,
+                change = status.changed() => change,
+                change = change => change,
+            };
+            // The engine thread is gone.
+            change.ok()?;
         }
-        let is_draining = *draining.borrow_and_update();
+        // Seen before it is looked at: what changes after that brings another report.
+        draining.mark_unchanged();
+        status.mark_unchanged();
+        let refusing = worker.accepts_work().is_err();
         let transfers = worker.pusher.speeds.snapshot();
         let report =
-            convert::load_report(worker.identity.epoch, &loads.borrow_and_update(), is_draining, transfers);
-        Some((Ok(report), (worker, loads, draining, Some(Instant::now()))))
+            convert::load_report(worker.identity.epoch, &loads.borrow_and_update(), refusing, transfers);
+        Some((Ok(report), (worker, loads, draining, status, Some(Instant::now()))))
     })
 }

@@ -1,6 +1,7 @@
 //! Engines that fail.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use disagg_core::Role;
 use disagg_proto::v1;
@@ -59,5 +60,40 @@ async fn a_panic_of_the_engine_thread_ends_the_worker_with_its_message() {
         "{ended:?}"
     );
     // Told, or cut off: never a stream that ends as if all were well.
+    assert!(collect(live.into_inner()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_end_is_noticed_and_ends_the_worker() {
+    let mut decode = TestWorker::start(Options {
+        metrics: true,
+        step_max: Duration::from_millis(300),
+        drain: Duration::from_secs(5),
+        ..options("decode-0", Role::Decode)
+    })
+    .await;
+    let address = decode.metrics_address.unwrap();
+    let mut client = decode.client().await;
+    // A slow worker is not a hanging one.
+    assert_right(&generate(&decode, local("a", &request(4, 20, 30))).await.unwrap(), &request(4, 20, 30));
+    assert!(get(address, "/health").await.starts_with("HTTP/1.1 200"));
+
+    let mut load = client.watch_load(v1::WatchLoadRequest {}).await.unwrap().into_inner();
+    assert!(!load.message().await.unwrap().unwrap().draining);
+    decode.gate.hold_after(2);
+    let live = client.generate(local("b", &request(5, 20, 30))).await.unwrap();
+    // Routers hear of it on the stream they have.
+    while !load.message().await.unwrap().unwrap().draining {}
+    let health = get(address, "/health").await;
+    assert!(health.starts_with("HTTP/1.1 503") && health.contains("a step has been running"), "{health}");
+    assert!(get(address, "/ready").await.starts_with("HTTP/1.1 503"));
+    let status = client.generate(local("late", &request(6, 20, 3))).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+
+    let ended = decode.ended().await;
+    assert!(
+        matches!(&ended, Err(ServeError::Engine(why)) if why.contains("--max-step-seconds")),
+        "{ended:?}"
+    );
     assert!(collect(live.into_inner()).await.is_err());
 }

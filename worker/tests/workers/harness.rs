@@ -18,10 +18,12 @@ use disagg_proto::v1;
 use disagg_proto::v1::worker_client::WorkerClient;
 use disagg_worker::args::{EngineLimits, ServeConfig};
 use disagg_worker::engine_thread::Load;
+use disagg_worker::http::Probes;
 use disagg_worker::model::{CardFile, ModelCard};
 use disagg_worker::server::{ServeError, Server};
 use disagg_worker::state::WorkerState;
 use parking_lot::{Condvar, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -128,6 +130,8 @@ pub struct Options {
     pub lease: Duration,
     pub num_blocks: u32,
     pub metrics: bool,
+    pub drain: Duration,
+    pub step_max: Duration,
 }
 
 pub fn options(name: &'static str, role: Role) -> Options {
@@ -139,7 +143,17 @@ pub fn options(name: &'static str, role: Role) -> Options {
         enable_chunked_prefill: true,
         enable_prefix_caching: true,
     };
-    Options { name, role, limits, lease: Duration::from_secs(5), num_blocks: 512, metrics: false }
+    Options {
+        name,
+        role,
+        limits,
+        lease: Duration::from_secs(5),
+        num_blocks: 512,
+        metrics: false,
+        drain: PATIENCE,
+        // Longer than any test holds the gate.
+        step_max: Duration::from_secs(3600),
+    }
 }
 
 pub struct TestWorker {
@@ -170,13 +184,19 @@ impl TestWorker {
             role: options.role,
             listen: "127.0.0.1:0".into(),
             advertise: None,
-            metrics_listen: options.metrics.then(|| "127.0.0.1:0".into()),
             limits: options.limits,
             lease: options.lease,
-            drain: PATIENCE,
+            drain: options.drain,
+            step_max: options.step_max,
         };
-        let server =
-            runtime.spawn(Server::bind(config, card(), MAX_MODEL_LEN, backend)).await.unwrap().unwrap();
+        let bind = async move {
+            let probes = match options.metrics {
+                true => Some(Probes::listen("127.0.0.1:0").await?),
+                false => None,
+            };
+            Server::bind(config, card(), MAX_MODEL_LEN, backend, probes).await
+        };
+        let server = runtime.spawn(bind).await.unwrap().unwrap();
         let (address, metrics_address) = (server.grpc_address(), server.metrics_address());
         let state = Arc::clone(server.state());
         let shutdown = CancellationToken::new();
@@ -454,4 +474,14 @@ impl Relay {
     pub fn cut(&self) {
         self.cut.cancel();
     }
+}
+
+/// The whole answer of a worker's HTTP server.
+pub async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use disagg_core::Role;
 use disagg_proto::v1;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use disagg_worker::http::Probes;
 use tonic::Streaming;
 
 use crate::harness::*;
@@ -147,15 +147,6 @@ async fn load_is_told_at_once_and_on_change() {
     while next(&mut load).await.blocks_used > 0 {}
 }
 
-async fn get(address: std::net::SocketAddr, path: &str) -> String {
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).await.unwrap();
-    response
-}
-
 #[tokio::test]
 async fn metrics_health_and_readiness_are_served_over_http() {
     let mut with_metrics = options("decode-0", Role::Decode);
@@ -177,4 +168,14 @@ async fn metrics_health_and_readiness_are_served_over_http() {
     decode.client().await.drain(v1::DrainRequest { deadline_seconds: 1 }).await.unwrap();
     assert!(get(address, "/ready").await.starts_with("HTTP/1.1 503"));
     assert!(get(address, "/health").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_worker_that_loads_is_alive_and_not_ready() {
+    let probes = Probes::listen("127.0.0.1:0").await.unwrap();
+    let health = get(probes.address(), "/health").await;
+    assert!(health.starts_with("HTTP/1.1 200") && health.ends_with("loading the model"), "{health}");
+    let ready = get(probes.address(), "/ready").await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.ends_with("loading the model"), "{ready}");
+    assert!(get(probes.address(), "/metrics").await.ends_with("# EOF\n"));
 }
