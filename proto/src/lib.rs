@@ -13,3 +13,7 @@ pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Largest payload of one KV chunk or model card part, in bytes.
 pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
+
+/// Metadata of an UNAVAILABLE answer to `Generate` or `Prefill`: the worker takes no new work (it drains, or its engine
+/// has failed) and has begun nothing. The caller may ask any number of others.
+pub const REFUSED_METADATA: &str = "disagg-refused";

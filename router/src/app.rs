@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Limits, RoutingConfig};
+use crate::kubernetes::Health;
 use crate::metrics::Metrics;
 use crate::routing::Draws;
 use crate::settings::LiveSettings;
@@ -32,14 +33,19 @@ pub(crate) struct App {
     pub cut: CancellationToken,
     /// Workers that have to be ready for the router to be ready at first.
     min_workers: u32,
+    /// How the watches go, in a cluster.
+    pub cluster: Option<Arc<Health>>,
     /// It could serve once.
     served: AtomicBool,
+    /// It ends soon; requests are still accepted.
+    leaving: AtomicBool,
 }
 
 impl App {
     pub(crate) fn new(
         registry: Arc<Registry>,
         settings: LiveSettings,
+        cluster: Option<Arc<Health>>,
         limits: Limits,
         routing: RoutingConfig,
     ) -> Self {
@@ -55,7 +61,9 @@ impl App {
             limits,
             streams: TaskTracker::new(),
             cut: CancellationToken::new(),
+            cluster,
             served: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
         }
     }
 
@@ -63,6 +71,7 @@ impl App {
     /// rather than at a router that is in the same position.
     pub(crate) fn ready(&self) -> bool {
         if !self.served.load(Ordering::Relaxed)
+            && self.missing().is_none()
             && self.registry.can_serve()
             && self.registry.ready().len() >= self.min_workers as usize
         {
@@ -73,11 +82,27 @@ impl App {
 
     /// What [`Self::ready`] waits for, for people.
     pub(crate) fn not_ready_because(&self) -> String {
-        if self.registry.can_serve() {
+        if let Some(missing) = self.missing() {
+            missing
+        } else if self.registry.can_serve() {
             let (ready, wanted) = (self.registry.ready().len(), self.min_workers);
             format!("{ready} of the {wanted} workers that --min-workers asks for are ready")
         } else {
-            "no decode worker has been ready yet".to_owned()
+            self.registry.why_not()
         }
+    }
+
+    /// What the cluster has not told yet.
+    fn missing(&self) -> Option<String> {
+        self.cluster.as_ref()?.missing()
+    }
+
+    /// From now on, connections are closed after each answer, so that clients come back elsewhere.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 }

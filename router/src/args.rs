@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
+use disagg_api::kubernetes::{ENV_DEPLOYMENT, ENV_NAMESPACE};
 use disagg_core::RoutingStrategy;
 
 /// Arguments of the router. Every flag can also be set by the environment variable named beside it.
@@ -19,9 +20,24 @@ pub struct RouterArgs {
         env = "DISAGG_WORKERS",
         value_name = "HOST:PORT",
         value_delimiter = ',',
-        required = true
+        required_unless_present = "deployment_name"
     )]
     pub workers: Vec<String>,
+
+    /// In a cluster: serve the DisaggDeployment of this name. Its workers are found through EndpointSlices, and its
+    /// settings are the ConfigMap NAME-router, which is watched.
+    #[arg(long, env = ENV_DEPLOYMENT, value_name = "NAME", conflicts_with_all = ["workers", "settings",
+          "max_local_prefill_length", "max_prefill_queue_depth", "fallback_policy"])]
+    pub deployment_name: Option<String>,
+
+    /// Namespace of that DisaggDeployment. [default: the pod's own, or that of the kubeconfig's context]
+    #[arg(long, env = ENV_NAMESPACE, value_name = "NAMESPACE")]
+    pub kubernetes_namespace: Option<String>,
+
+    /// Kubeconfig file, for a router outside of the cluster. [default: as kubectl finds it, or the pod's service
+    /// account]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// YAML file with the routing settings (maxLocalPrefillLength, maxPrefillQueueDepth, fallbackPolicy). It is
     /// watched: an edit applies to new requests within a second. A bad edit changes nothing and is logged.
@@ -89,6 +105,12 @@ pub struct RouterArgs {
     #[arg(long, env = "DISAGG_TOKENIZER_THREADS", value_name = "N",
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=256))]
     pub tokenizer_threads: Option<u32>,
+
+    /// On SIGTERM, how long requests are still accepted, before open answers are finished: the time that whoever sends
+    /// requests here may take to learn that this router leaves.
+    #[arg(long, env = "DISAGG_SHUTDOWN_DELAY_SECONDS", value_name = "SECONDS", default_value_t = 0,
+          value_parser = RangedU64ValueParser::<u32>::new().range(0..=300))]
+    pub shutdown_delay_seconds: u32,
 
     /// On shutdown, how long open answers may go on before they are cut.
     #[arg(long, env = "DISAGG_DRAIN_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 60,

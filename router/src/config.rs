@@ -10,6 +10,7 @@ use disagg_core::RoutingStrategy;
 use disagg_core::prefix_index::APPROX_BYTES_PER_BLOCK;
 
 use crate::RouterArgs;
+use crate::kubernetes::Target;
 
 /// An argument that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,9 @@ pub(crate) enum ConfigError {
     /// An address without host or port.
     #[error("--worker {0:?} is no address; write HOST:PORT, for example 127.0.0.1:9001")]
     WorkerAddress(String),
+    /// A name that no resource can have.
+    #[error("--deployment-name {0:?} is no name of a DisaggDeployment; write for example demo")]
+    DeploymentName(String),
     /// A routing setting out of its range.
     #[error("{0}")]
     Settings(SettingsErrors),
@@ -31,6 +35,15 @@ pub(crate) enum SettingsSource {
     File(PathBuf),
 }
 
+/// Where workers and settings come from.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Source {
+    /// Named by flags.
+    Flags { workers: BTreeSet<String>, settings: SettingsSource },
+    /// A deployment in a cluster.
+    Kubernetes(Target),
+}
+
 /// Limits that requests are held to.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Limits {
@@ -40,6 +53,7 @@ pub(crate) struct Limits {
     pub worker_wait_max: Duration,
     pub reader_timeout: Duration,
     pub tokenizer_threads: usize,
+    pub shutdown_delay: Duration,
     pub drain_timeout: Duration,
 }
 
@@ -56,8 +70,7 @@ pub(crate) struct RoutingConfig {
 pub(crate) struct Config {
     pub listen: String,
     pub routing: RoutingConfig,
-    pub workers: BTreeSet<String>,
-    pub settings: SettingsSource,
+    pub source: Source,
     pub limits: Limits,
     pub exit_with_stdin: bool,
 }
@@ -70,8 +83,19 @@ impl TryFrom<RouterArgs> for Config {
             return Err(ConfigError::WorkerAddress(bad.clone()));
         }
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        let settings = if let Some(file) = args.settings {
-            SettingsSource::File(file)
+        let source = if let Some(deployment) = args.deployment_name {
+            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            if deployment.is_empty() || deployment.len() > 63 || !deployment.bytes().all(allowed) {
+                return Err(ConfigError::DeploymentName(deployment));
+            }
+            Source::Kubernetes(Target {
+                deployment,
+                namespace: args.kubernetes_namespace,
+                kubeconfig: args.kubeconfig,
+            })
+        } else if let Some(file) = args.settings {
+            let workers = args.workers.into_iter().collect();
+            Source::Flags { workers, settings: SettingsSource::File(file) }
         } else {
             let length = args.max_local_prefill_length.map(|value| value.to_string());
             let depth = args.max_prefill_queue_depth.map(|value| value.to_string());
@@ -81,7 +105,9 @@ impl TryFrom<RouterArgs> for Config {
                 (FALLBACK_POLICY, args.fallback_policy.as_deref()),
             ];
             let pairs = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
-            SettingsSource::Flags(RouterSettings::from_pairs(pairs).map_err(ConfigError::Settings)?)
+            let settings = RouterSettings::from_pairs(pairs).map_err(ConfigError::Settings)?;
+            let workers = args.workers.into_iter().collect();
+            Source::Flags { workers, settings: SettingsSource::Flags(settings) }
         };
         let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self {
@@ -91,8 +117,7 @@ impl TryFrom<RouterArgs> for Config {
                 min_workers: args.min_workers,
                 index_blocks_max: args.max_prefix_index_mib as usize * (1024 * 1024 / APPROX_BYTES_PER_BLOCK),
             },
-            workers: args.workers.into_iter().collect(),
-            settings,
+            source,
             limits: Limits {
                 in_flight_max: args.max_in_flight,
                 body_bytes_max: args.max_body_bytes as usize,
@@ -100,6 +125,7 @@ impl TryFrom<RouterArgs> for Config {
                 worker_wait_max: seconds(args.max_wait_for_worker_seconds),
                 reader_timeout: seconds(args.reader_timeout_seconds),
                 tokenizer_threads: args.tokenizer_threads.map_or_else(cpus, |threads| threads as usize),
+                shutdown_delay: seconds(args.shutdown_delay_seconds),
                 drain_timeout: seconds(args.drain_timeout_seconds),
             },
             exit_with_stdin: args.exit_with_stdin,
@@ -134,7 +160,9 @@ mod tests {
     #[test]
     fn flags_give_settings() {
         let config = config(&["--max-local-prefill-length", "64", "--fallback-policy", "Fail"]).unwrap();
-        let SettingsSource::Flags(settings) = config.settings else { panic!("no file was given") };
+        let Source::Flags { settings: SettingsSource::Flags(settings), .. } = config.source else {
+            panic!("no file was given")
+        };
         assert_eq!(settings.max_local_prefill_length, 64);
         assert_eq!(settings.max_prefill_queue_depth, 2);
         assert_eq!(settings.fallback_policy, FallbackPolicy::Fail);
@@ -152,6 +180,7 @@ mod tests {
             (&["--min-workers", "0"], "--min-workers"),
             (&["--max-prefix-index-mib", "0"], "--max-prefix-index-mib"),
             (&["--settings", "f", "--max-local-prefill-length", "1"], "cannot be used with"),
+            (&["--deployment-name", "demo"], "cannot be used with"),
         ] {
             let error = config(flags).unwrap_err();
             assert!(error.contains(expected), "{flags:?}: {error}");
@@ -168,6 +197,22 @@ mod tests {
     #[test]
     fn workers_are_repeated_or_listed() {
         let config = config(&["--worker", "worker-0.pool:9000,[::1]:9001"]).unwrap();
-        assert_eq!(config.workers.len(), 3);
+        let Source::Flags { workers, .. } = config.source else { panic!("workers were given") };
+        assert_eq!(workers.len(), 3);
+    }
+
+    #[test]
+    fn a_router_is_for_workers_or_for_a_deployment() {
+        let parse = |flags: &[&str]| {
+            let cli =
+                Cli::try_parse_from(["router"].iter().chain(flags)).map_err(|error| error.to_string())?;
+            Config::try_from(cli.args).map_err(|error| error.to_string())
+        };
+        let config = parse(&["--deployment-name", "demo", "--kubernetes-namespace", "llm"]).unwrap();
+        let target =
+            Target { deployment: "demo".to_owned(), namespace: Some("llm".to_owned()), kubeconfig: None };
+        assert_eq!(config.source, Source::Kubernetes(target));
+        assert!(parse(&[]).unwrap_err().contains("--worker"));
+        assert!(parse(&["--deployment-name", "a,b"]).unwrap_err().contains("is no name"));
     }
 }

@@ -13,7 +13,7 @@ mod args;
 mod config;
 mod endpoints;
 mod generation;
-
+mod kubernetes;
 mod metrics;
 mod model;
 mod openai;

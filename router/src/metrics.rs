@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::kubernetes::{Feed, Health};
 use crate::openai::{Endpoint, Usage};
 use crate::workers::{self, State};
 
@@ -44,6 +45,11 @@ struct PlacementLabels {
 struct WorkerLabels {
     role: Name,
     state: Name,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct FeedLabel {
+    feed: Name,
 }
 
 /// A label that is one of a fixed set.
@@ -99,6 +105,7 @@ pub(crate) struct Metrics {
     index_blocks_max: Gauge,
     index_evicted: Counter,
     settings_valid: Gauge,
+    watches: Family<FeedLabel, Gauge>,
 }
 
 impl Metrics {
@@ -123,6 +130,7 @@ impl Metrics {
             index_blocks_max: Gauge::default(),
             index_evicted: Counter::default(),
             settings_valid: Gauge::default(),
+            watches: Family::default(),
             registry: Registry::default(),
         };
         let m = &metrics;
@@ -150,13 +158,25 @@ impl Metrics {
         registry.register("prefix_index_max_blocks", help, m.index_blocks_max.clone());
         let help = "Blocks that the prefix index forgot for its bound";
         registry.register("prefix_index_evicted_blocks", help, m.index_evicted.clone());
-        let help = "1 if the settings file is in force as it is, 0 if older values are";
+        let help = "1 if the settings file or ConfigMap is in force as it is, 0 if other values are";
         registry.register("settings_valid", help, m.settings_valid.clone());
+        let help = "In a cluster: 1 if what is watched through the Kubernetes API is up to date";
+        registry.register("kubernetes_watch_up", help, m.watches.clone());
         Arc::new(Self { registry, ..metrics })
     }
 
     /// The text of `/metrics`, with gauges set from what is now.
-    pub(crate) fn render(&self, workers: &workers::Registry, settings_valid: bool) -> String {
+    pub(crate) fn render(
+        &self,
+        workers: &workers::Registry,
+        settings_valid: bool,
+        cluster: Option<&Health>,
+    ) -> String {
+        for (feed, health) in cluster.iter().flat_map(|health| Feed::ALL.map(|feed| (feed, health))) {
+            self.watches
+                .get_or_create(&FeedLabel { feed: Name(feed.as_str()) })
+                .set(health.is_up(feed).into());
+        }
         for role in [Role::Prefill, Role::Decode, Role::Both] {
             for state in State::ALL {
                 let labels = WorkerLabels { role: Name(role.as_str()), state: Name(state.as_str()) };

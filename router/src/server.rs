@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::serve::ListenerExt;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -12,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::RouterArgs;
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::endpoints::routes;
+use crate::kubernetes::{Cluster, Health};
 use crate::settings::LiveSettings;
-use crate::workers::{Registry, StaticList};
+use crate::workers::{self, Addresses, Registry};
 
 /// After open answers were cut, time for their last words to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -36,11 +39,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
-    let (settings, keep_settings) = LiveSettings::start(config.settings).await?;
+    let Sources { addresses, settings, cluster, keep_up } = Sources::open(config.source).await?;
     let registry = Registry::new(config.limits.in_flight_max, config.routing.index_blocks_max);
-    let follow_workers = Arc::clone(&registry).follow(StaticList(config.workers));
-    let drain_timeout = config.limits.drain_timeout;
-    let app = Arc::new(App::new(registry, settings, config.limits, config.routing));
+    let follow_workers = Arc::clone(&registry).follow(addresses);
+    let (shutdown_delay, drain_timeout) = (config.limits.shutdown_delay, config.limits.drain_timeout);
+    let app = Arc::new(App::new(registry, settings, cluster, config.limits, config.routing));
     let address = listener.local_addr()?;
     let stop = CancellationToken::new();
 
@@ -59,9 +62,15 @@ pub async fn serve(
         tokio::pin!(server);
         tokio::select! {
             ended = &mut server => return ended.context("the HTTP server ended"),
-            () = shutdown => tracing::info!("shutdown: finishing open answers"),
-            () = stdin_ended(config.exit_with_stdin) => tracing::info!("standard input ended: finishing open answers"),
+            () = shutdown => tracing::info!(delay = ?shutdown_delay, "shutdown"),
+            () = stdin_ended(config.exit_with_stdin) => tracing::info!("standard input ended"),
         }
+        // Whoever sends requests here may not have learned yet that this router leaves.
+        app.leave();
+        if let Ok(ended) = timeout(shutdown_delay, &mut server).await {
+            return ended.context("the HTTP server ended");
+        }
+        tracing::info!("finishing open answers");
         stop.cancel();
         if let Ok(ended) = timeout(drain_timeout, &mut server).await {
             return ended.context("the HTTP server ended");
@@ -75,7 +84,38 @@ pub async fn serve(
     tokio::select! {
         ended = serving => ended,
         () = follow_workers => Ok(()),
-        () = keep_settings => Ok(()),
+        () = keep_up => Ok(()),
+    }
+}
+
+/// Where workers and settings come from, opened.
+struct Sources {
+    addresses: Addresses,
+    settings: LiveSettings,
+    /// Of a router in a cluster.
+    cluster: Option<Arc<Health>>,
+    /// Keeps all this up to date; never ends.
+    keep_up: BoxFuture<'static, ()>,
+}
+
+impl Sources {
+    async fn open(source: Source) -> anyhow::Result<Self> {
+        match source {
+            Source::Flags { workers, settings } => {
+                let (settings, keep_up) = LiveSettings::start(settings).await?;
+                let addresses = workers::fixed(workers);
+                Ok(Self { addresses, settings, cluster: None, keep_up: keep_up.boxed() })
+            }
+            Source::Kubernetes(target) => {
+                let cluster = Cluster::new(target).await?;
+                let (addresses, keep_addresses) = cluster.workers();
+                let (settings, keep_settings) = cluster.settings();
+                let keep_up = async move {
+                    tokio::join!(keep_addresses, keep_settings);
+                };
+                Ok(Self { addresses, settings, cluster: Some(cluster.health()), keep_up: keep_up.boxed() })
+            }
+        }
     }
 }
 

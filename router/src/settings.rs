@@ -1,4 +1,4 @@
-//! The routing settings in force, and the file they are read from.
+//! The routing settings in force, and the file they are read from. (Those of a ConfigMap: `kubernetes`.)
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,19 +31,28 @@ pub(crate) enum SettingsFileError {
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct InForce {
     pub settings: RouterSettings,
-    /// Why the file, as it is now, is not in force.
+    /// Why the source, as it is now, is not in force.
     pub problem: Option<String>,
+    /// Of a ConfigMap: the version that was looked at last.
+    pub resource_version: Option<String>,
+    /// The source was looked at. Before that, `settings` are the defaults.
+    pub known: bool,
 }
 
 /// The settings in force; every request reads them once.
 #[derive(Clone)]
 pub(crate) struct LiveSettings {
     values: watch::Receiver<Arc<InForce>>,
-    /// The file, if there is one.
-    pub(crate) file: Option<Arc<PathBuf>>,
+    /// Where they come from, for people: `flags`, a path, or a ConfigMap.
+    pub(crate) source: Arc<str>,
 }
 
 impl LiveSettings {
+    /// Settings that somebody else keeps up to date.
+    pub(crate) fn new(values: watch::Receiver<Arc<InForce>>, source: impl Into<Arc<str>>) -> Self {
+        Self { values, source: source.into() }
+    }
+
     /// Reads the settings for the first time; here a bad file is an error, since there are no values before it. The
     /// future keeps them up to date and has to be polled along with the router.
     pub(crate) async fn start(
@@ -51,17 +60,18 @@ impl LiveSettings {
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), SettingsFileError> {
         let (settings, file) = match source {
             SettingsSource::Flags(settings) => (settings, None),
-            SettingsSource::File(path) => (read(&path).await?, Some(Arc::new(path))),
+            SettingsSource::File(path) => (read(&path).await?, Some(path)),
         };
-        let (sender, values) = watch::channel(Arc::new(InForce { settings, problem: None }));
-        let watched = file.clone();
+        let now = InForce { settings, ..InForce::default() };
+        let (sender, values) = watch::channel(Arc::new(now));
+        let source = file.as_ref().map_or("flags".to_owned(), |file| file.display().to_string());
         let keep_up = async move {
-            match watched {
+            match file {
                 Some(path) => follow(&path, &sender).await,
                 None => std::future::pending().await,
             }
         };
-        Ok((Self { values, file }, keep_up))
+        Ok((Self::new(values, source), keep_up))
     }
 
     /// What is in force now.
@@ -70,7 +80,22 @@ impl LiveSettings {
     }
 }
 
+impl Default for InForce {
+    fn default() -> Self {
+        Self { settings: RouterSettings::default(), problem: None, resource_version: None, known: true }
+    }
+}
+
 impl InForce {
+    /// Says what has changed from `before`, where anything has.
+    pub(crate) fn log_change(&self, before: &Self) {
+        match &self.problem {
+            None if before.problem.is_none() && before.settings == self.settings => {}
+            None => tracing::info!(settings = ?self.settings, "settings applied"),
+            Some(problem) => tracing::warn!(%problem, settings = ?self.settings, "settings not applied"),
+        }
+    }
+
     /// The settings as placement takes them.
     pub(crate) fn placement(&self) -> PlacementSettings {
         PlacementSettings {
@@ -92,18 +117,13 @@ async fn follow(path: &Path, sender: &watch::Sender<Arc<InForce>>) {
         ticks.tick().await;
         let before = Arc::clone(&sender.borrow());
         let now = match read(path).await {
-            Ok(settings) => InForce { settings, problem: None },
-            Err(error) => InForce { settings: before.settings.clone(), problem: Some(error.to_string()) },
+            Ok(settings) => InForce { settings, ..InForce::default() },
+            Err(error) => InForce { problem: Some(error.to_string()), ..(*before).clone() },
         };
         if now == *before {
             continue;
         }
-        match &now.problem {
-            None => tracing::info!(file = %path.display(), settings = ?now.settings, "settings applied"),
-            Some(problem) => {
-                tracing::warn!(%problem, "settings not applied; the last good values stay in force");
-            }
-        }
+        now.log_change(&before);
         sender.send_replace(Arc::new(now));
     }
 }

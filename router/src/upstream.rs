@@ -17,6 +17,8 @@ use crate::workers::SentGuard;
 pub(crate) enum Failure {
     /// The worker has as many requests as it takes.
     Busy,
+    /// The worker takes no new work, and has begun nothing.
+    Refused(String),
     /// The worker finds the request invalid; no other will think better of it.
     Invalid(String),
     /// The worker went away, broke the contract, or could not go on.
@@ -26,6 +28,9 @@ pub(crate) enum Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         match status.code() {
+            Code::Unavailable if status.metadata().contains_key(disagg_proto::REFUSED_METADATA) => {
+                Self::Refused(status.message().to_owned())
+            }
             Code::ResourceExhausted => Self::Busy,
             Code::InvalidArgument | Code::OutOfRange => Self::Invalid(status.message().to_owned()),
             _ if status.message().is_empty() => Self::Lost(status.code().description().to_owned()),

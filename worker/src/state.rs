@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Status;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
 
 use crate::convert::{Peer, PromptLimits};
 use crate::engine_thread::{EngineHandle, EngineStatus, SubmitError};
@@ -74,11 +75,11 @@ impl WorkerState {
     /// Refuses new work while draining or when the engine has failed.
     pub fn accepts_work(&self) -> Result<(), Status> {
         if self.lifecycle.is_draining() {
-            return Err(Status::unavailable("this worker is draining"));
+            return Err(refused("this worker is draining"));
         }
         match &*self.engine.status().borrow() {
             EngineStatus::Healthy => Ok(()),
-            EngineStatus::Failed(why) | EngineStatus::Gone(why) => Err(Status::unavailable(why.clone())),
+            EngineStatus::Failed(why) | EngineStatus::Gone(why) => Err(refused(why)),
         }
     }
 
@@ -92,6 +93,13 @@ impl WorkerState {
             self.identity.fingerprint
         )))
     }
+}
+
+/// For work that was not even looked at.
+fn refused(why: &str) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert(disagg_proto::REFUSED_METADATA, MetadataValue::from_static("true"));
+    Status::with_metadata(Code::Unavailable, why, metadata)
 }
 
 /// What the contract answers for work that was not taken.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use disagg_api::kubernetes::SettingsReport;
 use http::{StatusCode, header};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -73,7 +74,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let settings_valid = app.settings.in_force().problem.is_none();
-    let text = app.metrics.render(&app.registry, settings_valid);
+    let text = app.metrics.render(&app.registry, settings_valid, app.cluster.as_deref());
     ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response()
 }
 
@@ -120,13 +121,12 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 /// The settings that new requests are placed by.
-pub(super) async fn settings(State(app): State<Arc<App>>) -> Json<Value> {
+pub(super) async fn settings(State(app): State<Arc<App>>) -> Json<SettingsReport> {
     let now = app.settings.in_force();
-    let values: BTreeMap<&str, Value> = BTreeMap::from([
-        ("maxLocalPrefillLength", now.settings.max_local_prefill_length.into()),
-        ("maxPrefillQueueDepth", now.settings.max_prefill_queue_depth.into()),
-        ("fallbackPolicy", now.settings.fallback_policy.to_string().into()),
-    ]);
-    let source = app.settings.file.as_ref().map_or("flags".to_owned(), |file| file.display().to_string());
-    Json(json!({ "settings": values, "source": source, "problem": now.problem }))
+    Json(SettingsReport {
+        settings: (&now.settings).into(),
+        source: app.settings.source.to_string(),
+        resource_version: now.resource_version.clone(),
+        problem: now.problem.clone(),
+    })
 }

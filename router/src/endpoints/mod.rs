@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
+use disagg_api::kubernetes::SETTINGS_PATH;
 
 use crate::app::App;
 use crate::openai::{ApiError, Endpoint};
@@ -27,9 +29,10 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/ready", get(info::ready))
         .route("/metrics", get(info::metrics))
         .route("/internal/workers", get(info::workers))
-        .route("/internal/settings", get(info::settings))
+        .route(SETTINGS_PATH, get(info::settings))
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&app), close_when_leaving))
         .with_state(app)
 }
 
@@ -43,4 +46,14 @@ async fn unknown_url(method: http::Method, uri: http::Uri) -> ApiError {
 
 async fn method_not_allowed(method: http::Method, uri: http::Uri) -> ApiError {
     ApiError::method_not_allowed(&method, uri.path())
+}
+
+/// A router that leaves says so to clients that keep connections open. HTTP/2 has another way, and no such header.
+async fn close_when_leaving(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let one = request.version() <= http::Version::HTTP_11;
+    let mut response = next.run(request).await;
+    if one && app.is_leaving() {
+        response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+    }
+    response
 }

@@ -19,6 +19,9 @@ use crate::workers::{Identity, ReadyWorker};
 const ATTEMPTS_MAX: u32 = 2;
 /// Between the seeds of a batch's prompts: any odd number whose multiples differ in all bits.
 const SEED_STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Refusals of one request by workers that take no new work. Not counted as attempts, since nothing has begun; bounded,
+/// since nothing here is without a bound.
+const REFUSALS_MAX: u32 = 32;
 /// After a failure another worker, or a new life of the same, is waited for this long; then the same is asked again.
 const AVOID_FOR: Duration = Duration::from_secs(2);
 
@@ -34,6 +37,7 @@ pub(crate) struct Call {
     /// Seed for a request that brings none. The same in every attempt, so that both draw the same tokens.
     seed: u64,
     attempts: u32,
+    refusals: u32,
     /// The connection on which the last attempt failed, when, and how.
     failed: Option<(u64, Instant, Failure)>,
     prepared: Option<(ModelFingerprint, u32, Arc<Prepared>)>,
@@ -90,6 +94,7 @@ impl Call {
             // Equal prompts of a batch draw different tokens.
             seed: ((id >> 64) as u64).wrapping_add((input as u64).wrapping_mul(SEED_STRIDE)),
             attempts: 0,
+            refusals: 0,
             failed: None,
             prepared: None,
         };
@@ -154,6 +159,11 @@ impl Call {
                     let model = generation.model;
                     return Ok(Open { upstream, started, model, prepared, decode, session });
                 }
+                Err(Failure::Refused(_)) if self.refusals < REFUSALS_MAX => {
+                    self.attempts -= 1;
+                    self.refusals += 1;
+                    plan.decode.worker.refused(plan.decode.session);
+                }
                 Err(failure) => self.failed_on(plan.decode.session, failure)?,
             }
         }
@@ -173,7 +183,9 @@ impl Call {
         if self.attempts >= ATTEMPTS_MAX {
             return Err(match failure {
                 Failure::Busy => ApiError::workers_busy(),
-                Failure::Lost(message) | Failure::Invalid(message) => ApiError::worker_failed(&message),
+                Failure::Lost(message) | Failure::Refused(message) | Failure::Invalid(message) => {
+                    ApiError::worker_failed(&message)
+                }
             });
         }
         self.app.metrics.retried();

@@ -53,7 +53,9 @@ impl From<Failure> for Broken {
     fn from(failure: Failure) -> Self {
         Self::Error(match failure {
             Failure::Busy => ApiError::interrupted("the worker refused to go on."),
-            Failure::Invalid(message) | Failure::Lost(message) => ApiError::interrupted(&message),
+            Failure::Invalid(message) | Failure::Refused(message) | Failure::Lost(message) => {
+                ApiError::interrupted(&message)
+            }
         })
     }
 }

@@ -1,20 +1,26 @@
-//! Where workers' addresses come from.
+//! Where workers' addresses come from: a list that never changes, or the cluster's EndpointSlices (`kubernetes`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::watch;
 
-/// A source of workers' addresses, each `host:port`.
-pub(crate) trait Discovery: Send + 'static {
-    /// The addresses as they are, and every change from now on. The channel closes when there can be no more changes.
-    fn addresses(self) -> watch::Receiver<BTreeSet<String>>;
+/// What whoever names a worker's address says of it. The worker's own word, on its connection, counts beside this.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Standing {
+    /// Nothing speaks against it.
+    Serving,
+    /// Its pod is not ready. It is used only where no other can: the worker itself knows better and sooner whether it
+    /// can serve, and a probe that times out on a busy machine must not take the last worker away.
+    NotServing,
+    /// Its pod is being deleted: no new work.
+    Terminating,
 }
 
-/// Addresses given once.
-pub(crate) struct StaticList(pub BTreeSet<String>);
+/// Addresses (`host:port`) as they are, and every change from now on.
+pub(crate) type Addresses = watch::Receiver<BTreeMap<String, Standing>>;
 
-impl Discovery for StaticList {
-    fn addresses(self) -> watch::Receiver<BTreeSet<String>> {
-        watch::channel(self.0).1
-    }
+/// Addresses that never change.
+pub(crate) fn fixed(addresses: BTreeSet<String>) -> Addresses {
+    let all = addresses.into_iter().map(|address| (address, Standing::Serving)).collect();
+    watch::channel(all).1
 }

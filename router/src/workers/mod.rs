@@ -9,7 +9,7 @@ mod load;
 mod registry;
 mod worker;
 
-pub(crate) use discovery::{Discovery, StaticList};
+pub(crate) use discovery::{Addresses, Standing, fixed};
 #[cfg(test)]
 pub(crate) use load::Load;
 pub(crate) use load::{Sending, SentGuard};
@@ -35,10 +35,11 @@ pub(crate) fn test_worker(name: &str, role: disagg_core::Role) -> ReadyWorker {
         backend: String::new(),
     };
     ReadyWorker {
-        worker: std::sync::Arc::new(Worker::new(format!("{name}:1"))),
+        worker: std::sync::Arc::new(Worker::new(format!("{name}:1"), Standing::Serving)),
         identity: std::sync::Arc::new(identity),
         channel: tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
         session: 1,
+        serving: true,
         load: Load { blocks_total: 1000, ..Load::default() },
         unreported: Sending::default(),
         transfers: std::sync::Arc::default(),

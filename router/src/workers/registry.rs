@@ -10,10 +10,14 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::Discovery;
+use super::Addresses;
 use super::connection::{self, ConnectionLimits};
+use super::discovery::Standing;
 use super::worker::{Identity, ReadyWorker, State, Worker, WorkerStatus};
 use crate::model::Model;
+
+/// Workers that one message names at most.
+const WORKERS_NAMED_MAX: usize = 8;
 
 /// Another live worker has this name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -52,10 +56,9 @@ impl Registry {
         })
     }
 
-    /// Follows `discovery` until it ends, with a task for each address. To be spawned once; when this future is
-    /// dropped, so are the tasks.
-    pub(crate) async fn follow(self: Arc<Self>, discovery: impl Discovery) {
-        let mut addresses = discovery.addresses();
+    /// Follows `addresses` until their end, with a task for each. To be spawned once; when this future is dropped, so
+    /// are the tasks.
+    pub(crate) async fn follow(self: Arc<Self>, mut addresses: Addresses) {
         let _abort_all = AbortAll(&self);
         loop {
             let wanted = addresses.borrow_and_update().clone();
@@ -67,22 +70,24 @@ impl Registry {
         }
     }
 
-    fn set_addresses(self: &Arc<Self>, wanted: &BTreeSet<String>) {
+    fn set_addresses(self: &Arc<Self>, wanted: &BTreeMap<String, Standing>) {
         let mut workers = self.workers.write();
         workers.retain(|address, (worker, task)| {
-            let keep = wanted.contains(address);
-            if !keep {
+            let keep = wanted.get(address);
+            if let Some(standing) = keep {
+                worker.stands(*standing);
+            } else {
                 tracing::info!(%address, "worker left");
                 task.abort();
                 if let Some(identity) = worker.identity() {
                     self.index.write().remove_worker(&identity.name);
                 }
             }
-            keep
+            keep.is_some()
         });
-        for address in wanted {
+        for (address, standing) in wanted {
             if !workers.contains_key(address) {
-                let worker = Arc::new(Worker::new(address.clone()));
+                let worker = Arc::new(Worker::new(address.clone(), *standing));
                 let task =
                     tokio::spawn(connection::maintain(Arc::clone(self), Arc::clone(&worker), self.limits));
                 workers.insert(address.clone(), (worker, task.abort_handle()));
@@ -102,14 +107,39 @@ impl Registry {
         self.changes.subscribe()
     }
 
-    /// Workers that take requests now, by address.
+    /// Workers that take requests now, by address. Those whose pods Kubernetes does not find ready are left out where
+    /// another of the same role and model is ready.
     pub(crate) fn ready(&self) -> Vec<ReadyWorker> {
-        self.workers.read().values().filter_map(|(worker, _)| worker.ready()).collect()
+        let mut ready: Vec<ReadyWorker> =
+            self.workers.read().values().filter_map(|(worker, _)| worker.ready()).collect();
+        if ready.iter().any(|worker| !worker.serving) {
+            let part = |worker: &ReadyWorker| (worker.identity.role, worker.identity.fingerprint);
+            let served: Vec<_> = ready.iter().filter(|worker| worker.serving).map(part).collect();
+            ready.retain(|worker| worker.serving || !served.contains(&part(worker)));
+        }
+        ready
     }
 
     /// Whether a request for some model could be served now.
     pub(crate) fn can_serve(&self) -> bool {
         self.ready().iter().any(|worker| worker.identity.role.decodes())
+    }
+
+    /// What keeps [`Self::can_serve`] from being true.
+    pub(crate) fn why_not(&self) -> String {
+        let workers = self.status();
+        if workers.is_empty() {
+            return "no worker has been found yet".to_owned();
+        }
+        let of = |worker: &WorkerStatus| {
+            let name = worker.identity.as_ref().map_or(worker.address.as_str(), |it| it.name.as_str());
+            let problem = worker.problem.as_deref().unwrap_or("prefills only");
+            format!("{name} ({}): {problem}", worker.state.as_str())
+        };
+        let shown: Vec<String> = workers.iter().take(WORKERS_NAMED_MAX).map(of).collect();
+        let more = workers.len() - shown.len();
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        format!("no decode worker has been ready yet: {}{more}", shown.join("; "))
     }
 
     /// Every worker, by address.

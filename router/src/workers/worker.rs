@@ -10,6 +10,7 @@ use disagg_proto::v1;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
+use super::discovery::Standing;
 use super::load::{Load, LoadBook, Sending, SentGuard};
 use crate::wire;
 
@@ -115,7 +116,9 @@ pub(crate) struct Worker {
 }
 
 struct View {
+    /// By the worker's own word.
     state: State,
+    standing: Standing,
     /// Of the present process, or of the last one while there is none.
     identity: Option<Arc<Identity>>,
     /// For requests; present while connected.
@@ -135,6 +138,8 @@ pub(crate) struct ReadyWorker {
     pub identity: Arc<Identity>,
     pub channel: Channel,
     pub session: u64,
+    /// Kubernetes, where it has a say, finds it ready.
+    pub serving: bool,
     pub load: Load,
     /// Sent by this router since that load was reported.
     pub unreported: Sending,
@@ -167,9 +172,10 @@ pub(crate) struct WorkerStatus {
 }
 
 impl Worker {
-    pub(super) fn new(address: String) -> Self {
+    pub(super) fn new(address: String, standing: Standing) -> Self {
         let view = View {
             state: State::Gone,
+            standing,
             identity: None,
             channel: None,
             session: 0,
@@ -207,6 +213,20 @@ impl Worker {
         std::mem::replace(&mut view.state, state) != state
     }
 
+    /// Whoever named its address says so.
+    pub(super) fn stands(&self, standing: Standing) {
+        self.view.lock().standing = standing;
+    }
+
+    /// It refused a request, having begun nothing: no other is sent there until its next report says otherwise.
+    pub(crate) fn refused(&self, session: u64) {
+        let mut view = self.view.lock();
+        if view.session == session && view.state == State::Ready {
+            view.state = State::Draining;
+            view.problem = Some("it refused a request".to_owned());
+        }
+    }
+
     /// Load reports have stopped coming.
     pub(super) fn suspect(&self, problem: String) {
         let mut view = self.view.lock();
@@ -235,7 +255,7 @@ impl Worker {
     /// The worker for routing, if it takes requests.
     pub(super) fn ready(self: &Arc<Self>) -> Option<ReadyWorker> {
         let view = self.view.lock();
-        if view.state != State::Ready {
+        if view.shown() != State::Ready {
             return None;
         }
         Some(ReadyWorker {
@@ -243,6 +263,7 @@ impl Worker {
             identity: view.identity.clone()?,
             channel: view.channel.clone()?,
             session: view.session,
+            serving: view.standing == Standing::Serving,
             load: view.load.report(),
             unreported: view.load.unreported(),
             transfers: Arc::clone(&view.transfers),
@@ -253,13 +274,13 @@ impl Worker {
         let view = self.view.lock();
         WorkerStatus {
             address: self.address.clone(),
-            state: view.state,
+            state: view.shown(),
             identity: view.identity.clone(),
             load: view.load.report(),
             transfers: Arc::clone(&view.transfers),
             unreported: view.load.unreported(),
             in_flight: view.load.in_flight(),
-            problem: view.problem.clone(),
+            problem: view.problem.clone().or_else(|| view.standing.problem().map(str::to_owned)),
         }
     }
 
@@ -271,6 +292,26 @@ impl Worker {
 
     pub(super) fn forget_sent(&self, number: u64) {
         self.view.lock().load.remove(number);
+    }
+}
+
+impl View {
+    /// Its own word, and that of who named it.
+    fn shown(&self) -> State {
+        match (self.state, self.standing) {
+            (State::Ready, Standing::Terminating) => State::Draining,
+            (state, _) => state,
+        }
+    }
+}
+
+impl Standing {
+    fn problem(self) -> Option<&'static str> {
+        match self {
+            Self::Serving => None,
+            Self::NotServing => Some("its pod is not ready; it is used only where no other worker can be"),
+            Self::Terminating => Some("its pod is being deleted"),
+        }
     }
 }
 

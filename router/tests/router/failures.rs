@@ -111,6 +111,21 @@ async fn two_failures_are_the_clients() {
     }
 }
 
+/// A worker that begins to drain refuses what was sent before its router knew.
+#[tokio::test]
+async fn a_worker_that_takes_no_new_work_costs_no_attempt() {
+    // One after the other, each refuses once more than there are attempts; then one of them answers.
+    let refusing = || vec![vec![Step::Refuse], vec![Step::Refuse], vec![Step::Refuse], says("at last")];
+    let (a, b) = (FakeWorker::decode("d0", refusing()), FakeWorker::decode("d1", refusing()));
+    let workers = [&a, &b];
+    let router = TestRouter::start(&workers, &[]).await;
+    router.until_ready(&workers).await;
+    assert_eq!(router.complete("p").await.text(), "at last");
+    let asked = (a.requests().len(), b.requests().len());
+    assert!(asked == (4, 3) || asked == (3, 4), "{asked:?}");
+    router.until_metric("disagg_router_retries_total 0").await;
+}
+
 #[tokio::test]
 async fn a_refusal_for_good_is_not_tried_again() {
     let (a, b) = (

@@ -137,3 +137,27 @@ async fn an_operator_sees_the_settings_in_force() {
         json!({ "maxLocalPrefillLength": 33, "maxPrefillQueueDepth": 2, "fallbackPolicy": "Local" });
     assert_eq!(settings, json!({ "settings": expected, "source": "flags", "problem": null }));
 }
+
+#[tokio::test]
+async fn a_router_that_leaves_still_accepts_for_a_while() {
+    let worker = FakeWorker::decode("d0", vec![says("x")]);
+    let mut router = TestRouter::start(&[&worker], &["--shutdown-delay-seconds", "300"]).await;
+    router.until_ready(&[&worker]).await;
+    assert_eq!(router.complete("p").await.header("connection"), "");
+    router.shut_down();
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    let told = async {
+        loop {
+            ticks.tick().await;
+            let answer = router.complete("p").await;
+            assert_eq!((answer.status, answer.text()), (200, "x".to_owned()));
+            if answer.header("connection") == "close" {
+                return;
+            }
+        }
+    };
+    timeout(SOON, told).await.expect("clients are told to go");
+    // Ready all the while: where it is the last router, requests still have to come here.
+    assert_eq!(router.get("/ready").await.status, 200);
+    assert!(!router.task.is_finished());
+}

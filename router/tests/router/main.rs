@@ -9,6 +9,8 @@
 mod answers;
 mod choices;
 mod failures;
+mod generations;
+mod kubernetes;
 mod lifecycle;
 mod placement;
 mod refusals;

@@ -95,5 +95,7 @@ async fn a_step_that_does_not_end_is_noticed_and_ends_the_worker() {
         matches!(&ended, Err(ServeError::Engine(why)) if why.contains("--max-step-seconds")),
         "{ended:?}"
     );
+    // The process is gone with it, whatever hangs.
+    decode.kill();
     assert!(collect(live.into_inner()).await.is_err());
 }

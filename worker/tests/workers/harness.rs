@@ -152,7 +152,7 @@ pub fn options(name: &'static str, role: Role) -> Options {
         metrics: false,
         drain: PATIENCE,
         // Longer than any test holds the gate.
-        step_max: Duration::from_secs(3600),
+        step_max: Duration::from_hours(1),
     }
 }
 
@@ -190,10 +190,7 @@ impl TestWorker {
             step_max: options.step_max,
         };
         let bind = async move {
-            let probes = match options.metrics {
-                true => Some(Probes::listen("127.0.0.1:0").await?),
-                false => None,
-            };
+            let probes = if options.metrics { Some(Probes::listen("127.0.0.1:0").await?) } else { None };
             Server::bind(config, card(), MAX_MODEL_LEN, backend, probes).await
         };
         let server = runtime.spawn(bind).await.unwrap().unwrap();

@@ -213,6 +213,7 @@ impl Shared {
             Step::Forever(text) => loop {
                 self.send(out, tokens(0, text.bytes().map(byte_token), false)).await?;
             },
+            Step::Refuse => return out.send(Err(refused())).await.map_err(|_| Closed),
             Step::Fail(code) => {
                 return out.send(Err(Status::new(code, "as scripted"))).await.map_err(|_| Closed);
             }
@@ -240,6 +241,13 @@ impl Shared {
         self.seen.send_modify(|seen| seen.messages += 1);
         Ok(())
     }
+}
+
+/// As a worker that drains answers.
+fn refused() -> Status {
+    let mut status = Status::unavailable("as scripted");
+    status.metadata_mut().insert(disagg_proto::REFUSED_METADATA, "true".parse().unwrap());
+    status
 }
 
 /// What a script may look at.
@@ -350,8 +358,10 @@ impl worker_server::Worker for Service {
         });
         let scripts = &self.0.options.scripts;
         let steps = scripts.get(call).or(scripts.last()).expect("a script").clone();
-        if let [Step::Fail(code)] = steps[..] {
-            return Err(Status::new(code, "as scripted"));
+        match steps[..] {
+            [Step::Fail(code)] => return Err(Status::new(code, "as scripted")),
+            [Step::Refuse] => return Err(refused()),
+            _ => {}
         }
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(Arc::clone(&self.0).play(steps, Call { remote, prompt }, sender));

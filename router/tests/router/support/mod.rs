@@ -1,5 +1,6 @@
 //! The router under test, its client, and fake workers.
 
+pub mod api_server;
 pub mod fake;
 mod script;
 pub mod tokenizer;
@@ -52,7 +53,13 @@ impl TestRouter {
     /// Starts a router for addresses where there may be nobody yet.
     pub async fn start_for(addresses: &[String], flags: &[&str]) -> Self {
         let workers = addresses.iter().flat_map(|address| ["--worker", address.as_str()]);
-        let argv = ["router"].into_iter().chain(workers).chain(flags.iter().copied());
+        let flags: Vec<String> = workers.chain(flags.iter().copied()).map(str::to_owned).collect();
+        Self::start_with(&flags).await
+    }
+
+    /// Starts a router with these flags alone.
+    pub async fn start_with(flags: &[String]) -> Self {
+        let argv = ["router"].into_iter().chain(flags.iter().map(String::as_str));
         let args = Cli::try_parse_from(argv).expect("valid flags").args;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");

@@ -25,6 +25,8 @@ pub enum Step {
     Length,
     /// The last event: it could not go on.
     Error,
+    /// Ends the call: it takes no new work.
+    Refuse,
     /// Ends the call with this status.
     Fail(tonic::Code),
     /// Waits until the request is cancelled.
