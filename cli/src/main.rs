@@ -7,6 +7,7 @@
 mod args;
 mod bench;
 mod console;
+mod kubectl;
 mod router_client;
 mod state;
 mod status;
@@ -22,15 +23,32 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    // Parsed before anything else: help and mistakes need no runtime.
+    let called = if kubectl::is_called(std::env::args_os().next().as_deref()) {
+        Called::Plugin(Box::new(kubectl::Cli::parse()))
+    } else {
+        Called::Disagg(Cli::parse().command)
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
-    let result = runtime.block_on(run(cli.command));
+    let result = runtime.block_on(async {
+        match called {
+            Called::Plugin(cli) => kubectl::run(*cli).await,
+            Called::Disagg(command) => run(command).await,
+        }
+    });
     // Whatever a task still holds ends with the process.
     runtime.shutdown_background();
     result.unwrap_or_else(|error| fail(&error))
+}
+
+/// By which name, and for what.
+enum Called {
+    /// `kubectl disagg`.
+    Plugin(Box<kubectl::Cli>),
+    Disagg(Command),
 }
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use disagg_api::kubernetes::{SETTINGS_PATH, SettingsReport};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -44,6 +45,8 @@ pub(crate) struct Worker {
     pub(crate) transports: Vec<String>,
     /// Why it is not ready.
     pub(crate) problem: Option<String>,
+    /// KV goes only between workers where this is equal.
+    pub(crate) kv_compat: Option<String>,
 }
 
 /// A worker's own report.
@@ -95,7 +98,24 @@ impl RouterClient {
 
     /// The settings in force.
     pub(crate) async fn settings(&self) -> anyhow::Result<Settings> {
-        self.get("/internal/settings").await
+        self.get(SETTINGS_PATH).await
+    }
+
+    /// The same as the router and the operator exchange it.
+    pub(crate) async fn settings_report(&self) -> anyhow::Result<SettingsReport> {
+        self.get(SETTINGS_PATH).await
+    }
+
+    /// What keeps the router from being ready; `None` if it is ready.
+    pub(crate) async fn not_ready_because(&self) -> anyhow::Result<Option<String>> {
+        let url = format!("{}/ready", self.url);
+        let response = self.http.get(&url).send().await;
+        let response = response.with_context(|| format!("no router answers at {}", self.url))?;
+        if response.status().is_success() {
+            return Ok(None);
+        }
+        let answer: serde_json::Value = response.json().await.unwrap_or_default();
+        Ok(Some(answer["reason"].as_str().unwrap_or("it does not say why").to_owned()))
     }
 
     /// The text of `/metrics`.

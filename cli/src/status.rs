@@ -69,7 +69,7 @@ async fn watch(client: &RouterClient) {
 }
 
 /// All of it as text, and whether the router can serve.
-async fn picture(client: &RouterClient) -> anyhow::Result<(String, bool)> {
+pub(crate) async fn picture(client: &RouterClient) -> anyhow::Result<(String, bool)> {
     let workers = client.workers().await?.workers;
     let settings = client.settings().await?;
     let counters = Counters::parse(&client.metrics().await?);

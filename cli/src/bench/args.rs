@@ -121,6 +121,11 @@ pub(super) struct Slo {
 pub(super) struct JsonObject(pub(super) serde_json::Map<String, serde_json::Value>);
 
 impl BenchArgs {
+    /// The same load at another place.
+    pub(crate) fn at(self, url: String) -> Self {
+        Self { url, ..self }
+    }
+
     pub(super) fn arrivals(&self) -> Arrivals {
         match self.rate {
             Some(rate) => Arrivals::Rate(rate),

@@ -1,0 +1,189 @@
+//! Judges one pod: the one thing that is in its way, with what to do.
+
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Event, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use super::Finding;
+use super::findings::{seconds_since, time};
+use super::gather::Seen;
+
+/// A pod that starts is left alone for this long.
+const START_SECONDS: i64 = 60;
+/// Beyond its grace period.
+const TERMINATION_SECONDS: i64 = 60;
+/// A restart that long ago is forgiven.
+const RESTART_SECONDS: i64 = 60 * 60;
+
+/// The first thing that is wrong with this pod.
+pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Option<Finding> {
+    let name = pod.name_any();
+    let subject = format!("pod/{name}");
+    if let Some(deleted) = &pod.metadata.deletion_timestamp {
+        // The time set is that at which its grace period ends.
+        return (seconds_since(deleted.0, now) > TERMINATION_SECONDS).then(|| {
+            let what = "it is being deleted, and its grace period is long over";
+            let advice = "its node may be gone: kubectl get nodes; kubectl delete pod --force if it is";
+            Finding::error(subject, what, advice)
+        });
+    }
+    let status = pod.status.as_ref()?;
+    let condition = |kind: &str| status.conditions.iter().flatten().find(|it| it.type_ == kind);
+    if let Some(scheduled) = condition("PodScheduled").filter(|it| it.status == "False") {
+        let message = scheduled.message.as_deref().unwrap_or_default();
+        return Some(Finding::error(subject, format!("no node takes it: {message}"), scheduling(message)));
+    }
+    let statuses = || {
+        let init = status.init_container_statuses.iter().flatten();
+        init.chain(status.container_statuses.iter().flatten())
+    };
+    if let Some(found) = statuses().find_map(|status| waiting(&name, &subject, status)) {
+        return Some(found);
+    }
+    if let Some(found) = statuses().find_map(|status| restarted(&name, &subject, status, now)) {
+        return Some(found);
+    }
+    if status.phase.as_deref() == Some("Failed") {
+        let what = format!(
+            "it has failed: {} {}",
+            status.reason.as_deref().unwrap_or_default(),
+            status.message.as_deref().unwrap_or_default()
+        );
+        return Some(Finding::warning(
+            subject,
+            what,
+            "another takes its place; kubectl delete pod removes it",
+        ));
+    }
+    let created = pod.metadata.creation_timestamp.as_ref()?.0;
+    let ready = condition("Ready").is_some_and(|it| it.status == "True");
+    if ready || status.phase.as_deref() == Some("Succeeded") || seconds_since(created, now) <= START_SECONDS {
+        return None;
+    }
+    let creating = statuses().any(|status| {
+        waiting_reason(status)
+            .is_some_and(|reason| reason == "ContainerCreating" || reason == "PodInitializing")
+    });
+    let (what, advice) = match last_event(&name, events) {
+        Some(event) if creating => (
+            format!("its container is not made: {event}"),
+            "make what it names (volume, Secret, ConfigMap) or correct the name".to_owned(),
+        ),
+        Some(event) => (
+            format!("it runs and is not ready: {event}"),
+            format!("kubectl logs {name}: a worker says what it loads or why it cannot"),
+        ),
+        None if creating => {
+            ("its container is not made yet".to_owned(), format!("kubectl describe pod {name} tells why"))
+        }
+        None => (
+            "it runs and is not ready".to_owned(),
+            format!("kubectl logs {name}: a worker says what it loads or why it cannot"),
+        ),
+    };
+    Some(Finding::error(subject, what, advice))
+}
+
+/// What to do about a message of the scheduler.
+fn scheduling(message: &str) -> &'static str {
+    let has = |part: &str| message.contains(part);
+    if has("persistentvolumeclaim") || has("PersistentVolumeClaim") {
+        "create the PersistentVolumeClaim that spec.model names, in this namespace, or see why it is not bound: \
+         kubectl get pvc"
+    } else if has("Insufficient nvidia.com/gpu") || has("Insufficient amd.com/gpu") {
+        "no node has that many free GPUs: ask for fewer replicas or GPUs, add GPU nodes, or install the vendor's \
+         device plugin (kubectl describe nodes shows nvidia.com/gpu under Allocatable if it runs)"
+    } else if has("Insufficient ") {
+        "no node has the memory or CPU free: lower the resources of the role, or add nodes"
+    } else if has("untolerated taint") {
+        "add a toleration of that taint to the role's pod template, or remove the taint"
+    } else if has("affinity") || has("selector") {
+        "no node has the labels asked for: correct nodeSelector or affinity of the role, or label nodes"
+    } else {
+        "kubectl describe pod shows what the scheduler wants; kubectl get nodes, whether nodes are Ready"
+    }
+}
+
+fn waiting_reason(status: &ContainerStatus) -> Option<&str> {
+    status.state.as_ref()?.waiting.as_ref()?.reason.as_deref()
+}
+
+/// A container that cannot start.
+fn waiting(pod: &str, subject: &str, status: &ContainerStatus) -> Option<Finding> {
+    let reason = waiting_reason(status)?;
+    let message = status.state.as_ref()?.waiting.as_ref()?.message.as_deref().unwrap_or_default();
+    let (image, container) = (&status.image, &status.name);
+    let advice = match reason {
+        "ImagePullBackOff" | "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName"
+        | "ImageInspectError" => {
+            format!(
+                "see that the image {image} exists and that its pull secret (spec's imagePullSecrets) is right; on \
+                 kind, load it first"
+            )
+        }
+        "CreateContainerConfigError" => {
+            "make the Secret or ConfigMap (and the key in it) that is named, in this namespace".to_owned()
+        }
+        "CreateContainerError" | "RunContainerError" => {
+            "the container runtime refuses it: check command, volume mounts and security of the pod template"
+                .to_owned()
+        }
+        "CrashLoopBackOff" => {
+            let last = status.last_state.as_ref().and_then(ended);
+            let what = last.unwrap_or_else(|| "it ends as soon as it starts".to_owned());
+            let advice = if what.contains("OOMKilled") {
+                OUT_OF_MEMORY.to_owned()
+            } else {
+                format!("kubectl logs {pod} -c {container} --previous: the last line says why")
+            };
+            return Some(Finding::error(subject, format!("container {container} crashes: {what}"), advice));
+        }
+        _ => return None,
+    };
+    Some(Finding::error(subject, format!("container {container} cannot start: {reason}: {message}"), advice))
+}
+
+const OUT_OF_MEMORY: &str = "raise the memory limit of the role, or make the KV pool smaller (engine.kvCacheBytes or \
+                             numBlocks)";
+
+/// A container that runs now, and has not long ago ended.
+fn restarted(pod: &str, subject: &str, status: &ContainerStatus, now: Timestamp) -> Option<Finding> {
+    if status.restart_count == 0 {
+        return None;
+    }
+    let last = status.last_state.as_ref()?;
+    let at = last.terminated.as_ref()?.finished_at.as_ref()?.0;
+    if seconds_since(at, now) > RESTART_SECONDS {
+        return None;
+    }
+    let (container, count) = (&status.name, status.restart_count);
+    let why = ended(last)?;
+    let advice = if why.contains("OOMKilled") {
+        OUT_OF_MEMORY.to_owned()
+    } else {
+        format!("kubectl logs {pod} -c {container} --previous: the last line says why")
+    };
+    let what = format!("container {container} has restarted {count} times, last since it {why}");
+    Some(Finding::warning(subject, what, advice))
+}
+
+/// How a container ended.
+fn ended(state: &ContainerState) -> Option<String> {
+    let end = state.terminated.as_ref()?;
+    let reason = end.reason.as_deref().unwrap_or("ended");
+    let message = end.message.as_deref().unwrap_or_default();
+    let last_line = message.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    let colon = if last_line.is_empty() { "" } else { ": " };
+    Some(format!("ended with {reason}, exit code {}{colon}{last_line}", end.exit_code))
+}
+
+/// The last warning about a pod.
+fn last_event(pod: &str, events: &Seen<Vec<Event>>) -> Option<String> {
+    let Seen::It(events) = events else { return None };
+    let of_pod = events.iter().filter(|event| {
+        event.involved_object.kind.as_deref() == Some("Pod")
+            && event.involved_object.name.as_deref() == Some(pod)
+    });
+    let last = of_pod.max_by_key(|event| time(event))?;
+    Some(format!("{}: {}", last.reason.as_deref()?, last.message.as_deref()?))
+}
