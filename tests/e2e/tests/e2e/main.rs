@@ -3,6 +3,7 @@
 
 mod decode_death;
 mod disconnect;
+mod drain;
 mod errors;
 mod harness;
 mod kill_under_load;
