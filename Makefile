@@ -112,9 +112,11 @@ soak: ## waves of requests with cancels against simulated workers, longer than i
 	  cargo test $(CARGO_CI) --test e2e -- waves --nocapture
 
 # Every run of a property test draws new inputs; a failure prints the smallest input that it found.
+FUZZ_INPUTS ?= 200000
 FUZZ_ROUNDS ?= 20
 FUZZ_CASES ?= 20000
-fuzz: ## the property tests again and again with new random inputs (FUZZ_ROUNDS); no coverage-guided targets yet
+fuzz: ## random inputs: what reads bytes from outside (FUZZ_INPUTS a corpus file), then the property tests (FUZZ_ROUNDS)
+	DISAGG_FUZZ_INPUTS=$(FUZZ_INPUTS) cargo test $(CARGO_CI) --test inputs
 	for round in $$(seq $(FUZZ_ROUNDS)); do \
 	  echo "round $$round of $(FUZZ_ROUNDS)"; \
 	  PROPTEST_CASES=$(FUZZ_CASES) cargo test $(CARGO_CI) --exclude disagg-e2e --lib --quiet || exit 1; \

@@ -12,6 +12,8 @@ mod app;
 mod args;
 mod config;
 mod endpoints;
+#[doc(hidden)]
+pub mod fuzz;
 mod generation;
 mod kubernetes;
 mod metrics;

@@ -133,9 +133,10 @@ fn without_training_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let inner = rest[start + 2..start + length].trim_matches(['-', '+']).trim();
-        let end = start + length + 2;
+        // From behind the opening on: `{%}` opens a tag and closes none.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let inner = rest[start + 2..start + 2 + length].trim_matches(['-', '+']).trim();
+        let end = start + 2 + length + 2;
         if matches!(inner, "generation" | "endgeneration") {
             // An `if` of the same form keeps the tag's trimming of white space.
             let name = if inner == "generation" { "if true" } else { "endif" };

@@ -1,0 +1,79 @@
+//! Everything in `disagg` that reads bytes from outside, one function each. A function takes any bytes; it must not
+//! panic, and what it accepts must hold what it promises.
+//!
+//! `tests/inputs.rs` calls them with the files of `corpus/` and with random changes of these.
+
+use std::path::Path;
+
+use disagg_api::DisaggDeployment;
+use disagg_api::settings::RouterSettings;
+use disagg_proto::v1;
+use disagg_worker::convert::{self, PromptLimits};
+use disagg_worker::model::ModelConfig;
+use prost::Message;
+
+pub use disagg_router::fuzz::{chat_template, http_body, tokenizer};
+
+/// A `DisaggDeployment` in YAML. What is wrong with it is said.
+pub fn custom_resource(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(resource) = DisaggDeployment::from_yaml(text) else { return };
+    if let Err(invalid) = resource.validate() {
+        assert!(!invalid.0.is_empty() && !invalid.to_string().is_empty());
+    }
+}
+
+/// A settings file. What is accepted is accepted again as it is written.
+pub fn settings(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(settings) = RouterSettings::from_yaml(text) {
+        assert_eq!(RouterSettings::from_yaml(&settings.to_yaml()), Ok(settings));
+    }
+}
+
+/// A model's `config.json`. Sizes of what is accepted can be computed with.
+pub fn model_config(bytes: &[u8]) {
+    let Ok(config) = ModelConfig::parse(Path::new("config.json"), bytes) else { return };
+    assert!(config.num_kv_heads > 0 && config.num_heads.is_multiple_of(config.num_kv_heads));
+    assert!(config.q_size() > 0 && config.kv_size() > 0 && config.max_model_len > 0);
+}
+
+/// A message to a worker: one byte that says which, and its protobuf encoding.
+pub fn protobuf(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else { return };
+    let limits = PromptLimits { max_model_len: 1000, vocab_size: 500 };
+    match kind % 4 {
+        0 => {
+            if let Ok(request) = v1::GenerateRequest::decode(bytes)
+                && let Ok(valid) = convert::generate(request, limits)
+            {
+                check_prompt(&valid.prompt, limits);
+            }
+        }
+        1 => {
+            if let Ok(start) = v1::PrefillStart::decode(bytes)
+                && let Ok(valid) = convert::start_prefill(start, limits, 4)
+            {
+                check_prompt(&valid.prompt, limits);
+            }
+        }
+        2 => {
+            if let Ok(begin) = v1::PushBegin::decode(bytes) {
+                let _ = convert::push_begin(begin);
+            }
+        }
+        _ => {
+            if let Ok(chunk) = v1::KvChunk::decode(bytes)
+                && convert::chunk_shape(&chunk, 8).is_ok()
+            {
+                assert_eq!(chunk.payload.len(), chunk.block_count as usize * 8);
+            }
+        }
+    }
+}
+
+fn check_prompt(prompt: &convert::ValidPrompt, limits: PromptLimits) {
+    let tokens = &prompt.request.prompt;
+    assert!(!tokens.is_empty() && tokens.len() < limits.max_model_len as usize);
+    assert!(tokens.iter().all(|token| *token < limits.vocab_size));
+}
