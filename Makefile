@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CLUSTER_PY := python3 tests/cluster/cluster.py
 
-.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench soak fuzz mutants
+.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench bench-operator soak fuzz mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -86,8 +86,10 @@ e2eprocesses: ## the end-to-end tests that need no cluster
 	cargo test $(CARGO_CI) --test e2e
 
 e2ecluster: ## the end-to-end tests on Kubernetes (CLUSTER=local|kind|external)
-	cargo build $(CARGO_CI) --bins --test cluster
+	cargo build $(CARGO_CI) --bins --test cluster --test operator
 	$(CLUSTER_PY) images
+	$(CLUSTER_PY) $(if $(filter local,$(CLUSTER)),run,tools) -- env DISAGG_E2E_CLUSTER=$(CLUSTER) \
+	  cargo test $(CARGO_CI) --test operator -- --test-threads 4 $(CLUSTER_TESTS)
 	$(CLUSTER_PY) $(if $(filter local,$(CLUSTER)),run,tools) -- env DISAGG_E2E_CLUSTER=$(CLUSTER) \
 	  cargo test $(CARGO_CI) --test cluster -- --test-threads 8 $(CLUSTER_TESTS)
 
@@ -110,6 +112,11 @@ soak: ## waves of requests with cancels against simulated workers, longer than i
 	cargo build $(CARGO_CI) --bins --test e2e
 	DISAGG_WAVES=$(WAVES) DISAGG_WAVE_REQUESTS=$(WAVE_REQUESTS) RUST_LOG=error \
 	  cargo test $(CARGO_CI) --test e2e -- waves --nocapture
+
+bench-operator: ## the operator with 50 and 200 resources on a cluster: time, requests, memory (CLUSTER=local|kind|external)
+	cargo build $(CARGO_CI) --bins --bench operator
+	$(CLUSTER_PY) $(if $(filter local,$(CLUSTER)),run,tools) -- env DISAGG_E2E_CLUSTER=$(CLUSTER) \
+	  DISAGG_BIN=$(CURDIR)/target/ci/disagg cargo bench $(CARGO_CI) --bench operator
 
 # Every run of a property test draws new inputs; a failure prints the smallest input that it found.
 FUZZ_INPUTS ?= 200000

@@ -11,6 +11,7 @@ mod load;
 mod local;
 mod namespace;
 mod objects;
+mod operator;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,6 +23,7 @@ pub use load::{Load, LoadLine, LoadPlan, LoadReport, LoadRequest, PLAN_ENV};
 pub use local::Local;
 pub use namespace::{Namespace, is_ready};
 pub use objects::{deployment_resource, strings};
+pub use operator::Operator;
 
 /// The variable that names the cluster.
 pub const CLUSTER_ENV: &str = "DISAGG_E2E_CLUSTER";

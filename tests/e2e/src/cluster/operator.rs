@@ -1,0 +1,119 @@
+//! An operator as a process of this machine, for one namespace: it can be killed, and its requests counted.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::{Cluster, Namespace};
+use crate::process::{Process, disagg};
+use crate::router::http_client;
+use crate::wait::eventually;
+
+/// Images of containers that need not run.
+const NO_IMAGE: &str = "localhost/not-there:1";
+
+/// Longest wait for the process to serve its metrics.
+const STARTED: Duration = Duration::from_secs(30);
+
+/// A running operator.
+pub struct Operator {
+    process: Process,
+    kubeconfig: PathBuf,
+    folder: tempfile::TempDir,
+    namespace: String,
+    images: [String; 2],
+    starts: u32,
+}
+
+impl Operator {
+    /// Starts one for `namespace`; routers and workers of resources that name no image have one that does not exist.
+    pub fn start(cluster: &dyn Cluster, namespace: &Namespace) -> Self {
+        Self::with_images(cluster, namespace, NO_IMAGE, NO_IMAGE)
+    }
+
+    /// Starts one for `namespace` with these images of routers and workers.
+    pub fn with_images(cluster: &dyn Cluster, namespace: &Namespace, router: &str, worker: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for logs");
+        let kubeconfig = cluster.kubeconfig().to_owned();
+        let images = [router.to_owned(), worker.to_owned()];
+        let process = run(&folder, &kubeconfig, namespace.name(), &images, 0);
+        Self { process, kubeconfig, folder, namespace: namespace.name().to_owned(), images, starts: 0 }
+    }
+
+    /// `kill -9`, as a node that fails.
+    pub fn kill(&mut self) {
+        self.process.kill_9();
+    }
+
+    /// Starts it again after [`Self::kill`].
+    pub fn start_again(&mut self) {
+        self.starts += 1;
+        self.process = run(&self.folder, &self.kubeconfig, &self.namespace, &self.images, self.starts);
+    }
+
+    /// Asks it to end, and waits.
+    pub async fn end(&mut self) {
+        self.process.signal("TERM");
+        let status = self.process.end(Duration::from_secs(30)).await;
+        assert!(status.success(), "the operator ended with {status}");
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// All it has logged since it was started last.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Requests to the API server since it was started last, by method.
+    pub async fn requests(&self) -> BTreeMap<String, u64> {
+        self.counters("disagg_operator_api_requests_total", "method").await
+    }
+
+    /// Reconciles since it was started last, by outcome.
+    pub async fn reconciles(&self) -> BTreeMap<String, u64> {
+        self.counters("disagg_operator_reconciles_total", "outcome").await
+    }
+
+    async fn counters(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
+        let text = self.metrics().await;
+        let prefix = format!("{name}{{{label}=\"");
+        let read = |line: &str| {
+            let (value, count) = line.strip_prefix(&prefix)?.split_once("\"} ")?;
+            Some((value.to_owned(), count.trim().parse().ok()?))
+        };
+        text.lines().filter_map(read).collect()
+    }
+
+    async fn metrics(&self) -> String {
+        let address = eventually("the operator's address", STARTED, async || {
+            let log = self.process.log();
+            let found = log.lines().find_map(|line| line.split_once("health and metrics address="));
+            found.map(|(_, address)| address.trim().to_owned()).ok_or(log)
+        })
+        .await;
+        let url = format!("http://{address}/metrics");
+        let answer = http_client().get(&url).send().await.expect("metrics of the operator");
+        answer.text().await.expect("metrics as text")
+    }
+}
+
+fn run(
+    folder: &tempfile::TempDir,
+    kubeconfig: &Path,
+    namespace: &str,
+    images: &[String; 2],
+    start: u32,
+) -> Process {
+    let mut command = Command::new(disagg().with_file_name("disagg-operator"));
+    command
+        .env("KUBECONFIG", kubeconfig)
+        .env("NO_COLOR", "1")
+        .args(["--namespace", namespace, "--no-leader-election", "--listen", "127.0.0.1:0"])
+        .args(["--router-image", &images[0], "--worker-image", &images[1]]);
+    Process::start(&format!("operator-{start}"), folder.path(), command)
+}
