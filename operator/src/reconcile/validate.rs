@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use disagg_api::crd::{
     DisaggDeployment, DisaggDeploymentSpec, EngineSpec, Images, Invalid, LoadFormat, ModelSource, ModelSpec,
-    PodOverrides, Resources, RoleSpec, RouterService, RouterSpec, SecretKey, ServiceType,
+    PodOverrides, Resources, RoleSpec, RouterService, RouterSpec, Routing, SecretKey, ServiceType,
 };
 use disagg_api::kubernetes::Component;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -108,6 +108,8 @@ pub(crate) struct Router {
     pub max_in_flight: Option<i32>,
     pub request_timeout_seconds: Option<i32>,
     pub max_wait_for_worker_seconds: Option<i32>,
+    pub routing: Option<Routing>,
+    pub min_workers: Option<i32>,
     pub resources: Resources,
     pub pod: PodOverrides,
 }
@@ -155,6 +157,8 @@ pub(crate) fn validate(
         max_in_flight,
         request_timeout_seconds,
         max_wait_for_worker_seconds,
+        routing,
+        min_workers,
         resources,
         pod_template,
     } = router;
@@ -175,6 +179,8 @@ pub(crate) fn validate(
             max_in_flight,
             request_timeout_seconds,
             max_wait_for_worker_seconds,
+            routing,
+            min_workers,
             resources,
             pod: pod_template,
         },

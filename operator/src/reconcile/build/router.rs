@@ -66,6 +66,8 @@ pub(super) fn deployment(wanted: &Wanted) -> Deployment {
     option("max-in-flight", router.max_in_flight);
     option("request-timeout-seconds", router.request_timeout_seconds);
     option("max-wait-for-worker-seconds", router.max_wait_for_worker_seconds);
+    option("min-workers", router.min_workers);
+    args.extend(router.routing.map(|routing| format!("--routing={}", routing.as_str())));
     let container = Container {
         name: "router".to_owned(),
         image: Some(router.image.clone()),
