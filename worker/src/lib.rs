@@ -22,7 +22,7 @@ pub mod transport;
 
 use std::future::Future;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -37,7 +37,7 @@ use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::weights::Origin;
 use http::Probes;
 use hub::{HubConfig, Lines, ModelRef};
-use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource};
+use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource, memory};
 use server::Server;
 
 /// KV pool of a CPU worker that was not told a size.
@@ -131,7 +131,7 @@ fn load(
     let backend: Box<dyn Backend> = match (gpu, config.device) {
         (Some(ordinal), _) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
         (None, Device::Sim(speed)) => Box::new(sim_backend(config, &model, speed)?),
-        (None, _) => Box::new(cpu_backend(config, model)?),
+        (None, _) => Box::new(cpu_backend(config, &source.path, model)?),
     };
     Ok((card, max_model_len, backend))
 }
@@ -159,8 +159,11 @@ fn choose_gpu(device: Device) -> Result<Option<usize>, ArgsError> {
     }
 }
 
-fn cpu_backend(config: &ModelConfig, model: OpenModel) -> anyhow::Result<CandleBackend> {
-    let blocks = cpu_blocks(config.pool, &CandleBackend::layout_of(&model.config, config.block_size))?;
+fn cpu_backend(config: &ModelConfig, folder: &Path, model: OpenModel) -> anyhow::Result<CandleBackend> {
+    let layout = CandleBackend::layout_of(&model.config, config.block_size);
+    let blocks = cpu_blocks(config.pool, &layout)?;
+    let kv_bytes = u64::from(blocks).saturating_mul(layout.block_bytes() as u64);
+    memory::check_fits(&model.config, folder, kv_bytes, memory::available())?;
     let LoadedModel { config: shapes, weights, .. } = model.load()?;
     Ok(CandleBackend::new(shapes, weights, config.block_size, blocks)?)
 }

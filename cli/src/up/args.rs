@@ -8,6 +8,8 @@ use disagg_api::crd::{LoadFormat, Routing, limits};
 use disagg_worker::args::Device;
 use disagg_worker::hub::ModelRef;
 
+use super::engine_args::EngineArgs;
+
 const EXAMPLES: &str = "\
 Examples:
   disagg up
@@ -70,9 +72,20 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "N", value_parser = at_most(limits::MIN_WORKERS, 1))]
     pub(crate) min_workers: Option<u32>,
 
-    /// Most tokens that one step of a worker computes
-    #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::MAX_NUM_BATCHED_TOKENS, 1))]
-    pub(crate) max_num_batched_tokens: Option<u32>,
+    /// Most tokens that prompt and output may have together [default: the file's, or what the model allows]
+    #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::MAX_LENGTH, 2))]
+    pub(crate) max_model_len: Option<u32>,
+
+    /// Settings file for the router to follow; made if it is not there, and otherwise what is in it counts, not what
+    /// the deployment says [default: one below ~/.local/state]
+    #[arg(long, value_name = "FILE", conflicts_with = "max_local_prefill_length")]
+    pub(crate) settings: Option<PathBuf>,
+
+    /// What computes: a GPU of its own for every worker (cuda), the CPU, or auto: GPUs if there are any. sim computes
+    /// nothing and takes the time that a step would take, so that many workers fit on one machine
+    /// (sim:prefill-tokens-per-second=20000,decode-step-ms=10) [default: the file's, or auto]
+    #[arg(long, env = "DISAGG_DEVICE", value_name = "auto|cpu|cuda|sim")]
+    pub(crate) device: Option<Device>,
 
     /// Tokens in one KV block
     #[arg(long, value_name = "TOKENS", value_parser = at_most(limits::BLOCK_SIZE, 1))]
@@ -82,10 +95,8 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "FORMAT")]
     pub(crate) load_format: Option<Format>,
 
-    /// What computes: auto, cpu, cuda or cuda:N; sim computes nothing and takes the time that a step would take, so
-    /// that many workers fit on one machine (sim:prefill-tokens-per-second=20000,decode-step-ms=10)
-    #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<Device>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 
     /// Longest time to get ready before giving up, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120,
@@ -120,6 +131,6 @@ impl From<Format> for LoadFormat {
     }
 }
 
-fn at_most(max: i32, min: u64) -> RangedU64ValueParser<u32> {
+pub(super) fn at_most(max: i32, min: u64) -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(min..=u64::from(max.unsigned_abs()))
 }

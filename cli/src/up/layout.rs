@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use disagg_worker::cuda::gpus::Gpu;
 
 use super::args::UpArgs;
 use super::plan::{self, Plan};
@@ -38,12 +39,22 @@ impl Layout {
             names: std::iter::once("router".to_owned())
                 .chain(workers.iter().map(plan::Worker::name))
                 .collect(),
-            settings: state::settings_file(router.port())?,
+            settings: match &args.settings {
+                // The router may be told of it from elsewhere.
+                Some(file) => std::path::absolute(file)?,
+                None => state::settings_file(router.port())?,
+            },
         })
     }
 
-    /// The processes, in the order of `names`.
-    pub(super) fn processes(&self, plan: &Plan, model: &Path, args: &UpArgs) -> anyhow::Result<Vec<Process>> {
+    /// The processes, in the order of `names`. `gpus` are those of the workers.
+    pub(super) fn processes(
+        &self,
+        plan: &Plan,
+        model: &Path,
+        gpus: &[Option<Gpu>],
+        args: &UpArgs,
+    ) -> anyhow::Result<Vec<Process>> {
         let program = std::env::current_exe().context("cannot find the path of this program")?;
         let log_level = match args.verbose {
             // `up` itself tells which worker is there and which is not.
@@ -57,12 +68,18 @@ impl Layout {
         let router = plan::router_args(plan, &self.router.to_string(), &addresses, &self.settings);
         let workers = plan.workers();
         let workers = workers.iter().zip(&addresses).map(|(worker, listen)| worker.args(model, listen));
-        let processes = std::iter::once(router).chain(workers).zip(&self.names).map(|(args, name)| Process {
-            name: name.clone(),
-            program: program.clone(),
-            args,
-            env: env.clone(),
-            env_remove: NOT_INHERITED.to_vec(),
+        let gpus = std::iter::once(None).chain(gpus.iter().map(Option::as_ref));
+        let processes = std::iter::once(router).chain(workers).zip(&self.names).zip(gpus);
+        let processes = processes.map(|((args, name), gpu)| {
+            let mut env = env.clone();
+            env.extend(gpu.map(|gpu| ("CUDA_VISIBLE_DEVICES", gpu.uuid.clone())));
+            Process {
+                name: name.clone(),
+                program: program.clone(),
+                args,
+                env,
+                env_remove: NOT_INHERITED.to_vec(),
+            }
         });
         Ok(processes.collect())
     }

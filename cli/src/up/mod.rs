@@ -6,6 +6,8 @@
 mod args;
 mod banner;
 mod cluster_only;
+mod engine_args;
+mod gpus;
 mod layout;
 mod model;
 mod plan;
@@ -20,8 +22,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use disagg_api::DisaggDeployment;
-use disagg_worker::hub;
+use disagg_api::{DisaggDeployment, RouterSettings};
+use disagg_worker::args::Device;
+use disagg_worker::cuda::gpus::Gpu;
+use disagg_worker::model::ModelConfig;
+use disagg_worker::{cuda, hub};
 
 pub(crate) use args::UpArgs;
 use layout::Layout;
@@ -43,7 +48,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(2);
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     let (deployment, folder) = read_deployment(args.file.as_deref())?;
     let shown = args.file.as_deref().map_or("the built-in demo".into(), Path::to_string_lossy);
-    let plan = Plan::new(deployment, &folder, &args).with_context(|| format!("cannot run {shown}"))?;
+    let mut plan = Plan::new(deployment, &folder, &args).with_context(|| format!("cannot run {shown}"))?;
     let layout = Layout::new(&plan, &args)?;
     let mut signals = Signals::new()?;
     let console = Arc::new(Console::stderr(layout.names.clone()));
@@ -58,8 +63,13 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         }
     };
     describe(&console, &plan, &model_folder);
-    // `disagg threshold` changes this file, and the router follows it.
-    state::write_atomically(&layout.settings, &plan.settings.to_yaml())?;
+    let gpus = deal_gpus(&plan, &model_folder.path).await?;
+    for (name, gpu) in layout.names.iter().skip(1).zip(&gpus) {
+        if let Some(gpu) = gpu {
+            console.say(&format!("{name} computes on {}, {}", gpu.name, gpu.uuid));
+        }
+    }
+    plan.settings = write_settings(&layout.settings, args.settings.is_some(), plan.settings)?;
 
     let policy = Policy {
         restart_delay_min: Duration::from_millis(200),
@@ -68,7 +78,7 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         start_attempts: 3,
         stop_grace: Duration::from_secs(plan.drain_seconds.into()) + STOP_MARGIN,
     };
-    let processes = layout.processes(&plan, &model_folder.path, &args)?;
+    let processes = layout.processes(&plan, &model_folder.path, &gpus, &args)?;
     let output: Arc<dyn Output> = Arc::clone(&console) as _;
     let (supervisor, events) = Supervisor::start(processes, policy, &output);
     let mut up = Up::new(&plan, &layout, &console, supervisor, events)?;
@@ -89,6 +99,32 @@ fn read_deployment(file: Option<&Path>) -> anyhow::Result<(DisaggDeployment, Pat
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
     let deployment = DisaggDeployment::from_yaml(&text).with_context(|| format!("cannot run {shown}"))?;
     Ok((deployment, file.parent().unwrap_or(Path::new("")).to_owned()))
+}
+
+/// The GPU of each worker that computes on one.
+async fn deal_gpus(plan: &Plan, model: &Path) -> anyhow::Result<Vec<Option<Gpu>>> {
+    let model = model.to_owned();
+    let devices: Vec<Device> =
+        plan.workers().iter().map(|worker| worker.device().unwrap_or_default()).collect();
+    let deal = move || {
+        // What is wrong with the folder is the workers' to say.
+        let can_use_gpus = ModelConfig::read(&model).is_ok_and(|config| cuda::check_config(&config).is_ok());
+        gpus::deal(&devices, can_use_gpus, cuda::gpus::list())
+    };
+    // The driver takes its time.
+    Ok(tokio::task::spawn_blocking(deal).await??)
+}
+
+/// Makes the file that the router follows and `disagg threshold` changes; gives what is in it. A file of the user's
+/// stays as it is.
+fn write_settings(file: &Path, of_the_user: bool, seed: RouterSettings) -> anyhow::Result<RouterSettings> {
+    if of_the_user && file.exists() {
+        let shown = file.display();
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
+        return RouterSettings::from_yaml(&text).with_context(|| format!("--settings {shown}"));
+    }
+    state::write_atomically(file, &seed.to_yaml())?;
+    Ok(seed)
 }
 
 fn describe(console: &Console, plan: &Plan, folder: &model::Folder) {

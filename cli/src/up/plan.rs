@@ -184,13 +184,21 @@ impl Worker<'_> {
         format!("{}-{}", self.role, self.index)
     }
 
+    fn engine(&self) -> &EngineSpec {
+        if self.role == "prefill" { &self.plan.prefill.engine } else { &self.plan.decode.engine }
+    }
+
+    /// What it computes on, if that is said. [`Plan::new`] has checked the text.
+    pub(crate) fn device(&self) -> Option<Device> {
+        self.engine().device.as_deref().and_then(|device| device.parse().ok())
+    }
+
     /// Arguments of `disagg`.
     pub(crate) fn args(&self, model_folder: &Path, listen: &str) -> Vec<OsString> {
         let plan = self.plan;
-        let engine = if self.role == "prefill" { &plan.prefill.engine } else { &plan.decode.engine };
         // Destructured without `..`, so that a new option has to be thought of here.
         let EngineSpec {
-            device,
+            device: _,
             max_num_batched_tokens,
             max_num_seqs,
             kv_cache_bytes,
@@ -198,7 +206,7 @@ impl Worker<'_> {
             gpu_memory_utilization_percent,
             enable_chunked_prefill,
             enable_prefix_caching,
-        } = engine;
+        } = self.engine();
         let mut args = Args::new("worker");
         args.flag("--name", self.name());
         args.flag("--role", self.role);
@@ -212,7 +220,11 @@ impl Worker<'_> {
                 LoadFormat::Dummy => "dummy",
             },
         );
-        args.option("--device", device.as_ref());
+        if let Some(device) = self.device() {
+            // A GPU that was chosen by number is the only one that its worker sees.
+            let device = if matches!(device, Device::Cuda(_)) { Device::Cuda(0) } else { device };
+            args.flag("--device", device.to_string());
+        }
         args.option("--max-model-len", plan.max_length);
         args.option("--block-size", plan.block_size);
         args.option("--max-num-batched-tokens", *max_num_batched_tokens);
@@ -321,8 +333,9 @@ fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
     set(&mut spec.kv_cache.block_size, args.block_size);
     set(&mut spec.prefill.replicas, args.prefill);
     set(&mut spec.decode.replicas, args.decode);
+    set(&mut spec.model.max_length, args.max_model_len);
     for role in [&mut spec.prefill, &mut spec.decode] {
-        set(&mut role.engine.max_num_batched_tokens, args.max_num_batched_tokens);
+        args.engine.apply(&mut role.engine);
         if let Some(device) = args.device {
             role.engine.device = Some(device.to_string());
         }

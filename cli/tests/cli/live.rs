@@ -71,6 +71,27 @@ async fn edits_of_the_settings_apply_within_a_second_and_bad_ones_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_settings_file_of_the_users_is_followed_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "# mine\nmaxLocalPrefillLength: 77\n").unwrap();
+    let mut up = Up::start(&["--settings", path]);
+    up.ready().await;
+    assert_eq!(stdout(&up.run(&["threshold", "get"])), "77\n");
+    assert!(up.process.stdout().contains("more than 77 tokens"), "{}", up.process.stdout());
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("# mine"), "nobody has written to it");
+    assert_eq!(stdout(&up.run(&["threshold", "set", "78"])), "78\n");
+    assert!(std::fs::read_to_string(&file).unwrap().contains("maxLocalPrefillLength: 78"));
+    drop(up);
+
+    std::fs::write(&file, "maxLocalPrefillLength: lots\n").unwrap();
+    let log = Up::start(&["--settings", path]).failure().await;
+    assert!(log.contains("mine.yaml: maxLocalPrefillLength: \"lots\" is not allowed"), "{log}");
+    assert!(!log.contains("router ready"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_watch_shows_what_happens() {
     let mut up = Up::start(&["--max-local-prefill-length", "10"]);
     up.ready().await;

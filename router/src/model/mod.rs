@@ -45,7 +45,9 @@ impl Model {
         let config = card.json("config.json")?;
         let generation = card.json("generation_config.json")?;
         let tokenizer_config = card.json("tokenizer_config.json")?;
-        let specials = template::special_tokens(tokenizer_config.as_ref());
+        // Older folders name some of them here only.
+        let mut specials = template::special_tokens(card.json("special_tokens_map.json")?.as_ref());
+        specials.extend(template::special_tokens(tokenizer_config.as_ref()));
         let bos = specials.get("bos_token").map(String::as_str);
         let bytes = card.file("tokenizer.json").ok_or(CardError::MissingFile("tokenizer.json"))?;
         let tokenizer = TextTokenizer::from_bytes(bytes, bos).map_err(CardError::Tokenizer)?;

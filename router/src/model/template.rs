@@ -256,6 +256,26 @@ mod tests {
     }
 
     #[test]
+    fn slices_and_namespaces_are_pythons() {
+        let sliced = "{{ messages[1:][0].role }} {{ messages[:-1] | length }} {{ messages[::-1][0].role }}";
+        assert_eq!(render(sliced).unwrap(), "user 1 user");
+        // How Qwen3's template looks for the last question.
+        let last = "{% set ns = namespace(searching=true, last=messages|length - 1) %}\
+            {%- for message in messages[::-1] %}\
+                {%- set index = (messages|length - 1) - loop.index0 %}\
+                {%- if ns.searching and message.role == 'system' and message.content is string \
+                    and not (message.content.startswith('<x>') and message.content.endswith('</x>')) %}\
+                    {%- set ns.searching = false %}{%- set ns.last = index %}\
+                {%- endif %}\
+            {%- endfor %}{{ ns.last }}";
+        assert_eq!(render(last).unwrap(), "0");
+        let thought = "{{ 'a</think>\\n\\nb\\n'.split('</think>')[-1].lstrip('\\n').rstrip('\\n') }}";
+        assert_eq!(render(thought).unwrap(), "b");
+        let date = render("{{ strftime_now('%d %b %Y') }}").unwrap();
+        assert_eq!(date.split(' ').count(), 3, "{date}");
+    }
+
+    #[test]
     fn a_template_can_refuse() {
         let error = render("{{ raise_exception('Roles must alternate') }}").unwrap_err();
         assert!(matches!(error, TemplateError::Raised(ref message) if message == "Roles must alternate"));

@@ -19,6 +19,7 @@
 //! | `memory` | the KV pool for transports |
 //! | `support` | which GPUs and drivers the kernels work with; advice on errors |
 //! | `limits` | what the kernels can compute and what fits |
+//! | `gpus` | which GPUs there are |
 //! | `backend` | `Backend`: CUDA graphs, steps under way |
 #![allow(unsafe_code)]
 #![allow(clippy::cast_possible_wrap, reason = "CUDA counts in int; every size here is far below 2^31")]
@@ -28,6 +29,7 @@ pub mod blas;
 pub mod compile;
 pub mod device;
 pub mod forward;
+pub mod gpus;
 mod limits;
 pub mod lists;
 mod memory;

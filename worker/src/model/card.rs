@@ -16,6 +16,7 @@ use super::{LoadFormat, ModelSource};
 pub const CARD_BYTES_MAX: u64 = 64 << 20;
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
+const GENERATION_FILE: &str = "generation_config.json";
 
 /// The card's files, in the order in which they are sent and hashed. Those that a folder lacks are left out.
 pub const CARD_FILES: [&str; 6] = [
@@ -86,6 +87,64 @@ impl ModelCard {
             vocab_size: config.vocab_size as u32,
             created_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
             files,
+        })
+    }
+
+    /// Refuses files that the router could not use: better here, by name, than a worker that nobody can talk to.
+    /// `folder` is for errors.
+    pub(super) fn check(&self, folder: &Path) -> Result<(), ModelError> {
+        let path = |name: &str| folder.join(name);
+        for name in ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json"] {
+            let Some(bytes) = self.file(name) else { continue };
+            let _: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes)
+                .map_err(|source| ModelError::Json { path: path(name), source })?;
+        }
+        if let Some(bytes) = self.file(GENERATION_FILE) {
+            self.check_eos(&path(GENERATION_FILE), bytes)?;
+        }
+        if let Some(template) = self.file("chat_template.jinja")
+            && std::str::from_utf8(template).is_err()
+        {
+            let message = "is not UTF-8".to_owned();
+            return Err(ModelError::TokenizerFile { path: path("chat_template.jinja"), message });
+        }
+        let Some(bytes) = self.file(TOKENIZER_FILE) else { return Ok(()) };
+        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| {
+            let message = format!("is no tokenizer that we know: {error}");
+            ModelError::TokenizerFile { path: path(TOKENIZER_FILE), message }
+        })?;
+        // Some fine-tunes add tokens that they never use; requests with them are refused one by one.
+        if tokenizer.get_vocab_size(true) > self.vocab_size as usize {
+            tracing::warn!(
+                tokens = tokenizer.get_vocab_size(true),
+                vocab_size = self.vocab_size,
+                "the tokenizer has more tokens than the model"
+            );
+        }
+        Ok(())
+    }
+
+    /// `eos_token_id` is a token or a list of them; what is neither would make answers without an end.
+    fn check_eos(&self, path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+        let config: serde_json::Value = serde_json::from_slice(bytes)
+            .map_err(|source| ModelError::Json { path: path.to_owned(), source })?;
+        let is_token =
+            |value: &serde_json::Value| value.as_u64().is_some_and(|id| id < u64::from(self.vocab_size));
+        let good = match config.get("eos_token_id") {
+            None | Some(serde_json::Value::Null) => true,
+            Some(serde_json::Value::Array(ids)) => ids.iter().all(is_token),
+            Some(id) => is_token(id),
+        };
+        if good {
+            return Ok(());
+        }
+        Err(ModelError::Config {
+            path: path.to_owned(),
+            key: "eos_token_id".to_owned(),
+            message: format!(
+                "{} is no token or list of tokens below vocab_size, {}",
+                config["eos_token_id"], self.vocab_size
+            ),
         })
     }
 

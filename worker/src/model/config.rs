@@ -155,6 +155,22 @@ impl ModelConfig {
         }
     }
 
+    /// Numbers that the model consists of.
+    pub fn parameters(&self) -> u64 {
+        let (hidden, mlp, layers) =
+            (self.hidden_size as u64, self.intermediate_size as u64, self.num_layers as u64);
+        let (q, kv) = (self.q_size() as u64, self.kv_size() as u64);
+        let either = |is: bool, count: u64| if is { count } else { 0 };
+        let layer = hidden * (2 * q + 2 * kv + 3 * mlp + 2)
+            + either(self.qkv_bias, q + 2 * kv)
+            + either(self.attention_output_bias, hidden)
+            + either(self.mlp_bias, 2 * mlp + hidden)
+            + either(self.qk_norm, 2 * self.head_dim as u64);
+        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
+        // Far below 2^64: every size is bounded when the configuration is read.
+        embeddings * self.vocab_size as u64 * hidden + layers * layer + hidden
+    }
+
     /// Rows of the query projection.
     pub fn q_size(&self) -> usize {
         self.num_heads * self.head_dim
@@ -214,6 +230,12 @@ impl Checker<'_> {
             return Err(self.refuse(
                 "num_key_value_heads",
                 format!("{num_kv_heads} does not divide num_attention_heads, {num_heads}"),
+            ));
+        }
+        if raw.head_dim.is_none() && family != Family::Qwen3 && !hidden_size.is_multiple_of(num_heads) {
+            return Err(self.refuse(
+                "num_attention_heads",
+                format!("{num_heads} does not divide hidden_size, {hidden_size}, and there is no head_dim"),
             ));
         }
         // The default of Qwen3's own configuration class is 128, whatever the hidden size.
@@ -324,7 +346,15 @@ impl Checker<'_> {
             Family::Qwen2 | Family::Qwen3 => raw.use_sliding_window.unwrap_or(false),
         };
         if windowed && raw.sliding_window.is_some() {
-            return Ok(max.min(self.size("sliding_window", raw.sliding_window, 1 << 24)? as u32));
+            let window = self.size("sliding_window", raw.sliding_window, 1 << 24)? as u32;
+            if window < max {
+                tracing::info!(
+                    window,
+                    max,
+                    "sequences end at the sliding window; beyond it is not supported"
+                );
+            }
+            return Ok(max.min(window));
         }
         Ok(max)
     }

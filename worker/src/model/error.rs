@@ -49,6 +49,14 @@ pub enum ModelError {
         /// What it says, and what is supported.
         message: String,
     },
+    /// A file of the tokenizer, or one that says how to use it, makes no sense.
+    #[error("{}: {message}", path.display())]
+    TokenizerFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A safetensors file is damaged.
     #[error("{}: {message}", path.display())]
     WeightsFile {

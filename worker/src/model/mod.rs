@@ -6,6 +6,7 @@
 pub mod card;
 pub mod config;
 mod error;
+pub mod memory;
 pub mod tiny;
 pub mod weights;
 
@@ -64,6 +65,7 @@ impl OpenModel {
         let (weights, digest) = match source.format {
             LoadFormat::Auto => {
                 let files = SafetensorsFolder::open(&source.path)?;
+                files.check(&config)?;
                 let digest = files.digest()?;
                 (WeightsSource::Files(files), digest)
             }
@@ -73,6 +75,7 @@ impl OpenModel {
             }
         };
         let card = ModelCard::read(source, &config, digest)?;
+        card.check(&source.path)?;
         Ok(Self { config, card, weights })
     }
 

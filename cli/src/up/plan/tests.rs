@@ -6,6 +6,7 @@ use disagg_worker::model::LoadFormat as WorkerLoadFormat;
 
 use super::*;
 use crate::up::args::Format;
+use crate::up::engine_args::EngineArgs;
 
 const FULL: &str = include_str!("../../../../deploy/samples/model-folder.yaml");
 
@@ -61,7 +62,9 @@ fn flags_override_the_file() {
         decode: Some(3),
         port: Some(9000),
         max_local_prefill_length: Some(7),
-        max_num_batched_tokens: Some(100),
+        engine: EngineArgs { max_num_batched_tokens: Some(100), ..EngineArgs::default() },
+        max_model_len: Some(4096),
+        device: Some(Device::Cuda(3)),
         block_size: Some(16),
         load_format: Some(Format::Dummy),
         ..UpArgs::default()
@@ -76,7 +79,8 @@ fn flags_override_the_file() {
     }
     assert_eq!((plan.block_size, plan.load_format), (Some(16), LoadFormat::Dummy));
     // What no flag names stays as the file has it.
-    assert_eq!((plan.max_length, plan.decode.engine.num_blocks), (Some(8192), Some(512)));
+    assert_eq!((plan.max_length, plan.decode.engine.num_blocks), (Some(4096), Some(512)));
+    assert_eq!(worker_config(&plan, 0).model.device, Device::Cuda(0), "it sees no other");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -172,23 +172,34 @@ impl Shard {
     }
 }
 
+impl SafetensorsFolder {
+    /// Names of all tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
+    }
+
+    /// What the header says of a tensor. An error if it is not there or has another shape.
+    pub(super) fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, ModelError> {
+        let info = self.tensors.get(name).and_then(|&shard| self.shards[shard].metadata.info(name));
+        let info = info.ok_or_else(|| self.refuse(name, "missing in all safetensors files".to_owned()))?;
+        if info.shape != shape {
+            let message = format!("has shape {:?}; config.json asks for {shape:?}", info.shape);
+            return Err(self.refuse(name, message));
+        }
+        Ok(info)
+    }
+
+    /// An error about a tensor, with the file that has it.
+    pub(super) fn refuse(&self, name: &str, message: String) -> ModelError {
+        let path = self.tensors.get(name).map_or(&self.folder, |&shard| &self.shards[shard].path);
+        ModelError::Tensor { path: path.clone(), tensor: name.to_owned(), message }
+    }
+}
+
 impl TensorSource for SafetensorsFolder {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let refuse = |path: &Path, message: String| ModelError::Tensor {
-            path: path.to_owned(),
-            tensor: name.to_owned(),
-            message,
-        };
-        let found = self.tensors.get(name).map(|&shard| &self.shards[shard]);
-        let Some((shard, info)) = found.and_then(|shard| Some((shard, shard.metadata.info(name)?))) else {
-            return Err(refuse(&self.folder, "missing in all safetensors files".to_owned()));
-        };
-        if info.shape != shape {
-            return Err(refuse(
-                &shard.path,
-                format!("has shape {:?}; config.json asks for {shape:?}", info.shape),
-            ));
-        }
+        let info = self.info(name, shape)?;
+        let shard = &self.shards[self.tensors[name]];
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end - start];
         shard.read_at(start, &mut bytes)?;
@@ -196,9 +207,7 @@ impl TensorSource for SafetensorsFolder {
             Dtype::F32 => Ok(convert(&bytes, f32::from_le_bytes)),
             Dtype::BF16 => Ok(convert(&bytes, |b| half::bf16::from_le_bytes(b).to_f32())),
             Dtype::F16 => Ok(convert(&bytes, |b| half::f16::from_le_bytes(b).to_f32())),
-            other => {
-                Err(refuse(&shard.path, format!("dtype {other} is not supported; F32, BF16 and F16 are")))
-            }
+            other => Err(self.refuse(name, format!("dtype {other} is not supported; F32, BF16 and F16 are"))),
         }
     }
 }

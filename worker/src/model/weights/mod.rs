@@ -1,6 +1,7 @@
 //! Weights in memory.
 
 mod dummy;
+mod expected;
 mod files;
 
 use std::ops::Range;
