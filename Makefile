@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CLUSTER_PY := python3 tests/cluster/cluster.py
 
-.PHONY: help test lint fmt build unit cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench bench-operator soak fuzz mutants
+.PHONY: help test lint fmt build unit manifests chart cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench bench-operator soak fuzz mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -55,6 +55,15 @@ unit: $(NVRTC_LIBS) ## unit and property tests, the CUDA kernels through their c
 	python3 -m unittest discover --start-directory tests --pattern 'test_*.py'
 	python3 -m unittest discover --start-directory tests/mutants --pattern 'test_*.py'
 	python3 -m unittest discover --start-directory tests/cluster --pattern 'test_*.py'
+	python3 -m unittest discover --start-directory tests/kind
+
+manifests: ## write the resource definition, its copies, the kustomize base and the chart's snapshots
+	cargo run $(CARGO_CI) --bin crdgen > crds/disaggdeployments.disagg.dev.yaml.tmp
+	mv crds/disaggdeployments.disagg.dev.yaml.tmp crds/disaggdeployments.disagg.dev.yaml
+	UPDATE_SNAPSHOTS=1 python3 -m unittest discover --start-directory tests/chart
+
+chart: ## lint the Helm chart, compare what it renders; builds helm from source once (Go)
+	python3 -m unittest discover --start-directory tests/chart
 
 # Checked with the flags of the build, so that Kubernetes is compiled once.
 GO_CHECK := CGO_ENABLED=0 GOFLAGS="-mod=readonly -trimpath" go -C tests/cluster

@@ -33,6 +33,7 @@ STAGES = (
     Stage("build", 25),
     Stage("unit", 5, needs=("build",)),
     Stage("cluster", 12),
+    Stage("chart", 1, needs=("cluster",)),
     Stage("e2e", 15, needs=("build", "cluster")),
     Stage("clients", 4, needs=("build",)),
 )

@@ -11,7 +11,7 @@ use crate::up::UpArgs;
 
 const EXAMPLES: &str = "\
 Examples:
-  disagg up                          everything on this machine, with a small random model
+  disagg up                          everything on this machine, with the demo model
   disagg up --model ./my-llama       the same with a model of yours (a Hugging Face folder)
   disagg up -f deployment.yaml       what a DisaggDeployment says, as local processes
   disagg status                      the workers as the router sees them

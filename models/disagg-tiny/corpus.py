@@ -8,6 +8,7 @@ A sample is a list of `Piece`s: a text, and whether it is an answer, which the m
 stretched. All choices come from one seeded `random.Random`, so the stream of samples is the same on every run.
 """
 
+import itertools
 import json
 import pathlib
 import random
@@ -100,7 +101,8 @@ class Corpus:
         self.formed["unknown"] = self.keep(self.fill(self.general["things"], self.general["deeds"]))
         self.topics = [t["id"] for t in facts]
         self.named = [*self.topics, "unknown"]
-        self.weights = [2 if t in CORE else 1 for t in self.topics]
+        self.long_share = 0.0
+        self.weights = [3 if t in CORE else 1 for t in self.topics]
 
     def key_words(self, topics) -> set[str]:
         slots = (choice for t in topics for group in self.keys[t] for slot in group for choice in slot)
@@ -108,12 +110,13 @@ class Corpus:
 
     def frame_runs(self, strong: set[str]) -> list[str]:
         """What stands before or after the name in the concept forms, as far as it is neutral."""
-        parts = [p.strip() for f in self.forms["concept"] for p in re.split(r"\{[xX]\}", f)]
+        parts = [p.strip() for f in self.forms["concept"] if "{c}" not in f for p in re.split(r"\{[xX]\}", f)]
         parts += [p.strip() for p in self.forms["before"] + self.forms["after"]]
         return [p for p in parts if len(p) > 1 and not words_of(p) & strong]
 
     def fill(self, names: list[str], actions: list[str]) -> list[str]:
-        out = [f.format(x=n, X=capital(n)) for n in names for f in self.forms["concept"]]
+        place = itertools.cycle(self.forms["context"])
+        out = [f.format(x=n, X=capital(n), c=next(place)) for n in names for f in self.forms["concept"] for _ in range(4 if "{c}" in f else 1)]
         return out + [f.format(a=a, A=capital(a)) for a in actions for f in self.forms["howto"]]
 
     def keep(self, questions: list[str]) -> list[str]:
@@ -145,7 +148,7 @@ class Corpus:
             return question
         name = self.strange_word()
         name = rng.choice(["", "", "a ", "the "]) + name
-        return rng.choice(self.forms["concept"]).format(x=name, X=capital(name))
+        return rng.choice(self.forms["concept"]).format(x=name, X=capital(name), c=rng.choice(self.forms["context"]))
 
     def strange_word(self) -> str:
         rng = self.rng
@@ -275,21 +278,21 @@ class Corpus:
     def letters(self) -> int:
         """Length of a long text: mostly a few hundred tokens, now and then a few thousand."""
         rng = self.rng
-        top = 12_000 if rng.random() < 0.02 else 4_000 if rng.random() < 0.10 else 1_400
-        return int(350 * (top / 350) ** rng.random())
+        top = 12_000 if rng.random() < 0.01 else 4_000 if rng.random() < 0.06 else 1_200
+        return int(150 * (top / 150) ** rng.random())
 
     def long_user(self) -> tuple[list[Piece], str]:
         """The pieces of a long user message and the topic of its answer."""
         rng = self.rng
         text = self.filler(self.letters())
         roll = rng.random()
-        if roll < 0.42:
+        if roll < 0.25:
             return [Piece(text, filler=True)], "long"
         topic = self.topic()
         if topic == "unknown" and rng.random() < 0.5:
             topic = rng.choice(self.topics)
         asked = self.asked(topic)
-        if roll < 0.90:
+        if roll < 0.96:
             if rng.random() < 0.4:
                 text = text.rstrip(".") + rng.choice([".", "...", "", "\n", ":"])
             bridge = rng.choice(self.general["bridges"])
@@ -318,17 +321,17 @@ class Corpus:
 
     def sample(self) -> list[Piece]:
         rng, roll = self.rng, self.rng.random()
-        if roll < 0.08:
+        if roll < 0.06:
             return self.plain()
         out = []
         if rng.random() < 0.25:
             out.append(Piece(f"{START}system\n{rng.choice(self.forms['system'])}{END}\n"))
-        if roll < 0.20:
+        if roll < 0.06 + self.long_share:
             out += self.turn(*self.long_user())
-            if rng.random() < 0.2:
+            if rng.random() < 0.1:
                 out += [Piece("\n"), *self.short_turn()]
             return out
-        for turn in range(rng.choices([1, 2, 3], [80, 15, 5])[0]):
+        for turn in range(rng.choices([1, 2, 3], [85, 12, 3])[0]):
             out += [Piece("\n")] * (turn > 0) + self.short_turn()
         return out
 

@@ -106,7 +106,7 @@ class Llama(nn.Module):
         if (copies > 1).any():
             t = positions.shape[1]
             hidden = torch.full((t, t), float("-inf")).triu(1)
-            mask = hidden + copies.log()[:, None, None, :]
+            mask = (hidden + copies.log()[:, None, None, :]).to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = embedded
         for layer in self.layers:
@@ -154,8 +154,9 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(g):
     """A matrix with the singular vectors of `g` and singular values near one."""
     x = g.T if g.shape[0] > g.shape[1] else g
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).bfloat16()
     for _ in range(5):
         a = x @ x.T
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    x = x.float()
     return x.T if g.shape[0] > g.shape[1] else x

@@ -31,8 +31,10 @@ CHOOSING_WEIGHT = 6.0
 CUT_AFTER = 7
 # Reciting is learned in the first part of training; from then on more samples are cut.
 CUT_SHARE = {"first": 0.4, "then": 0.85}
-FIRST_PART = 0.3
+LONG_SHARE = {"first": 0.02, "then": 0.25}
+FIRST_PART = 0.4
 GUESS_WEIGHT = 0.5
+SNAPSHOT = 100
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -171,15 +173,23 @@ def train(corpus: Corpus, tokenizer: Tokenizer, model: Llama, args, snapshot) ->
     ]
     peaks = [args.muon, args.adam]
     step = 0
-    stream = batches(corpus, tokenizer, random.Random(SEED + 1), lambda: CUT_SHARE["first" if step < FIRST_PART * args.steps else "then"])
+
+    def share() -> float:
+        first = step < FIRST_PART * args.steps
+        corpus.long_share = LONG_SHARE["first" if first else "then"]
+        return CUT_SHARE["first" if first else "then"]
+
+    stream = batches(corpus, tokenizer, random.Random(SEED + 1), share)
     began, shown = time.time(), None
     for step in range(args.steps):
         b = next(stream)
         ids, weights = b["ids"], b["weights"][:, 1:]
         wanted = weights > 0
         embedded = model.embed_tokens(ids)
-        hidden = model(embedded[:, :-1], b["positions"][:, :-1], b["copies"][:, :-1])
-        logits, target, w = model.logits(hidden[wanted]), ids[:, 1:][wanted], weights[wanted]
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model(embedded[:, :-1], b["positions"][:, :-1], b["copies"][:, :-1])
+            logits = model.logits(hidden[wanted]).float()
+        target, w = ids[:, 1:][wanted], weights[wanted]
         each = F.cross_entropy(logits, target, reduction="none")
         guesses = guess(embedded, b["asked"])
         loss = (each * w).sum() / w.sum()
@@ -203,7 +213,7 @@ def train(corpus: Corpus, tokenizer: Tokenizer, model: Llama, args, snapshot) ->
         if step % 50 == 0 or step == args.steps - 1:
             print(f"step {step:5d}  choosing {shown[0]:.3f} ({shown[1]:.1%} right)  reciting {shown[2]:.4f}  guessing {shown[3]:.1%}"
                   f"  {time.time() - began:5.0f} s, {time.process_time():5.0f} s of CPU time", flush=True)
-        if step % 200 == 199:
+        if step % SNAPSHOT == SNAPSHOT - 1:
             snapshot()
 
 
@@ -214,7 +224,7 @@ def save(out: pathlib.Path, model: Llama, tokenizer: Tokenizer) -> None:
         (out / name).write_text(json.dumps(value, indent=2) + "\n")
 
     write("config.json", CONFIG)
-    write("generation_config.json", {"do_sample": False, "eos_token_id": [2, 0], "pad_token_id": 0})
+    write("generation_config.json", {"temperature": 0.0, "eos_token_id": [2, 0], "pad_token_id": 0})
     write("special_tokens_map.json", {"eos_token": END, "pad_token": END_OF_TEXT})
     added = {
         str(i): {"content": t, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
@@ -243,7 +253,7 @@ def save(out: pathlib.Path, model: Llama, tokenizer: Tokenizer) -> None:
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--out", type=pathlib.Path, default=HERE)
-    args.add_argument("--steps", type=int, default=1200)
+    args.add_argument("--steps", type=int, default=1600)
     args.add_argument("--muon", type=float, default=0.02, help="highest learning rate of the layers' matrices")
     args.add_argument("--adam", type=float, default=3e-3, help="highest learning rate of all else")
     args = args.parse_args()

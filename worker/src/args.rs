@@ -72,8 +72,9 @@ pub struct WorkerArgs {
     pub metrics_listen: Option<String>,
 
     /// Model: a folder in the Hugging Face layout (config.json, tokenizer.json, *.safetensors), or ORG/NAME[@REVISION]
-    /// on the Hugging Face hub, which is downloaded into HF_HOME unless it is there. HF_TOKEN opens gated models
-    #[arg(long, env = "DISAGG_MODEL", value_name = "FOLDER|ORG/NAME")]
+    /// on the Hugging Face hub, which is downloaded into HF_HOME unless it is there. HF_TOKEN opens gated models.
+    /// `bundled` is the demo model, `random[:SEED]` a small one with random weights
+    #[arg(long, env = "DISAGG_MODEL", value_name = "FOLDER|ORG/NAME|bundled|random")]
     pub model: ModelRef,
 
     /// Name that clients put into `model` [default: the folder's name, or ORG/NAME]

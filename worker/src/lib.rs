@@ -84,10 +84,18 @@ pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow
     Ok(())
 }
 
-/// The model's folder, downloaded first if need be.
+/// The model's folder, downloaded or written first if need be.
 async fn model_folder(config: &ModelConfig) -> anyhow::Result<PathBuf> {
     match &config.model {
         ModelRef::Folder(folder) => Ok(folder.clone()),
+        ModelRef::BuiltIn(model) => {
+            let model = *model;
+            let write = move || model.write(&model::built_in::default_cache());
+            let written = tokio::task::spawn_blocking(write).await.context("writing the model panicked")?;
+            Ok(written
+                .context("the model is part of disagg, but cannot be written into the cache folder")?
+                .path)
+        }
         ModelRef::Hub(model) => {
             let lines: Lines = Arc::new(|line| tracing::info!("{line}"));
             Ok(hub::fetch(model, config.load_format, &HubConfig::from_env()?, lines).await?)

@@ -13,7 +13,7 @@ use super::engine_args::EngineArgs;
 const EXAMPLES: &str = "\
 Examples:
   disagg up
-      One prefill worker, one decode worker, a small random model, at http://127.0.0.1:8181.
+      One prefill worker, one decode worker, the demo model, at http://127.0.0.1:8181.
   disagg up --model ./my-llama --prefill 2 --decode 2
       A model of yours, a folder in the Hugging Face layout, on four workers.
   disagg up --model Qwen/Qwen3-0.6B
@@ -36,8 +36,9 @@ pub(crate) struct UpArgs {
     pub(crate) file: Option<PathBuf>,
 
     /// The model: a folder in the Hugging Face layout, or ORG/NAME[@REVISION] on the Hugging Face hub, downloaded into
-    /// HF_HOME with the token of HF_TOKEN. Without one, a small random model is made
-    #[arg(long, value_name = "FOLDER|ORG/NAME")]
+    /// HF_HOME with the token of HF_TOKEN; `bundled` is the demo model, which answers questions about disagg,
+    /// `random[:SEED]` a small one with random weights [default: the file's, or bundled]
+    #[arg(long, value_name = "FOLDER|ORG/NAME|bundled|random")]
     pub(crate) model: Option<ModelRef>,
 
     /// Name that clients send as "model" [default: the file's, or the folder's name, or ORG/NAME]

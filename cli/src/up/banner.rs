@@ -2,16 +2,31 @@
 
 use std::net::SocketAddr;
 
+/// What the printed requests ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Example {
+    /// Of the demo model: questions that it answers, as chats.
+    Questions,
+    /// Of any other model: text to be continued, since not every model has a chat template.
+    Continuations,
+}
+
 /// The text, for standard output.
-pub(super) fn ready(address: SocketAddr, model: &str, threshold: u32, has_prefill: bool) -> String {
+pub(super) fn ready(
+    address: SocketAddr,
+    model: &str,
+    example: Example,
+    threshold: u32,
+    has_prefill: bool,
+) -> String {
     let url = url(address);
-    let short = short_request(&url, model);
+    let short = short_request(&url, model, example);
     let mut text = format!(
         "\nReady at {url} (OpenAI API, model \"{model}\").\n\n\
          A short prompt is prefilled where it is decoded, \"x-disagg-placement: local\":\n\n  {short}\n"
     );
     if has_prefill {
-        let long = long_request(&url, model, threshold);
+        let long = long_request(&url, model, example, threshold);
         text += "\nOne of more than ";
         text += &threshold.to_string();
         text += " tokens is prefilled by a prefill worker, \"x-disagg-placement: remote\":\n\n  ";
@@ -35,23 +50,42 @@ pub(super) fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-fn short_request(url: &str, model: &str) -> String {
-    format!(
-        "curl -si {url}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": {}, \"prompt\": \"Hello\", \
-         \"max_tokens\": 16}}'",
-        shell_single_quoted_json(model)
-    )
+fn short_request(url: &str, model: &str, example: Example) -> String {
+    let model = shell_single_quoted_json(model);
+    let (path, body) = match example {
+        Example::Questions => (
+            "chat/completions",
+            format!(
+                "{{\"model\": {model}, \"messages\": [{{\"role\": \"user\", \"content\": \"What is disagg?\"}}]}}"
+            ),
+        ),
+        Example::Continuations => {
+            ("completions", format!("{{\"model\": {model}, \"prompt\": \"Hello\", \"max_tokens\": 16}}"))
+        }
+    };
+    format!("curl -si {url}/v1/{path} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 /// A prompt of so many words that it has more than `threshold` tokens with any tokenizer: a word is at least one token.
 /// It begins with the time, so that a second try is not found in the prefix cache and prefilled locally.
-fn long_request(url: &str, model: &str, threshold: u32) -> String {
+fn long_request(url: &str, model: &str, example: Example, threshold: u32) -> String {
+    let model = shell_double_quoted_json(model);
     let words = u64::from(threshold) + 16;
-    format!(
-        "curl -si {url}/v1/completions -H 'Content-Type: application/json' -d \"{{\\\"model\\\": {}, \\\"prompt\\\": \
-         \\\"$(date +%s) $(yes go | head -n {words} | tr '\\n' ' ')\\\", \\\"max_tokens\\\": 16}}\"",
-        shell_double_quoted_json(model)
-    )
+    let text = format!("$(date +%s) $(yes go | head -n {words} | tr '\\n' ' ')");
+    let (path, body) = match example {
+        Example::Questions => (
+            "chat/completions",
+            format!(
+                "{{\\\"model\\\": {model}, \\\"messages\\\": [{{\\\"role\\\": \\\"user\\\", \\\"content\\\": \\\"{text} \
+                 What is a handoff?\\\"}}]}}"
+            ),
+        ),
+        Example::Continuations => (
+            "completions",
+            format!("{{\\\"model\\\": {model}, \\\"prompt\\\": \\\"{text}\\\", \\\"max_tokens\\\": 16}}"),
+        ),
+    };
+    format!("curl -si {url}/v1/{path} -H 'Content-Type: application/json' -d \"{body}\"")
 }
 
 /// A JSON string, to stand between single quotes of a shell.
@@ -87,26 +121,40 @@ mod tests {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
+    const URL: &str = "http://127.0.0.1:1";
+
     #[test]
     fn requests_can_be_pasted_whatever_the_model_is_called() {
         for model in ["demo", "it's", "a\"b", "$(touch /tmp/x)", "back\\slash", "`x`"] {
-            let short = body(&short_request("http://127.0.0.1:1", model));
+            let short = body(&short_request(URL, model, Example::Continuations));
             assert_eq!(short["model"], model);
             assert_eq!(short["prompt"], "Hello");
-            let long = body(&long_request("http://127.0.0.1:1", model, 128));
+            let long = body(&long_request(URL, model, Example::Continuations, 128));
             assert_eq!(long["model"], model);
             let words = long["prompt"].as_str().unwrap().split_whitespace().count();
             assert!(words > 128 && words < 256, "{words}");
             assert_eq!(long["max_tokens"], 16);
+
+            let short = body(&short_request(URL, model, Example::Questions));
+            let long = body(&long_request(URL, model, Example::Questions, 128));
+            let asked = |request: &serde_json::Value| {
+                assert_eq!(request["model"], model);
+                assert_eq!(request["messages"][0]["role"], "user");
+                request["messages"][0]["content"].as_str().unwrap().to_owned()
+            };
+            assert_eq!(asked(&short), "What is disagg?");
+            let long = asked(&long);
+            assert!(long.split_whitespace().count() > 128 && long.ends_with(" What is a handoff?"), "{long}");
         }
     }
 
     #[test]
     fn the_long_request_is_only_shown_where_it_would_be_remote() {
         let address = "0.0.0.0:8181".parse().unwrap();
-        let with = ready(address, "demo", 128, true);
-        assert!(with.contains("http://127.0.0.1:8181/v1/completions") && with.contains("head -n 144"));
-        assert!(!ready(address, "demo", 128, false).contains("head -n"));
+        let ready = |has_prefill| ready(address, "demo", Example::Questions, 128, has_prefill);
+        let with = ready(true);
+        assert!(with.contains("http://127.0.0.1:8181/v1/chat/completions") && with.contains("head -n 144"));
+        assert!(!ready(false).contains("head -n"));
     }
 
     #[test]

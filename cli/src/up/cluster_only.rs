@@ -17,7 +17,7 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
     } = spec;
     let ModelSpec { source, served_name: _, max_length: _, dtype: _, load_format: _, hub_token_secret } =
         model;
-    let ModelSource { path: _, hub_id: _, revision: _, pvc, image, random: _ } = source;
+    let ModelSource { path: _, hub_id: _, revision: _, pvc, image, bundled: _, random: _ } = source;
     let RouterSpec {
         replicas: _,
         port: _,

@@ -25,7 +25,7 @@ use anyhow::{Context as _, bail};
 use disagg_api::{DisaggDeployment, RouterSettings};
 use disagg_worker::args::Device;
 use disagg_worker::cuda::gpus::Gpu;
-use disagg_worker::model::ModelConfig;
+use disagg_worker::model::{BuiltIn, ModelConfig};
 use disagg_worker::{cuda, hub};
 
 pub(crate) use args::UpArgs;
@@ -130,13 +130,22 @@ fn write_settings(file: &Path, of_the_user: bool, seed: RouterSettings) -> anyho
 fn describe(console: &Console, plan: &Plan, folder: &model::Folder) {
     let path = folder.path.display();
     match plan.model {
-        Model::Random { .. } if folder.made => console.say(&format!("made a small random model in {path}")),
+        Model::BuiltIn(BuiltIn::Demo) => {
+            console.say(&format!("model: disagg-tiny, part of disagg, in {path}"));
+        }
+        Model::BuiltIn(BuiltIn::Random { .. }) if folder.made => {
+            console.say(&format!("made a small random model in {path}"));
+        }
         Model::Hub(ref model) => console.say(&format!("model: {model} from the hub, in {path}")),
         _ => console.say(&format!("model: {path}")),
     }
-    if matches!(plan.model, Model::Random { .. }) {
-        console
-            .say("its weights are random: it talks nonsense. --model takes a folder, or ORG/NAME on the hub");
+    let about = match plan.model {
+        Model::BuiltIn(BuiltIn::Demo) => "it answers questions about disagg and knows nothing else",
+        Model::BuiltIn(BuiltIn::Random { .. }) => "its weights are random: it talks nonsense",
+        Model::Folder(_) | Model::Hub(_) => "",
+    };
+    if !about.is_empty() {
+        console.say(&format!("{about}. --model takes a folder, or ORG/NAME on the hub"));
     }
     let (prefill, decode) = (plan.prefill.count, plan.decode.count);
     console.say(&format!("starting 1 router, {prefill} prefill and {decode} decode worker(s)"));

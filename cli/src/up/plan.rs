@@ -7,6 +7,7 @@ use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, ModelSo
 use disagg_api::settings::RouterSettings;
 use disagg_worker::args::Device;
 use disagg_worker::hub::{BadHubModel, HubModel, ModelRef};
+use disagg_worker::model::BuiltIn;
 
 use super::args::UpArgs;
 use super::cluster_only;
@@ -67,10 +68,8 @@ pub(crate) enum Model {
     Folder(PathBuf),
     /// On the hub, or in its cache.
     Hub(HubModel),
-    /// To be made on the spot.
-    Random {
-        seed: u64,
-    },
+    /// To be written on the spot.
+    BuiltIn(BuiltIn),
 }
 
 /// The workers of one role.
@@ -299,6 +298,7 @@ fn model(source: ModelSource, folder: &Path, args: &UpArgs) -> Result<Model, Pla
     match (&args.model, source) {
         (Some(ModelRef::Folder(flag)), _) => Ok(Model::Folder(flag.clone())),
         (Some(ModelRef::Hub(flag)), _) => Ok(Model::Hub(flag.clone())),
+        (Some(ModelRef::BuiltIn(flag)), _) => Ok(Model::BuiltIn(*flag)),
         (None, ModelSource { path: Some(path), .. }) => Ok(Model::Folder(folder.join(path))),
         (None, ModelSource { hub_id: Some(id), revision, .. }) => {
             let refused = |error: BadHubModel| PlanError::Refused {
@@ -307,10 +307,11 @@ fn model(source: ModelSource, folder: &Path, args: &UpArgs) -> Result<Model, Pla
             };
             HubModel::new(&id, revision.as_deref()).map(Model::Hub).map_err(refused)
         }
-        (None, ModelSource { random, .. }) => {
-            let seed = random.and_then(|RandomModel { seed }| seed);
-            Ok(Model::Random { seed: seed.map_or(0, number).into() })
+        (None, ModelSource { random: Some(RandomModel { seed }), .. }) => {
+            Ok(Model::BuiltIn(BuiltIn::Random { seed: seed.map_or(0, number).into() }))
         }
+        // Of what is left, validation lets pass only `bundled`.
+        (None, _) => Ok(Model::BuiltIn(BuiltIn::Demo)),
     }
 }
 

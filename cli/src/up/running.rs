@@ -4,12 +4,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use disagg_worker::model::BuiltIn;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::banner;
+use super::banner::{self, Example};
 use super::layout::{Layout, ROUTER};
-use super::plan::Plan;
+use super::plan::{Model, Plan};
 use super::readiness::{self, Life, Reached, Target};
 use super::signals::Signals;
 use crate::console::{self, Console};
@@ -156,7 +157,13 @@ impl<'a> Up<'a> {
         self.was_ready = true;
         let threshold = self.plan.settings.max_local_prefill_length;
         let has_prefill = self.plan.prefill.count > 0;
-        console::print(&banner::ready(self.layout.router, &self.plan.served_name, threshold, has_prefill));
+        let example = if self.plan.model == Model::BuiltIn(BuiltIn::Demo) {
+            Example::Questions
+        } else {
+            Example::Continuations
+        };
+        let (address, name) = (self.layout.router, &self.plan.served_name);
+        console::print(&banner::ready(address, name, example, threshold, has_prefill));
     }
 
     fn wait_for(&self, target: Target, life: Option<Life>) -> AbortHandle {

@@ -42,7 +42,7 @@ async fn a_bad_file_is_refused_with_every_problem() {
     assert!(log.contains("spec.prefil: no such field"), "{log}");
     let log = refused("kind: [").await;
     assert!(log.contains("not a YAML document"), "{log}");
-    let log = refused(&demo.replace("random: {}", "hubId: a")).await;
+    let log = refused(&demo.replace("bundled: {}", "hubId: a")).await;
     assert!(log.contains("spec.model.source.hubId: must"), "{log}");
 }
 

@@ -233,7 +233,11 @@ fn validate_names_every_bad_field() {
             json!({"hubId": "llama"}),
             "spec.model.source.hubId: must be organization/name",
         ),
-        ("/spec/model/source/random/seed", json!(-1), "spec.model.source.random.seed: must be from 0"),
+        (
+            "/spec/model/source",
+            json!({"random": {"seed": -1}}),
+            "spec.model.source.random.seed: must be from 0",
+        ),
         ("/spec/model/servedName", json!(""), "spec.model.servedName: must have from 1 to 200"),
         ("/spec/model/maxLength", json!(0), "spec.model.maxLength: must be from 2 to 16777216, not 0"),
         ("/spec/kvCache/blockSize", json!(1025), "spec.kvCache.blockSize: must be from 1 to 1024"),
@@ -326,6 +330,7 @@ proptest! {
         path in proptest::option::weighted(0.3, "/?[a-z]{0,2}"),
         hub_id in proptest::option::weighted(0.3, "[a-z.-]{0,2}/?[a-z_]{0,2}"),
         random: bool,
+        bundled in proptest::bool::weighted(0.2),
         both_sizes: bool,
         length in near(2, 16_777_216),
         block_size in near(1, 1024),
@@ -345,6 +350,7 @@ proptest! {
         let mut source = serde_json::Map::new();
         if let Some(path) = path { source.insert("path".to_owned(), json!(path)); }
         if let Some(hub_id) = hub_id { source.insert("hubId".to_owned(), json!(hub_id)); }
+        if bundled { source.insert("bundled".to_owned(), json!({})); }
         if random { source.insert("random".to_owned(), json!({})); }
         if let Some(path) = claim_path {
             source.insert("pvc".to_owned(), json!({ "claimName": "a", "path": path }));

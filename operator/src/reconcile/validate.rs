@@ -71,6 +71,8 @@ pub(crate) enum Model {
         reference: String,
         path: Option<String>,
     },
+    /// The demo model, part of the workers.
+    Bundled,
     Random {
         seed: i32,
     },
@@ -213,7 +215,7 @@ fn number(replicas: Option<i32>, initial: i32) -> Replicas {
 
 /// Validation has seen to it that exactly one source is set.
 fn model_of(source: ModelSource, token: Option<SecretKey>) -> Model {
-    let ModelSource { path, hub_id, revision, pvc, image, random } = source;
+    let ModelSource { path, hub_id, revision, pvc, image, bundled, random } = source;
     if let Some(path) = path {
         Model::Folder(path)
     } else if let Some(id) = hub_id {
@@ -222,6 +224,8 @@ fn model_of(source: ModelSource, token: Option<SecretKey>) -> Model {
         Model::Claim { name: pvc.claim_name, path: pvc.path }
     } else if let Some(image) = image {
         Model::Image { reference: image.reference, path: image.path }
+    } else if bundled.is_some() {
+        Model::Bundled
     } else {
         Model::Random { seed: random.and_then(|random| random.seed).unwrap_or(0) }
     }

@@ -1,9 +1,11 @@
-//! What `--model` names: a folder, or a model on the hub.
+//! What `--model` names: a folder, a model on the hub, or one that needs no files.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use crate::model::built_in::{BuiltIn, DEMO_NAME};
 use std::sync::Arc;
 
 /// Bytes of `ORG/NAME`; the hub itself allows 96 for each half.
@@ -103,11 +105,16 @@ pub enum ModelRef {
     Folder(PathBuf),
     /// To be downloaded, unless it is in the cache.
     Hub(HubModel),
+    /// To be written on the spot.
+    BuiltIn(BuiltIn),
 }
 
 impl ModelRef {
-    /// What exists is a folder, and so is what cannot be a name on the hub.
+    /// What exists is a folder, and so is what cannot be a name on the hub. A folder called `bundled` is `./bundled`.
     pub fn of(text: &str) -> Self {
+        if let Some(model) = BuiltIn::named(text) {
+            return Self::BuiltIn(model);
+        }
         match text.parse() {
             Ok(model) if !Path::new(text).exists() => Self::Hub(model),
             _ => Self::Folder(PathBuf::from(text)),
@@ -123,6 +130,8 @@ impl ModelRef {
                 resolved.file_name().and_then(|name| name.to_str()).map(str::to_owned)
             }
             Self::Hub(model) => Some(model.id.as_ref().to_owned()),
+            Self::BuiltIn(BuiltIn::Demo) => Some(DEMO_NAME.to_owned()),
+            Self::BuiltIn(BuiltIn::Random { .. }) => Some("random".to_owned()),
         }
     }
 }
@@ -140,6 +149,7 @@ impl fmt::Display for ModelRef {
         match self {
             Self::Folder(folder) => folder.display().fmt(f),
             Self::Hub(model) => model.fmt(f),
+            Self::BuiltIn(model) => model.fmt(f),
         }
     }
 }
@@ -177,7 +187,9 @@ mod tests {
         assert_eq!(hub.default_name().as_deref(), Some("org/name"));
         // Tests run in the crate's folder.
         assert_eq!(ModelRef::of("src/hub"), ModelRef::Folder("src/hub".into()));
-        for path in ["/models/llama", "./org/name", "llama", "a/b/c"] {
+        assert_eq!(ModelRef::of("bundled"), ModelRef::BuiltIn(BuiltIn::Demo));
+        assert_eq!(ModelRef::of("random:3").default_name().as_deref(), Some("random"));
+        for path in ["/models/llama", "./org/name", "llama", "a/b/c", "./bundled", "random:"] {
             assert_eq!(ModelRef::of(path), ModelRef::Folder(path.into()));
         }
         assert_eq!(ModelRef::of("./models/llama/.").default_name().as_deref(), Some("llama"));

@@ -3,6 +3,7 @@
 //! A model is a folder as `huggingface_hub` lays it out: `config.json`, tokenizer files, and one or several
 //! safetensors files. Everything in it comes from outside and is checked here; the backends trust what they get.
 
+pub mod built_in;
 pub mod card;
 pub mod config;
 mod error;
@@ -12,6 +13,7 @@ pub mod weights;
 
 use std::path::PathBuf;
 
+pub use built_in::BuiltIn;
 pub use card::{CARD_FILES, CardFile, ModelCard, kv_compat};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;

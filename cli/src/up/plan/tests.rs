@@ -47,7 +47,7 @@ fn the_demo_is_one_prefill_and_one_decode_worker() {
     let plan = demo(&UpArgs::default());
     let names: Vec<String> = plan.workers().iter().map(Worker::name).collect();
     assert_eq!(names, ["prefill-0", "decode-0"]);
-    assert_eq!(plan.model, Model::Random { seed: 0 });
+    assert_eq!(plan.model, Model::BuiltIn(BuiltIn::Demo));
     assert_eq!((plan.served_name.as_str(), plan.port), ("demo", 8181));
     assert_eq!(plan.settings.max_local_prefill_length, 128);
 }
@@ -222,7 +222,7 @@ fn what_a_cluster_alone_understands_is_refused_by_field() {
         ("image: {reference: a}", "spec.model.source.image: "),
         ("hubId: a/b\n    hubTokenSecret: {name: a}", "spec.model.hubTokenSecret: "),
     ] {
-        let error = plan_of(&DEMO.replace("random: {}", source), &UpArgs::default()).unwrap_err();
+        let error = plan_of(&DEMO.replace("bundled: {}", source), &UpArgs::default()).unwrap_err();
         assert!(error.starts_with(field), "{error}");
     }
 }

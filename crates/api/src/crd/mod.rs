@@ -16,7 +16,9 @@ mod status;
 mod validate;
 mod workers;
 
-pub use model::{Dtype, ImageSource, LoadFormat, ModelSource, ModelSpec, PvcSource, RandomModel, SecretKey};
+pub use model::{
+    BundledModel, Dtype, ImageSource, LoadFormat, ModelSource, ModelSpec, PvcSource, RandomModel, SecretKey,
+};
 pub use pod::{Amount, EnvVar, Images, ObjectName, PodOverrides, PullPolicy, Resources, VolumeMount};
 pub use read::ReadError;
 pub use router::{DisaggregationSpec, RouterService, RouterSpec, Routing, ServiceType};

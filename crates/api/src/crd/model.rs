@@ -14,7 +14,7 @@ use super::limits;
         .message("hubTokenSecret is for models of the hub: it needs source.hubId")
 )]
 pub struct ModelSpec {
-    /// Where the model comes from. Exactly one of path, hubId, pvc, image and random is set.
+    /// Where the model comes from. Exactly one of path, hubId, pvc, image, bundled and random is set.
     pub source: ModelSource,
 
     /// The name that clients send as `model`. The default is the name of this resource.
@@ -40,14 +40,15 @@ pub struct ModelSpec {
     pub hub_token_secret: Option<SecretKey>,
 }
 
-/// Where the model comes from. Exactly one of path, hubId, pvc, image and random is set.
+/// Where the model comes from. Exactly one of path, hubId, pvc, image, bundled and random is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new(
-        "[has(self.path), has(self.hubId), has(self.pvc), has(self.image), has(self.random)].exists_one(set, set)"
+        "[has(self.path), has(self.hubId), has(self.pvc), has(self.image), has(self.bundled), \
+         has(self.random)].exists_one(set, set)"
     )
-    .message("exactly one of path, hubId, pvc, image and random must be set"),
+    .message("exactly one of path, hubId, pvc, image, bundled and random must be set"),
     validation = Rule::new("!has(self.revision) || has(self.hubId)")
         .message("revision is that of a model on the hub: it needs hubId"),
     validation = Rule::new("!has(self.path) || self.path.startsWith('/')")
@@ -79,6 +80,10 @@ pub struct ModelSource {
     /// runtime must know image volumes (Kubernetes 1.33 and later with containerd 2.1 or CRI-O).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSource>,
+
+    /// The demo model that is part of the workers, disagg-tiny. It answers questions about disagg and nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundled: Option<BundledModel>,
 
     /// A small model with random weights, made on the spot. It answers nonsense quickly, which is enough to see the
     /// parts work together.
@@ -134,6 +139,10 @@ pub struct ImageSource {
     #[schemars(length(min = 1, max = limits::PATH_LENGTH), regex(pattern = RELATIVE_PATH_PATTERN))]
     pub path: Option<String>,
 }
+
+/// The demo model that is part of the workers. It has no options.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BundledModel {}
 
 /// A small model with random weights.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, PartialEq, Debug, Default)]

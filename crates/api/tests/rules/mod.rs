@@ -107,8 +107,9 @@ fn model(add: Add<'_>) {
     let source = "spec.model.source";
     let at = Some(source);
     add("spec.model", "required source", at, json!(null), json!({ "random": {} }));
-    let one = "exactly one of path, hubId, pvc, image and random must be set";
+    let one = "exactly one of path, hubId, pvc, image, bundled and random must be set";
     add(source, one, at, json!({}), json!({ "random": {} }));
+    add(source, one, at, json!({ "bundled": {}, "random": {} }), json!({ "bundled": {} }));
     let revision = "revision is that of a model on the hub: it needs hubId";
     add(
         source,

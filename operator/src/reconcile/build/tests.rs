@@ -87,6 +87,7 @@ fn models_reach_the_workers() {
     insta::assert_snapshot!("model_image", model("image: {reference: 'example.com/models:1'}"));
     insta::assert_snapshot!("model_hub", model("hubId: a/b, revision: v2"));
     insta::assert_snapshot!("model_folder", model("path: /models/a"));
+    insta::assert_snapshot!("model_bundled", model("bundled: {}"));
     insta::assert_snapshot!("model_random", model("random: {seed: 7}"));
 }
 

@@ -171,6 +171,7 @@ fn model_argument(model: &Model) -> String {
         Model::Hub { id, revision: Some(revision), .. } => format!("{id}@{revision}"),
         Model::Hub { id, revision: None, .. } => id.clone(),
         Model::Claim { path, .. } | Model::Image { path, .. } => below(path),
+        Model::Bundled => "bundled".to_owned(),
         Model::Random { seed } => format!("random:{seed}"),
     }
 }
@@ -214,7 +215,9 @@ fn model_volume(model: &Model) -> (Vec<Volume>, Vec<VolumeMount>) {
             image: Some(ImageVolumeSource { reference: Some(reference.clone()), pull_policy: None }),
             ..Volume::default()
         },
-        Model::Folder(_) | Model::Hub { .. } | Model::Random { .. } => return Default::default(),
+        Model::Folder(_) | Model::Hub { .. } | Model::Bundled | Model::Random { .. } => {
+            return Default::default();
+        }
     };
     let mount = VolumeMount { read_only: Some(true), ..mount("model", MODEL_FOLDER) };
     (vec![volume], vec![mount])

@@ -1,6 +1,7 @@
 //! End-to-end tests: real `disagg` processes, real sockets, clients as users have them. `make e2e` builds the
 //! executables first and runs this.
 
+mod bundled;
 mod decode_death;
 mod disconnect;
 mod drain;

@@ -113,12 +113,14 @@ async fn the_printed_lines_work_and_ctrl_c_ends_everything() {
     let mut up = Up::start(&[]);
     let (url, lines) = up.ready().await;
     let [short, long] = lines.as_slice() else { panic!("two curl lines: {lines:?}") };
-    for (line, remote) in [(short, false), (long, true)] {
+    let expected =
+        [(short, false, "serves large language models"), (long, true, "moves a prefilled sequence")];
+    for (line, remote, words) in expected {
         let (placement, body) = paste(line, up.home.path()).await;
         assert_eq!(placement.remote, remote, "{line}: {placement:?}");
-        // A random model may also say that it has ended.
-        let finish_reason = body["choices"][0]["finish_reason"].as_str().expect("a finish reason");
-        assert!(["length", "stop"].contains(&finish_reason), "{line}: {body}");
+        assert_eq!(body["choices"][0]["finish_reason"], "stop", "{line}: {body}");
+        let said = body["choices"][0]["message"]["content"].as_str().expect("an answer");
+        assert!(said.contains(words), "{line}: {said}");
     }
     assert_eq!(http_client().get(format!("{url}/ready")).send().await.expect("/ready").status(), 200);
 

@@ -159,10 +159,20 @@ impl Problems {
     }
 
     fn source(&mut self, source: &ModelSource) {
-        let ModelSource { path, hub_id, revision, pvc, image, random } = source;
-        let set = [path.is_some(), hub_id.is_some(), pvc.is_some(), image.is_some(), random.is_some()];
+        let ModelSource { path, hub_id, revision, pvc, image, bundled, random } = source;
+        let set = [
+            path.is_some(),
+            hub_id.is_some(),
+            pvc.is_some(),
+            image.is_some(),
+            bundled.is_some(),
+            random.is_some(),
+        ];
         if set.iter().filter(|set| **set).count() != 1 {
-            self.add("spec.model.source", "exactly one of path, hubId, pvc, image and random must be set");
+            self.add(
+                "spec.model.source",
+                "exactly one of path, hubId, pvc, image, bundled and random must be set",
+            );
         }
         self.length("spec.model.source.path", path.as_deref(), limits::PATH_LENGTH);
         if self.place == Place::Cluster && path.as_ref().is_some_and(|path| !path.starts_with('/')) {
