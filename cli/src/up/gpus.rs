@@ -69,9 +69,9 @@ pub(super) fn deal(
 mod tests {
     use super::*;
 
-    fn gpus(count: usize) -> Result<Vec<Gpu>, String> {
+    fn gpus(count: usize) -> Vec<Gpu> {
         let gpu = |number| Gpu { uuid: format!("GPU-{number}"), name: "H100".to_owned() };
-        Ok((0..count).map(gpu).collect())
+        (0..count).map(gpu).collect()
     }
 
     fn none() -> Result<Vec<Gpu>, String> {
@@ -87,16 +87,16 @@ mod tests {
     #[test]
     fn every_worker_gets_a_gpu_of_its_own() {
         for device in [Device::Auto, Device::Cuda(0)] {
-            assert_eq!(dealt(&[device; 2], gpus(2)).unwrap(), ["GPU-0", "GPU-1"]);
-            assert_eq!(dealt(&[device; 2], gpus(8)).unwrap(), ["GPU-0", "GPU-1"]);
-            let error = dealt(&[device; 5], gpus(4)).unwrap_err();
+            assert_eq!(dealt(&[device; 2], Ok(gpus(2))).unwrap(), ["GPU-0", "GPU-1"]);
+            assert_eq!(dealt(&[device; 2], Ok(gpus(8))).unwrap(), ["GPU-0", "GPU-1"]);
+            let error = dealt(&[device; 5], Ok(gpus(4))).unwrap_err();
             assert!(error.starts_with("5 workers need a GPU each, and this machine has 4;"), "{error}");
             assert!(error.contains("--device cpu"), "{error}");
         }
         let devices = [Device::Auto, Device::Cpu, Device::Cuda(1), Device::Cuda(0)];
-        assert_eq!(dealt(&devices, gpus(3)).unwrap(), ["GPU-0", "-", "GPU-1", "GPU-2"]);
+        assert_eq!(dealt(&devices, Ok(gpus(3))).unwrap(), ["GPU-0", "-", "GPU-1", "GPU-2"]);
         assert!(
-            dealt(&devices, gpus(2))
+            dealt(&devices, Ok(gpus(2)))
                 .unwrap_err()
                 .starts_with("3 workers need a GPU each, and this machine has 2")
         );
@@ -105,20 +105,20 @@ mod tests {
     #[test]
     fn the_cpu_and_the_simulation_need_none() {
         for device in [Device::Cpu, "sim".parse().unwrap()] {
-            assert_eq!(dealt(&[device; 3], gpus(1)).unwrap(), ["-"; 3]);
+            assert_eq!(dealt(&[device; 3], Ok(gpus(1))).unwrap(), ["-"; 3]);
         }
         assert_eq!(dealt(&[Device::Auto; 2], none()).unwrap(), ["-"; 2]);
         // A model that the kernels do not take runs on the CPU, however many GPUs there are.
-        assert_eq!(deal(&[Device::Auto; 2], false, gpus(1)), Ok(vec![None; 2]));
+        assert_eq!(deal(&[Device::Auto; 2], false, Ok(gpus(1))), Ok(vec![None; 2]));
     }
 
     #[test]
     fn gpus_that_are_asked_for_and_missing_are_told() {
         let error = dealt(&[Device::Auto, Device::Cuda(0)], none()).unwrap_err();
         assert_eq!(error, "--device cuda:0: the NVIDIA driver (libcuda.so.1) is not on this machine");
-        let error = dealt(&[Device::Cuda(4)], gpus(4)).unwrap_err();
+        let error = dealt(&[Device::Cuda(4)], Ok(gpus(4))).unwrap_err();
         assert_eq!(error, "--device cuda:4: there is no GPU 4; this machine has 4, counted from 0");
-        let error = dealt(&[Device::Cuda(1); 2], gpus(4)).unwrap_err();
+        let error = dealt(&[Device::Cuda(1); 2], Ok(gpus(4))).unwrap_err();
         assert!(
             error.starts_with("--device cuda:1 is one GPU, and more than one worker asks for it;"),
             "{error}"

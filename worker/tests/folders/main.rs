@@ -160,7 +160,7 @@ fn cases() -> Vec<Case> {
                     header,
                     "model.layers.0.input_layernorm.weight",
                     "model.layers.0.self_attn.q_proj.bias",
-                )
+                );
             }),
             &["tensor model.layers.0.input_layernorm.weight: missing"],
         ),
