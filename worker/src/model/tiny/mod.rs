@@ -180,7 +180,7 @@ mod tests {
             .expect("written");
         let message = error();
         assert!(message.contains("model.safetensors: tensor model.layers."), "{message}");
-        assert!(message.contains("has shape [256, 128]; config.json asks for [192, 128]"), "{message}");
+        assert!(message.contains("has shape [128, 256]; config.json asks for [128, 192]"), "{message}");
         std::fs::write(&config, text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5"))
             .expect("written");
         assert!(error().contains("tensor model.layers.4."), "{}", error());
