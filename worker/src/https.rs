@@ -12,6 +12,17 @@ pub fn client_builder(url: &str) -> reqwest::ClientBuilder {
     if secure { builder } else { builder.tls_certs_only([]) }
 }
 
+/// An error with all its causes; of reqwest's, the outermost alone says little.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

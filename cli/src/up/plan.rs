@@ -212,13 +212,7 @@ impl Worker<'_> {
         args.flag("--listen", listen);
         args.flag("--model", model_folder);
         args.flag("--served-model-name", &plan.served_name);
-        args.flag(
-            "--load-format",
-            match plan.load_format {
-                LoadFormat::Auto => "auto",
-                LoadFormat::Dummy => "dummy",
-            },
-        );
+        args.flag("--load-format", plan.load_format.as_str());
         if let Some(device) = self.device() {
             // A GPU that was chosen by number is the only one that its worker sees.
             let device = if matches!(device, Device::Cuda(_)) { Device::Cuda(0) } else { device };

@@ -11,10 +11,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::cache::ModelCache;
-use super::client::{Client, ContentHash, Failure, RemoteFile, causes};
+use super::client::{Client, ContentHash, Failure, RemoteFile};
 use super::error::HubError;
 use super::id::HubModel;
 use super::progress::{Progress, bytes};
+use crate::https::causes;
 
 /// Tries one after the other that bring nothing before we give up.
 pub(super) const FRUITLESS_TRIES: u32 = 5;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::config::HubConfig;
 use super::error::HubError;
 use super::id::{HubModel, is_commit};
+use crate::https::causes;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Of an answer that is not a file.
@@ -265,15 +266,4 @@ async fn bounded(mut response: Response, limit: usize) -> Result<Vec<u8>, Failur
         }
     }
     Ok(body)
-}
-
-/// An error with all its causes; of reqwest's, the outermost alone says little.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

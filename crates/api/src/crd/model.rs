@@ -196,3 +196,13 @@ pub enum LoadFormat {
     /// Make random ones of the shape that the model's config states.
     Dummy,
 }
+
+impl LoadFormat {
+    /// The value of the worker's flag `--load-format`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Dummy => "dummy",
+        }
+    }
+}

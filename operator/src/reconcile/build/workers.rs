@@ -1,6 +1,6 @@
 //! Prefill and decode workers: a StatefulSet and its headless Service for each role.
 
-use disagg_api::crd::{EngineSpec, LoadFormat};
+use disagg_api::crd::EngineSpec;
 use disagg_api::kubernetes::{
     WORKER_GRPC_PORT, WORKER_GRPC_PORT_NAME, WORKER_METRICS_PORT, WORKER_METRICS_PORT_NAME,
 };
@@ -119,14 +119,7 @@ fn arguments(wanted: &Wanted, workers: &Workers) -> Vec<String> {
     flag("metrics-listen", format!("0.0.0.0:{WORKER_METRICS_PORT}"));
     flag("model", model_argument(&wanted.model));
     flag("served-model-name", wanted.served_name.clone());
-    flag(
-        "load-format",
-        match wanted.load_format {
-            LoadFormat::Auto => "auto",
-            LoadFormat::Dummy => "dummy",
-        }
-        .to_owned(),
-    );
+    flag("load-format", wanted.load_format.as_str().to_owned());
     flag("drain-seconds", wanted.drain_seconds.to_string());
     // Destructured without `..`, so that a new option has to be thought of here.
     let EngineSpec {
