@@ -68,12 +68,11 @@ fn cluster() -> &'static dyn Cluster {
             "--filename",
             crds.to_str().expect("UTF-8"),
         ]);
-        kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "crd/disaggdeployments.disagg.dev",
-            "--timeout=30s",
-        ]);
+        // A definition just made has no conditions, on which `kubectl wait` fails; it has some when its names are taken.
+        for told in ["jsonpath={.status.acceptedNames.kind}=DisaggDeployment", "condition=Established"] {
+            let (told, definition) = (format!("--for={told}"), "crd/disaggdeployments.disagg.dev");
+            kubectl(&["wait", &told, definition, "--timeout=30s"]);
+        }
         let archive = repository().join("target/images/pod.tar");
         match cluster.load_image(&archive) {
             // Then it has to be there already.
