@@ -20,6 +20,9 @@ class Stages(unittest.TestCase):
         rows = [line.split() for line in out.getvalue().splitlines() if line and not line.startswith("==>")]
         return status, {row[0]: row[1] for row in rows[1:]}, out.getvalue()
 
+    def test_the_budgets_fit_into_the_hour(self):
+        self.assertLessEqual(sum(stage.budget_min for stage in stages.STAGES), stages.TOTAL_MIN)
+
     def test_all_pass(self):
         status, outcomes, _ = self.run_all((Stage("a", 1), "true"), (Stage("b", 1), "true"))
         self.assertEqual((status, outcomes), (0, {"a": "passed", "b": "passed", "total": "passed"}))
