@@ -106,7 +106,9 @@ class Llama(nn.Module):
         if (copies > 1).any():
             t = positions.shape[1]
             hidden = torch.full((t, t), float("-inf")).triu(1)
-            mask = (hidden + copies.log()[:, None, None, :]).to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float)
+            # Attention wants the mask in the type of the queries.
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float
+            mask = (hidden + copies.log()[:, None, None, :]).to(dtype)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = embedded
         for layer in self.layers:
@@ -152,7 +154,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(g):
-    """A matrix with the singular vectors of `g` and singular values near one."""
+    """A matrix with the singular vectors of `g` and singular values near one; bfloat16 is exact enough for that."""
     x = g.T if g.shape[0] > g.shape[1] else g
     x = (x / (x.norm() + 1e-7)).bfloat16()
     for _ in range(5):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -26,15 +27,18 @@ VOCAB = 3072
 TOKENS_PER_BATCH = 3072
 # The first tokens of an answer choose the topic, and that is the hard part; the rest is recited. So they weigh more, and many
 # samples stop soon after them.
-CHOOSING_TOKENS = 4
-CHOOSING_WEIGHT = 6.0
+CHOOSING_WEIGHTS = (10.0, 6.0, 6.0, 6.0)
 CUT_AFTER = 7
 # Reciting is learned in the first part of training; from then on more samples are cut.
 CUT_SHARE = {"first": 0.4, "then": 0.85}
-LONG_SHARE = {"first": 0.02, "then": 0.25}
+# Share of samples with a long text. Topics are learned from short ones first, which are cheap.
+LONG_SHARE = {"first": 0.02, "then": 0.30}
 FIRST_PART = 0.4
 GUESS_WEIGHT = 0.5
+# The folder is written after so many steps, and at the end.
 SNAPSHOT = 100
+# What is written is a moving average of the weights over about 1 / (1 - AVERAGE) steps: it wavers less from step to step.
+AVERAGE = 0.995
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -94,8 +98,13 @@ class Encoded:
     topic: int = -1
 
 
-def encode(corpus: Corpus, tokenizer: Tokenizer, pieces, rng: random.Random, cut_share: float) -> Encoded:
-    """One sample, ready for a batch.
+def answer_weights(tokens: int) -> list[float]:
+    """What each token of an answer counts in the loss."""
+    return [*CHOOSING_WEIGHTS, *[1.0] * tokens][:tokens]
+
+
+def encode(corpus: Corpus, tokenizer: Tokenizer, pieces, rng: random.Random, cut_share: float) -> Encoded | None:
+    """One sample, ready for a batch; None if it is longer than the longest context.
 
     Half of the filler texts are stretched: each token stands for `n` equal ones, so it moves the position by n and counts n times in attention.
     A few hundred tokens then look to the rest of the sample like a few thousand.
@@ -118,12 +127,11 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, pieces, rng: random.Random, cut
             out.topic, out.asked = corpus.named.index(piece.topic), [0] * len(out.ids)
         out.asked += [int(piece.topic is not None)] * len(new)
         out.ids += new
-        out.weights += [(CHOOSING_WEIGHT if i < CHOOSING_TOKENS else 1.0) if piece.answer else 0.0 for i in range(len(new))]
+        out.weights += answer_weights(len(new)) if piece.answer else [0.0] * len(new)
         out.positions += [at + step * i for i in range(len(new))]
         out.copies += [step] * len(new)
         at += step * len(new)
-    assert at <= limit, f"a sample of {at} positions"
-    return out
+    return out if at <= limit else None
 
 
 def batch(samples: list[Encoded]) -> dict[str, torch.Tensor]:
@@ -147,7 +155,8 @@ def batches(corpus: Corpus, tokenizer: Tokenizer, rng: random.Random, cut_share)
     """Endless batches of samples of like length, each of about TOKENS_PER_BATCH tokens with padding."""
     while True:
         share = cut_share()
-        pool = sorted((encode(corpus, tokenizer, corpus.sample(), rng, share) for _ in range(2000)), key=lambda s: len(s.ids))
+        encoded = (encode(corpus, tokenizer, corpus.sample(), rng, share) for _ in range(2000))
+        pool = sorted(filter(None, encoded), key=lambda s: len(s.ids))
         cut, start = [], 0
         for i in range(1, len(pool) + 1):
             if i == len(pool) or (i + 1 - start) * len(pool[i].ids) > TOKENS_PER_BATCH:
@@ -163,7 +172,7 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 40) * min(1.0, (steps - step) / (0.6 * steps))
 
 
-def train(corpus: Corpus, tokenizer: Tokenizer, model: Llama, args, snapshot) -> None:
+def train(corpus: Corpus, tokenizer: Tokenizer, model: Llama, averaged: AveragedModel, args, snapshot) -> None:
     guess = Guess(CONFIG["hidden_size"], len(corpus.named))
     matrices = [p for p in model.layers.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -210,6 +219,7 @@ def train(corpus: Corpus, tokenizer: Tokenizer, model: Llama, args, snapshot) ->
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
+        averaged.update_parameters(model)
         if step % 50 == 0 or step == args.steps - 1:
             print(f"step {step:5d}  choosing {shown[0]:.3f} ({shown[1]:.1%} right)  reciting {shown[2]:.4f}  guessing {shown[3]:.1%}"
                   f"  {time.time() - began:5.0f} s, {time.process_time():5.0f} s of CPU time", flush=True)
@@ -253,7 +263,7 @@ def save(out: pathlib.Path, model: Llama, tokenizer: Tokenizer) -> None:
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--out", type=pathlib.Path, default=HERE)
-    args.add_argument("--steps", type=int, default=1600)
+    args.add_argument("--steps", type=int, default=2000)
     args.add_argument("--muon", type=float, default=0.02, help="highest learning rate of the layers' matrices")
     args.add_argument("--adam", type=float, default=3e-3, help="highest learning rate of all else")
     args = args.parse_args()
@@ -268,8 +278,9 @@ def main() -> None:
     print(f"{len(corpus.answers)} topics, {sum(map(len, corpus.written.values()))} written questions, "
           f"{sum(map(len, corpus.formed.values()))} from forms, {len(corpus.left_out)} left out as held out")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    train(corpus, tokenizer, model, args, lambda: save(args.out, model, tokenizer))
-    save(args.out, model, tokenizer)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+    train(corpus, tokenizer, model, averaged, args, lambda: save(args.out, averaged.module, tokenizer))
+    save(args.out, averaged.module, tokenizer)
     print(f"wrote {args.out.name or args.out} after {time.time() - began:.0f} s, {time.process_time():.0f} s of CPU time")
 
 

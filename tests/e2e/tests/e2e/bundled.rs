@@ -20,10 +20,6 @@ const TOKENS: u32 = 80;
 /// Requests at the same time: so few that a prefill worker's queue is never at its bound.
 const IN_FLIGHT: usize = 2;
 
-/// Wrong answers that the model is known to give (models/disagg-tiny/README.md): one phrasing, short and long. The rest
-/// must be right, or tokenizer, template or engine are not what the model was trained for.
-const WRONG_KNOWN: usize = 2;
-
 #[derive(Deserialize)]
 struct HeldOut {
     story: String,
@@ -75,6 +71,8 @@ async fn it_answers_held_out_questions_short_and_after_a_long_story() {
         .filter_map(std::future::ready)
         .collect()
         .await;
-    assert!(wrong.len() <= WRONG_KNOWN, "{} wrong answers:\n{}", wrong.len(), wrong.join("\n"));
+    // The model answers all of them with `eval.py`, so a wrong answer means that tokenizer, template or engine are not
+    // what it was trained for.
+    assert!(wrong.is_empty(), "{} wrong answers:\n{}", wrong.len(), wrong.join("\n"));
     deployment.idle(RELEASE).await;
 }
