@@ -95,13 +95,17 @@ e2eprocesses: ## the end-to-end tests that need no cluster
 	cargo build $(CARGO_CI) --bins --test e2e
 	cargo test $(CARGO_CI) --test e2e
 
+# A run of some tests, or one that fails, must not leave an operator behind in a cluster that stays up. Only on our own.
+UNINSTALL = $(if $(filter local,$(CLUSTER)),trap "helm uninstall disagg --namespace disagg-system --ignore-not-found --wait; kubectl delete namespace disagg-system --ignore-not-found" EXIT;)
+
 e2ecluster: ## the end-to-end tests on Kubernetes (CLUSTER=local|kind|external)
-	cargo build $(CARGO_CI) --bins --test cluster --test operator
+	cargo build $(CARGO_CI) --bins --test operator --test cluster --test rights
 	$(CLUSTER_PY) images
-	$(CLUSTER_PY) $(if $(filter local,$(CLUSTER)),run,tools) -- env DISAGG_E2E_CLUSTER=$(CLUSTER) \
-	  cargo test $(CARGO_CI) --test operator -- --test-threads 4 $(CLUSTER_TESTS)
-	$(CLUSTER_PY) $(if $(filter local,$(CLUSTER)),run,tools) -- env DISAGG_E2E_CLUSTER=$(CLUSTER) \
-	  cargo test $(CARGO_CI) --test cluster -- --test-threads 8 $(CLUSTER_TESTS)
+	$(CLUSTER_PY) $(if $(filter local,$(CLUSTER)),run,tools) -- env DISAGG_E2E_CLUSTER=$(CLUSTER) bash -euc '\
+	  $(UNINSTALL) \
+	  cargo test $(CARGO_CI) --test operator -- --show-output --test-threads 4 $(CLUSTER_TESTS); \
+	  cargo test $(CARGO_CI) --test cluster -- --show-output --test-threads 4 $(CLUSTER_TESTS); \
+	  cargo test $(CARGO_CI) --test rights -- --show-output $(CLUSTER_TESTS)'
 
 clients: ## the openai Python package against `disagg up`; needs `make build` before
 	$(call venv,$(CLIENTS_VENV),tests/clients/requirements.txt)

@@ -48,7 +48,7 @@ impl Leadership {
         let _ = self.state.wait_for(|leads| !*leads).await;
     }
 
-    /// Lets another replica take over at once.
+    /// Lets another replica take over when it next looks: at the latest when the Lease would have expired.
     pub(crate) async fn give_back(self) {
         drop(self.state);
         if timeout(RELEASE_WITHIN, self.manager).await.is_err() {

@@ -14,7 +14,7 @@ ARCHIVES = ROOT / "target" / "images"
 REGISTRY = "localhost"
 TAG = os.environ.get("DISAGG_IMAGE_TAG", "e2e")
 # Each is the name of an executable and of its image.
-EXECUTABLES = ("disagg-worker", "disagg-router", "disagg-load")
+EXECUTABLES = ("disagg-worker", "disagg-router", "disagg-operator", "disagg-load")
 
 
 def pod_image():

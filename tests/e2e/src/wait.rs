@@ -24,6 +24,8 @@ pub async fn eventually<T>(
             Ok(value) => return value,
             Err(seen) => last = seen,
         }
+        // The timeout above never fires on a look that does not wait itself, such as a command that is run.
+        assert!(start.elapsed() < within, "waited {within:?} for: {what}; last seen: {last}");
         tokio::time::sleep(POLL).await;
     }
 }

@@ -47,8 +47,11 @@ async fn run_client(
     mut ended: watch::Receiver<bool>,
 ) {
     let keep = if number.is_multiple_of(2) { usize::MAX } else { 0 };
-    let http =
-        Client::builder().no_proxy().pool_max_idle_per_host(keep).timeout(REQUEST).build().expect("a client");
+    let builder = disagg_worker::https::client_builder(&plan.url).no_proxy();
+    let http = builder.pool_max_idle_per_host(keep).timeout(REQUEST).build().expect("a client");
+    // Out of step with each other.
+    tokio::time::sleep(Duration::from_millis(plan.pause_ms * u64::from(number) / u64::from(plan.clients)))
+        .await;
     for turn in number as usize.. {
         let prompt = turn % plan.prompt_tokens.len();
         // Not in step with the prompts, so that each of them is sent both ways.
@@ -85,6 +88,7 @@ async fn send(
         first_ms: None,
         total_ms: 0.0,
         placement: None,
+        fingerprint: None,
         text: None,
         error: None,
     };
@@ -107,14 +111,10 @@ async fn send(
             let status = response.status();
             return Err(format!("{status}: {}", response.text().await.unwrap_or_default()));
         }
-        if stream {
-            read_stream(response, start, &mut request.first_ms).await
-        } else {
-            read_whole(response).await
-        }
+        if stream { read_stream(response, start, &mut request).await } else { read_whole(response).await }
     };
     match answer.await {
-        Ok(text) => request.text = Some(text),
+        Ok((text, fingerprint)) => (request.text, request.fingerprint) = (Some(text), Some(fingerprint)),
         Err(error) => request.error = Some(error),
     }
     request.total_ms = milliseconds(start);
@@ -135,23 +135,26 @@ fn milliseconds(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-async fn read_whole(response: Response) -> Result<String, String> {
+/// The text of an answer and the model's fingerprint.
+async fn read_whole(response: Response) -> Result<(String, String), String> {
     let body: Value = response.json().await.map_err(|error| format!("{error:?}"))?;
     let choice = &body["choices"][0];
-    match (choice["text"].as_str(), choice["finish_reason"].as_str()) {
-        (Some(text), Some("length")) => Ok(text.to_owned()),
+    let (finish, fingerprint) = (choice["finish_reason"].as_str(), body["system_fingerprint"].as_str());
+    match (choice["text"].as_str(), finish, fingerprint) {
+        (Some(text), Some("length"), Some(fingerprint)) => Ok((text.to_owned(), fingerprint.to_owned())),
         _ => Err(format!("not a whole answer: {body}")),
     }
 }
 
-/// The text of a stream that ended as it should.
+/// The same of a stream that ended as it should. All of it comes from one model.
 async fn read_stream(
     response: Response,
     start: Instant,
-    first_ms: &mut Option<f64>,
-) -> Result<String, String> {
+    request: &mut LoadRequest,
+) -> Result<(String, String), String> {
     let mut body = response.bytes_stream();
     let (mut pending, mut text, mut finish, mut done) = (Vec::new(), String::new(), None, false);
+    let mut fingerprint: Option<String> = None;
     while let Some(piece) = body.next().await {
         pending.extend_from_slice(&piece.map_err(|error| format!("{error:?}"))?);
         while let Some(end) = pending.windows(2).position(|two| two == b"\n\n") {
@@ -166,13 +169,17 @@ async fn read_stream(
             if data.get("error").is_some() {
                 return Err(data.to_string());
             }
-            first_ms.get_or_insert_with(|| milliseconds(start));
+            request.first_ms.get_or_insert_with(|| milliseconds(start));
+            let model = data["system_fingerprint"].as_str().unwrap_or_default();
+            if fingerprint.get_or_insert_with(|| model.to_owned()) != model {
+                return Err(format!("{fingerprint:?} and {model} in one stream"));
+            }
             text += data["choices"][0]["text"].as_str().unwrap_or_default();
             finish = data["choices"][0]["finish_reason"].as_str().map(ToOwned::to_owned).or(finish);
         }
     }
-    match (finish.as_deref(), done) {
-        (Some("length"), true) => Ok(text),
+    match (finish.as_deref(), done, fingerprint) {
+        (Some("length"), true, Some(fingerprint)) => Ok((text, fingerprint)),
         _ => Err(format!("the stream ended early: finish_reason {finish:?}, [DONE] {done}")),
     }
 }

@@ -1,5 +1,5 @@
-//! A port on loopback whose connections go to the ready pods of a Service, as `kubectl port-forward` does it for one
-//! pod.
+//! A port on loopback whose connections go to one pod, as `kubectl port-forward` does it, or to the ready pods of a
+//! Service.
 
 use std::time::Duration;
 
@@ -25,23 +25,35 @@ pub struct Forward {
 impl Forward {
     /// Each connection goes to the first ready pod of the Service there is when it is opened; waits until there is one.
     pub async fn to_service(client: &Client, namespace: &str, service: &str, port_name: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("its address"));
         let target = Target {
             pods: Api::namespaced(client.clone(), namespace),
             slices: Api::namespaced(client.clone(), namespace),
-            service: service.to_owned(),
-            port_name: port_name.to_owned(),
+            end: End::Service { name: service.to_owned(), port_name: port_name.to_owned() },
         };
-        eventually("a ready pod behind the Service", READY_POD, async || target.ready_pod().await.map(drop))
-            .await;
+        eventually("a ready pod behind the Service", READY_POD, async || target.pod().await.map(drop)).await;
+        Self::to(target).await
+    }
+
+    /// Every connection goes to this port of this pod, whether it is ready or not.
+    pub async fn to_pod(client: &Client, namespace: &str, pod: &str, port: u16) -> Self {
+        let target = Target {
+            pods: Api::namespaced(client.clone(), namespace),
+            slices: Api::namespaced(client.clone(), namespace),
+            end: End::Pod { name: pod.to_owned(), port },
+        };
+        Self::to(target).await
+    }
+
+    async fn to(target: Target) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("its address"));
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
                 let target = target.clone();
                 connections.spawn(async move {
                     if let Err(error) = target.serve(connection).await {
-                        eprintln!("port-forward to {}: {error}", target.service);
+                        eprintln!("port-forward to {}: {error}", target.name());
                     }
                 });
                 while connections.try_join_next().is_some() {}
@@ -66,19 +78,37 @@ impl Drop for Forward {
 struct Target {
     pods: Api<Pod>,
     slices: Api<EndpointSlice>,
-    service: String,
-    port_name: String,
+    end: End,
+}
+
+#[derive(Clone)]
+enum End {
+    Service { name: String, port_name: String },
+    Pod { name: String, port: u16 },
 }
 
 impl Target {
-    /// (name of a ready pod, its port).
-    async fn ready_pod(&self) -> Result<(String, u16), String> {
-        let of_service =
-            ListParams::default().labels(&format!("kubernetes.io/service-name={}", self.service));
+    fn name(&self) -> &str {
+        match &self.end {
+            End::Service { name, .. } | End::Pod { name, .. } => name,
+        }
+    }
+
+    /// Where a new connection goes: name of the pod, its port.
+    async fn pod(&self) -> Result<(String, u16), String> {
+        match &self.end {
+            End::Service { name, port_name } => self.ready_pod(name, port_name).await,
+            End::Pod { name, port } => Ok((name.clone(), *port)),
+        }
+    }
+
+    /// A ready pod of a Service.
+    async fn ready_pod(&self, service: &str, port_name: &str) -> Result<(String, u16), String> {
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
         let slices = self.slices.list(&of_service).await.map_err(|error| error.to_string())?;
         for slice in slices {
             let ports = slice.ports.unwrap_or_default();
-            let named = ports.iter().find(|port| port.name.as_deref().unwrap_or("") == self.port_name);
+            let named = ports.iter().find(|port| port.name.as_deref().unwrap_or("") == port_name);
             let Some(port) = named.and_then(|port| port.port) else { continue };
             for endpoint in slice.endpoints.unwrap_or_default() {
                 let ready = endpoint.conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
@@ -91,7 +121,7 @@ impl Target {
     }
 
     async fn serve(&self, mut connection: TcpStream) -> Result<(), String> {
-        let (pod, port) = self.ready_pod().await?;
+        let (pod, port) = self.pod().await?;
         let mut forwarder = self.pods.portforward(&pod, &[port]).await.map_err(|error| error.to_string())?;
         let mut stream = forwarder.take_stream(port).expect("the stream of the port asked for");
         // Either side may just go away.

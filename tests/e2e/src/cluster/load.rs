@@ -56,6 +56,8 @@ pub struct LoadRequest {
     pub total_ms: f64,
     /// The header `x-disagg-placement`.
     pub placement: Option<String>,
+    /// `system_fingerprint` of a good answer: the model that gave it.
+    pub fingerprint: Option<String>,
     /// What was answered, if it was answered whole and well.
     pub text: Option<String>,
     /// What went wrong.
@@ -120,6 +122,10 @@ impl Load {
         let sink = lines.clone();
         let reader = tokio::spawn(async move {
             while let Some(line) = log.try_next().await.expect("the load's log") {
+                // Some kubelets begin a log that is followed with an empty line.
+                if line.is_empty() {
+                    continue;
+                }
                 let line = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
                 sink.lock().expect("no panic while it was held").push(line);
             }
@@ -172,15 +178,29 @@ impl LoadReport {
         assert!(failures.is_empty(), "{} of {} failed: {shown:#?}", failures.len(), self.requests.len());
     }
 
-    /// The different answers to each prompt, with how often each came.
-    pub fn answers(&self) -> BTreeMap<usize, BTreeMap<&str, usize>> {
-        let mut answers: BTreeMap<usize, BTreeMap<&str, usize>> = BTreeMap::new();
+    /// The different answers to each prompt by each model, with how often each came.
+    pub fn answers(&self) -> BTreeMap<(usize, &str), BTreeMap<&str, usize>> {
+        let mut answers: BTreeMap<(usize, &str), BTreeMap<&str, usize>> = BTreeMap::new();
         for request in &self.requests {
-            if let Some(text) = &request.text {
-                *answers.entry(request.prompt).or_default().entry(text).or_default() += 1;
+            if let (Some(text), Some(model)) = (&request.text, &request.fingerprint) {
+                *answers.entry((request.prompt, model)).or_default().entry(text).or_default() += 1;
             }
         }
         answers
+    }
+
+    /// Panics if a model has given two answers to one prompt. Gives the models, in the order of their first answers.
+    pub fn assert_answers_right(&self) -> Vec<&str> {
+        for ((prompt, model), answers) in self.answers() {
+            assert_eq!(answers.len(), 1, "prompt {prompt} has one right answer of {model}: {answers:?}");
+        }
+        let mut models = Vec::new();
+        for model in self.requests.iter().filter_map(|request| request.fingerprint.as_deref()) {
+            if !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
     }
 
     /// Requests with a placement that begins so: `local` or `remote`.

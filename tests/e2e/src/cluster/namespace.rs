@@ -1,7 +1,7 @@
 //! A namespace of a test's own.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Pod};
@@ -18,19 +18,21 @@ const GONE: Duration = Duration::from_secs(90);
 /// Field manager of what tests apply.
 const MANAGER: &str = "e2e";
 
-/// A namespace that was empty at the start and is deleted at the end. When the test panics, its objects, events and
-/// logs are printed, and with `DISAGG_E2E_KEEP=1` it stays.
+/// A namespace that was empty at the start and is deleted at the end, when the time it was used for is printed. When
+/// the test panics, its objects, events and logs are printed, and with `DISAGG_E2E_KEEP=1` it stays.
 pub struct Namespace {
     name: String,
     client: Client,
     kubeconfig: std::path::PathBuf,
+    created: Instant,
 }
 
 impl Namespace {
     /// Creates it; one of an earlier run is removed before.
     pub async fn create(cluster: &dyn Cluster, name: &str) -> Self {
         let client = client(cluster).await;
-        let this = Self { name: name.to_owned(), client, kubeconfig: cluster.kubeconfig().to_owned() };
+        let kubeconfig = cluster.kubeconfig().to_owned();
+        let this = Self { name: name.to_owned(), client, kubeconfig, created: Instant::now() };
         this.delete().await;
         let object: NamespaceObject =
             serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
@@ -121,11 +123,28 @@ impl Namespace {
         Forward::to_service(&self.client, &self.name, service, port_name).await
     }
 
+    /// A port on loopback that leads to a port of a pod in it.
+    pub async fn forward_pod(&self, pod: &str, port: u16) -> Forward {
+        Forward::to_pod(&self.client, &self.name, pod, port).await
+    }
+
     /// `kubectl` in this namespace; gives what it prints, or what went wrong.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        super::run(self.kubectl_command().args(arguments)).map_err(|error| error.to_string())
+    }
+
+    /// `kubectl` in this namespace, to be given arguments and run.
+    pub fn kubectl_command(&self) -> Command {
         let mut command = Command::new("kubectl");
-        command.env("KUBECONFIG", &self.kubeconfig).args(["--namespace", &self.name]).args(arguments);
-        super::run(&mut command).map_err(|error| error.to_string())
+        command.env("KUBECONFIG", &self.kubeconfig).args(["--namespace", &self.name]);
+        command
+    }
+
+    /// A plugin of `kubectl` in this namespace. kubectl wants the plugin's name before any flag.
+    pub fn kubectl_plugin_command(&self, plugin: &str) -> Command {
+        let mut command = Command::new("kubectl");
+        command.env("KUBECONFIG", &self.kubeconfig).args([plugin, "--namespace", &self.name]);
+        command
     }
 
     /// Deletes it and waits until it is gone.
@@ -170,6 +189,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        eprintln!("{}: {:.1} s", self.name, self.created.elapsed().as_secs_f64());
         if std::thread::panicking() {
             self.print();
             if std::env::var_os("DISAGG_E2E_KEEP").is_some() {

@@ -13,6 +13,9 @@ use crate::wait::eventually;
 /// Images of containers that need not run.
 const NO_IMAGE: &str = "localhost/not-there:1";
 
+/// Name of the Lease of operators that are elected.
+pub const LEASE: &str = "operator";
+
 /// Longest wait for the process to serve its metrics.
 const STARTED: Duration = Duration::from_secs(30);
 
@@ -21,8 +24,7 @@ pub struct Operator {
     process: Process,
     kubeconfig: PathBuf,
     folder: tempfile::TempDir,
-    namespace: String,
-    images: [String; 2],
+    arguments: Vec<String>,
     starts: u32,
 }
 
@@ -34,11 +36,30 @@ impl Operator {
 
     /// Starts one for `namespace` with these images of routers and workers.
     pub fn with_images(cluster: &dyn Cluster, namespace: &Namespace, router: &str, worker: &str) -> Self {
+        let images = ["--router-image", router, "--worker-image", worker].map(str::to_owned);
+        Self::run(cluster, namespace, images.into_iter().chain(["--no-leader-election".to_owned()]))
+    }
+
+    /// Starts one of several for `namespace`, of which the holder of the Lease `operator` there leads.
+    pub fn elected(cluster: &dyn Cluster, namespace: &Namespace, identity: &str, lease: Duration) -> Self {
+        let seconds = lease.as_secs().to_string();
+        let lease =
+            ["--lease-name", LEASE, "--lease-namespace", namespace.name(), "--lease-seconds", &seconds];
+        let identity = ["--identity", identity, "--router-image", NO_IMAGE, "--worker-image", NO_IMAGE];
+        Self::run(cluster, namespace, lease.into_iter().chain(identity).map(str::to_owned))
+    }
+
+    fn run(
+        cluster: &dyn Cluster,
+        namespace: &Namespace,
+        arguments: impl IntoIterator<Item = String>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder for logs");
         let kubeconfig = cluster.kubeconfig().to_owned();
-        let images = [router.to_owned(), worker.to_owned()];
-        let process = run(&folder, &kubeconfig, namespace.name(), &images, 0);
-        Self { process, kubeconfig, folder, namespace: namespace.name().to_owned(), images, starts: 0 }
+        let first = ["--namespace", namespace.name(), "--listen", "127.0.0.1:0"].map(str::to_owned);
+        let arguments: Vec<String> = first.into_iter().chain(arguments).collect();
+        let process = run(&folder, &kubeconfig, &arguments, 0);
+        Self { process, kubeconfig, folder, arguments, starts: 0 }
     }
 
     /// `kill -9`, as a node that fails.
@@ -49,7 +70,7 @@ impl Operator {
     /// Starts it again after [`Self::kill`].
     pub fn start_again(&mut self) {
         self.starts += 1;
-        self.process = run(&self.folder, &self.kubeconfig, &self.namespace, &self.images, self.starts);
+        self.process = run(&self.folder, &self.kubeconfig, &self.arguments, self.starts);
     }
 
     /// Asks it to end, and waits.
@@ -79,6 +100,11 @@ impl Operator {
         self.counters("disagg_operator_reconciles_total", "outcome").await
     }
 
+    /// Whether it says that it is the one that reconciles.
+    pub async fn leads(&self) -> bool {
+        self.metrics().await.lines().any(|line| line == "disagg_operator_leader 1")
+    }
+
     async fn counters(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
         let text = self.metrics().await;
         let prefix = format!("{name}{{{label}=\"");
@@ -102,18 +128,8 @@ impl Operator {
     }
 }
 
-fn run(
-    folder: &tempfile::TempDir,
-    kubeconfig: &Path,
-    namespace: &str,
-    images: &[String; 2],
-    start: u32,
-) -> Process {
+fn run(folder: &tempfile::TempDir, kubeconfig: &Path, arguments: &[String], start: u32) -> Process {
     let mut command = Command::new(disagg().with_file_name("disagg-operator"));
-    command
-        .env("KUBECONFIG", kubeconfig)
-        .env("NO_COLOR", "1")
-        .args(["--namespace", namespace, "--no-leader-election", "--listen", "127.0.0.1:0"])
-        .args(["--router-image", &images[0], "--worker-image", &images[1]]);
+    command.env("KUBECONFIG", kubeconfig).env("NO_COLOR", "1").args(arguments);
     Process::start(&format!("operator-{start}"), folder.path(), command)
 }

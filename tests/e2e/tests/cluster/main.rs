@@ -6,5 +6,12 @@
 // A test that is skipped says so where people look.
 #![allow(clippy::print_stderr)]
 
+mod install;
+mod model_change;
+mod plugin;
+mod removal;
+mod rollout;
+mod serving;
 mod session;
+mod settings;
 mod smoke;

@@ -1,7 +1,9 @@
-//! What all tests of one run share: the cluster, with the images loaded.
+//! What all tests of one run share: the cluster with the images loaded, and the operator as the chart installs it.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use disagg_e2e::cluster::{self, Cluster, ClusterError, repository};
 
@@ -16,6 +18,39 @@ pub(crate) fn cluster() -> &'static dyn Cluster {
         load_images(&*cluster);
         cluster
     })
+}
+
+/// Namespace and name of the release.
+pub(crate) const RELEASE: (&str, &str) = ("disagg-system", "disagg");
+
+/// Registry and tag of the images, as `tests/cluster/testcluster/product.py` names them; other nodes pull others.
+pub(crate) fn image_source() -> (String, String) {
+    let or = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    (or("DISAGG_E2E_REGISTRY", "localhost"), or("DISAGG_E2E_TAG", "e2e"))
+}
+
+/// The cluster, with the operator installed by the chart and ready. It stays for the whole run, so that its rights and
+/// its requests can be looked at afterwards.
+pub(crate) fn operator() -> &'static dyn Cluster {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    let cluster = cluster();
+    INSTALLED.get_or_init(|| {
+        let (registry, tag) = image_source();
+        let start = Instant::now();
+        let (namespace, name) = RELEASE;
+        let chart = repository().join("charts/disagg");
+        let mut helm = Command::new("helm");
+        helm.env("KUBECONFIG", cluster.kubeconfig()).args(["upgrade", "--install", name]).arg(chart);
+        helm.args(["--namespace", namespace, "--create-namespace", "--wait", "--timeout", "120s"]);
+        // The definition may be there already, by kubectl or from a release that was uninstalled.
+        helm.arg("--take-ownership");
+        helm.args(["--set", &format!("images.registry={registry},images.tag={tag}")]);
+        let output = helm.output().unwrap_or_else(|error| panic!("helm: {error}"));
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "helm upgrade --install: {told}");
+        eprintln!("operator installed in {:.1} s", start.elapsed().as_secs_f64());
+    });
+    cluster
 }
 
 /// Loads the archives that `make cluster-images` writes.

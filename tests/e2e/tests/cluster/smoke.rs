@@ -145,5 +145,4 @@ async fn the_cluster_runs_pods_services_names_and_volumes() {
         }
     })
     .await;
-    namespace.delete().await;
 }

@@ -72,13 +72,13 @@ fn essence(child: &Value) -> Value {
     child
 }
 
-fn versions(children: &BTreeMap<String, Value>) -> BTreeMap<String, String> {
+pub(super) fn versions(children: &BTreeMap<String, Value>) -> BTreeMap<String, String> {
     let version =
         |child: &Value| child["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
     children.iter().map(|(name, child)| (name.clone(), version(child))).collect()
 }
 
-async fn all_children(namespace: &Namespace, resources: usize) -> BTreeMap<String, Value> {
+pub(super) async fn all_children(namespace: &Namespace, resources: usize) -> BTreeMap<String, Value> {
     eventually(&format!("children of {resources} resources"), SOON * 2, async || {
         let found = children(namespace).await;
         if found.len() == resources * CHILDREN { Ok(found) } else { Err(format!("{} children", found.len())) }
@@ -88,7 +88,7 @@ async fn all_children(namespace: &Namespace, resources: usize) -> BTreeMap<Strin
 
 /// The children of one resource of [`no_workers`] once the controllers of Kubernetes have told all they have to tell of
 /// them, which is not our operator's doing: until then their versions change by themselves.
-async fn settled_children(namespace: &Namespace) -> BTreeMap<String, Value> {
+pub(super) async fn settled_children(namespace: &Namespace) -> BTreeMap<String, Value> {
     let unsettled = |(name, child): (&String, &Value)| {
         let (kind, status) = (name.split(' ').next().unwrap_or_default(), &child["status"]);
         let told = status["observedGeneration"] == child["metadata"]["generation"];
@@ -110,6 +110,23 @@ async fn settled_children(namespace: &Namespace) -> BTreeMap<String, Value> {
         }
     })
     .await
+}
+
+/// Events about our resources, each with how often it was told.
+pub(super) async fn events(namespace: &Namespace) -> Vec<(Option<String>, Option<i32>)> {
+    let all = namespace.api::<Event>().list(&ListParams::default()).await.expect("events").items;
+    let ours = |event: &Event| event.involved_object.kind.as_deref() == Some("DisaggDeployment");
+    all.into_iter().filter(ours).map(|event| (event.metadata.name, event.count)).collect()
+}
+
+/// The router's pod fails to start, and that is told; from then on nothing is new.
+pub(super) async fn trouble_is_told(namespace: &Namespace, name: &str) {
+    eventually("the router's trouble", SOON, async || {
+        let found = namespace.deployments().get(name).await.map_err(|error| error.to_string())?;
+        let status = found.data["status"].to_string();
+        if status.contains("ImageNotPulled") { Ok(()) } else { Err(status) }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -166,19 +183,8 @@ async fn once_converged_it_changes_nothing_and_says_nothing() {
     namespace.apply("quiet", &no_workers()).await;
     all_children(&namespace, 1).await;
     namespace.condition("quiet", "RouterAvailable", "False", SOON).await;
-    let events = async || {
-        let all = namespace.api::<Event>().list(&ListParams::default()).await.expect("events").items;
-        let ours = |event: &Event| event.involved_object.kind.as_deref() == Some("DisaggDeployment");
-        all.into_iter().filter(ours).map(|event| (event.metadata.name, event.count)).collect::<Vec<_>>()
-    };
-    // The router's pod fails to start, and that is told; from then on nothing is new.
-    eventually("the router's trouble", SOON, async || {
-        let found = namespace.deployments().get("quiet").await.map_err(|error| error.to_string())?;
-        let status = found.data["status"].to_string();
-        if status.contains("ImageNotPulled") { Ok(()) } else { Err(status) }
-    })
-    .await;
-    let (before, events_before) = (settled_children(&namespace).await, events().await);
+    trouble_is_told(&namespace, "quiet").await;
+    let (before, events_before) = (settled_children(&namespace).await, events(&namespace).await);
     let (requests, reconciles) = (operator.requests().await, operator.reconciles().await["success"]);
     for turn in 0..100 {
         let patch = json!({ "metadata": { "annotations": { "example.com/turn": turn.to_string() } } });
@@ -192,7 +198,7 @@ async fn once_converged_it_changes_nothing_and_says_nothing() {
     }
     let after = children(&namespace).await;
     assert_eq!(versions(&before), versions(&after));
-    assert_eq!(events_before, events().await);
+    assert_eq!(events_before, events(&namespace).await);
     let sent = operator.requests().await;
     let writes = |requests: &BTreeMap<String, u64>| {
         ["PATCH", "POST", "PUT", "DELETE"].iter().filter_map(|method| requests.get(*method)).sum::<u64>()

@@ -7,6 +7,7 @@
 
 mod broken;
 mod converge;
+mod election;
 mod rules;
 mod settings;
 

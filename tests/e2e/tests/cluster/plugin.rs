@@ -1,0 +1,98 @@
+//! `kubectl disagg`, as kubectl itself finds and runs it.
+
+use std::os::unix::fs::symlink;
+use std::process::Output;
+
+use disagg_e2e::cluster::Namespace;
+use disagg_e2e::process::disagg;
+use serde_json::{Value, json};
+
+use crate::serving::{CONVERGE, THRESHOLD, spec};
+use crate::session::operator;
+
+/// kubectl with the plugin on its PATH.
+struct Plugin<'a> {
+    namespace: &'a Namespace,
+    folder: tempfile::TempDir,
+}
+
+impl<'a> Plugin<'a> {
+    fn new(namespace: &'a Namespace) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        symlink(disagg(), folder.path().join("kubectl-disagg")).expect("a link to the executable");
+        Self { namespace, folder }
+    }
+
+    /// `kubectl disagg …` in the namespace.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let before = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(self.folder.path().to_owned()).chain(std::env::split_paths(&before));
+        let path = std::env::join_paths(folders).expect("a PATH");
+        let mut command = self.namespace.kubectl_plugin_command("disagg");
+        command.args(arguments).env("PATH", path).output().expect("kubectl")
+    }
+
+    /// What it prints when it succeeds.
+    fn prints(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "kubectl disagg {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// What it prints when it finds something wrong.
+    fn complains(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "kubectl disagg {arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+}
+
+fn contains(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn the_plugin_checks_shows_tunes_and_measures() {
+    let namespace = Namespace::create(operator(), "e2e-plugin").await;
+    let plugin = Plugin::new(&namespace);
+    contains(&plugin.complains(&["status"]), &["DisaggDeployment", "e2e-plugin"]);
+
+    namespace.apply("tool", &spec(1, 1)).await;
+    namespace.condition("tool", "Ready", "True", CONVERGE).await;
+    // There may be a warning about what was so while the pods started.
+    let check = plugin.prints(&["check"]);
+    contains(
+        &check,
+        &["ooked at the cluster and, in the namespace e2e-plugin, tool with 4 pods and 2 routers."],
+    );
+    assert!(!check.contains("error:"), "{check}");
+    let status = plugin.prints(&["status"]);
+    contains(&status, &["DisaggDeployment tool", "Ready", "True", "tool-prefill-0", "tool-decode-0"]);
+
+    assert_eq!(plugin.prints(&["threshold", "get"]).trim(), THRESHOLD.to_string());
+    assert_eq!(plugin.prints(&["threshold", "set", "64", "tool"]).trim(), "64");
+    assert_eq!(plugin.prints(&["threshold", "get", "tool"]).trim(), "64");
+    contains(&plugin.complains(&["threshold", "set", "99999999"]), &["maxLocalPrefillLength", "16777216"]);
+
+    let small = ["--isl", "100", "--osl", "8", "--requests", "12", "--warmup", "1", "--concurrency", "3"];
+    let bench = plugin.prints(&[&["bench", "tool", "--json", "-"], &small[..]].concat());
+    let result: Value = serde_json::from_str(&bench).unwrap_or_else(|error| panic!("{error}: {bench}"));
+    contains(&result.to_string(), &["ttft"]);
+    eprintln!("kubectl disagg bench: {result}");
+
+    // What is wrong, and what to do.
+    let mut broken = spec(1, 1);
+    broken["model"] = json!({"source": {"pvc": {"claimName": "models"}}, "servedName": "small"});
+    namespace.apply("broken", &broken).await;
+    namespace.condition("broken", "Ready", "False", CONVERGE).await;
+    disagg_e2e::eventually("the check to name the claim", CONVERGE, async || {
+        let text = plugin.complains(&["check"]);
+        let told =
+            text.contains("\"models\" not found") && text.contains("to do: create the PersistentVolumeClaim");
+        if told { Ok(()) } else { Err(text) }
+    })
+    .await;
+    contains(&plugin.complains(&["status"]), &["broken", "tool"]);
+}
