@@ -165,9 +165,10 @@ async fn steady_load(name: &str, decode: u32) {
     let report = load.stop().await;
     let (worst, median) = report.first_token_ms();
     eprintln!(
-        "{name}: {} requests, {} of them prefilled remotely; first token: median {median:.0} ms, at worst {worst:.0} ms",
+        "{name}: {} requests, {} of them prefilled remotely; first token: median {median:.0} ms, at worst {:.0} ms more",
         report.requests.len(),
         report.placed("remote"),
+        worst - median,
     );
     report.assert_none_failed();
     assert!(report.placed("remote") > 0 && report.placed("local") > 0, "both placements were used");
