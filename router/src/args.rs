@@ -27,7 +27,7 @@ pub struct RouterArgs {
     /// In a cluster: serve the DisaggDeployment of this name. Its workers are found through EndpointSlices, and its
     /// settings are the ConfigMap NAME-router, which is watched.
     #[arg(long, env = ENV_DEPLOYMENT, value_name = "NAME", conflicts_with_all = ["workers", "settings",
-          "max_local_prefill_length", "max_prefill_queue_depth", "fallback_policy"])]
+          "max_local_prefill_length", "max_prefill_queue_depth", "fallback_policy", "overlap_weight_percent"])]
     pub deployment_name: Option<String>,
 
     /// Namespace of that DisaggDeployment. [default: the pod's own, or that of the kubeconfig's context]
@@ -39,8 +39,9 @@ pub struct RouterArgs {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// YAML file with the routing settings (maxLocalPrefillLength, maxPrefillQueueDepth, fallbackPolicy). It is
-    /// watched: an edit applies to new requests within a second. A bad edit changes nothing and is logged.
+    /// YAML file with the routing settings (maxLocalPrefillLength, maxPrefillQueueDepth, fallbackPolicy,
+    /// overlapWeightPercent). It is watched: an edit applies to new requests within a second. A bad edit changes
+    /// nothing and is logged.
     #[arg(long, env = "DISAGG_SETTINGS", value_name = "FILE")]
     pub settings: Option<PathBuf>,
 
@@ -58,6 +59,11 @@ pub struct RouterArgs {
     /// together with --settings. [default: Local]
     #[arg(long, env = "DISAGG_FALLBACK_POLICY", value_name = "POLICY", conflicts_with = "settings")]
     pub fallback_policy: Option<String>,
+
+    /// What a block of the prompt that a decode worker has cached is worth against a block of load there, for
+    /// --routing kv. Not together with --settings. [default: 100]
+    #[arg(long, env = "DISAGG_OVERLAP_WEIGHT_PERCENT", value_name = "PERCENT", conflicts_with = "settings")]
+    pub overlap_weight_percent: Option<u32>,
 
     /// How workers are chosen: by what they have cached and their load (kv), by load alone, in turn, or at random.
     #[arg(long, env = "DISAGG_ROUTING", value_name = "kv|least-loaded|round-robin|random",

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use disagg_api::settings::{FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH};
+use disagg_api::settings::{
+    FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, OVERLAP_WEIGHT_PERCENT,
+};
 use disagg_api::{RouterSettings, SettingsErrors};
 use disagg_core::RoutingStrategy;
 use disagg_core::prefix_index::APPROX_BYTES_PER_BLOCK;
@@ -99,10 +101,12 @@ impl TryFrom<RouterArgs> for Config {
         } else {
             let length = args.max_local_prefill_length.map(|value| value.to_string());
             let depth = args.max_prefill_queue_depth.map(|value| value.to_string());
+            let weight = args.overlap_weight_percent.map(|value| value.to_string());
             let given = [
                 (MAX_LOCAL_PREFILL_LENGTH, length.as_deref()),
                 (MAX_PREFILL_QUEUE_DEPTH, depth.as_deref()),
                 (FALLBACK_POLICY, args.fallback_policy.as_deref()),
+                (OVERLAP_WEIGHT_PERCENT, weight.as_deref()),
             ];
             let pairs = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
             let settings = RouterSettings::from_pairs(pairs).map_err(ConfigError::Settings)?;
@@ -174,6 +178,7 @@ mod tests {
             (&["--worker", "nowhere"][..], "--worker \"nowhere\" is no address"),
             (&["--worker", "host:99999"], "is no address"),
             (&["--max-prefill-queue-depth", "0"], "maxPrefillQueueDepth"),
+            (&["--overlap-weight-percent", "10001"], "overlapWeightPercent"),
             (&["--fallback-policy", "Maybe"], "it must be Local or Fail"),
             (&["--max-in-flight", "0"], "--max-in-flight"),
             (&["--routing", "prefix"], "none of kv, least-loaded, round-robin, random"),

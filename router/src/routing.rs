@@ -21,6 +21,14 @@ pub(crate) struct Demand<'a> {
     pub cache_salt: &'a str,
 }
 
+/// What decides: the flag `--routing`, and the settings in force.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub strategy: RoutingStrategy,
+    pub weights: RoutingWeights,
+    pub placement: PlacementSettings,
+}
+
 /// Where it goes.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -94,8 +102,7 @@ pub(crate) fn plan(
     decoders: &[ReadyWorker],
     all: &[ReadyWorker],
     overlap: &BTreeMap<WorkerId, u32>,
-    settings: &PlacementSettings,
-    strategy: RoutingStrategy,
+    rules: &Rules,
     draw: impl Fn(Pick) -> u64,
 ) -> Result<Plan, NoPlan> {
     let prompt_tokens = demand.prompt.len() as u32;
@@ -115,7 +122,7 @@ pub(crate) fn plan(
         })
         .collect();
     let blocks = DecodeDemand { prompt_blocks: prompt_tokens.div_ceil(unit), draw: draw(Pick::Decode) };
-    let chosen = choose_decode(blocks, strategy, RoutingWeights::default(), &candidates);
+    let chosen = choose_decode(blocks, rules.strategy, rules.weights, &candidates);
     let decode = decoders[chosen.ok_or(NoPlan::NoDecodeWorker)?].clone();
 
     let block_size = decode.identity.block_size;
@@ -141,7 +148,7 @@ pub(crate) fn plan(
         })
         .collect();
     let pool = PrefillPool { workers: &workers };
-    let placement = place_prefill(net_new, settings, &pool);
+    let placement = place_prefill(net_new, &rules.placement, &pool);
     let prefill = match placement {
         Placement::Local { .. } => Vec::new(),
         Placement::Refuse { reason } => return Err(NoPlan::Refused(reason)),
@@ -153,7 +160,7 @@ pub(crate) fn plan(
                 draw: draw(Pick::Prefill),
             };
             let named = |name: &WorkerId| others.iter().find(|worker| worker.identity.name == *name);
-            rank_prefill(demand, strategy, settings, &pool)
+            rank_prefill(demand, rules.strategy, &rules.placement, &pool)
                 .iter()
                 .filter_map(named)
                 .map(|w| (*w).clone())
@@ -190,11 +197,21 @@ mod tests {
         overlap: &[(&str, u32)],
         settings: &PlacementSettings,
     ) -> Result<Plan, NoPlan> {
+        place_weighing(RoutingWeights::default(), all, overlap, settings)
+    }
+
+    fn place_weighing(
+        weights: RoutingWeights,
+        all: &[ReadyWorker],
+        overlap: &[(&str, u32)],
+        settings: &PlacementSettings,
+    ) -> Result<Plan, NoPlan> {
         let demand = Demand { fingerprint: ModelFingerprint(1), prompt: &PROMPT, cache_salt: "" };
         let decoders: Vec<ReadyWorker> =
             all.iter().filter(|worker| worker.identity.role.decodes()).cloned().collect();
         let overlap = overlap.iter().map(|(name, tokens)| (WorkerId::new(*name), *tokens)).collect();
-        plan(demand, &decoders, all, &overlap, settings, RoutingStrategy::Kv, |_| 0)
+        let rules = Rules { strategy: RoutingStrategy::Kv, weights, placement: *settings };
+        plan(demand, &decoders, all, &overlap, &rules, |_| 0)
     }
 
     fn names(workers: &[ReadyWorker]) -> Vec<&str> {
@@ -282,6 +299,20 @@ mod tests {
         let two = [test_worker("a", Role::Both), test_worker("b", Role::Both)];
         let plan = place(&two, &[("a", 40), ("b", 80)], &settings(0)).unwrap();
         assert_eq!((plan.decode.identity.name.as_str(), names(&plan.prefill)), ("b", vec!["a"]));
+    }
+
+    #[tokio::test]
+    async fn the_weight_in_force_decides_between_cache_and_load() {
+        let mut cached = test_worker("cached", Role::Decode);
+        cached.load.blocks_used = 10;
+        let all = [cached, test_worker("idle", Role::Decode)];
+        // 15 blocks of 4 tokens are cached, against 10 of load.
+        let decode = |overlap_percent| {
+            let weights = RoutingWeights { overlap_percent };
+            let plan = place_weighing(weights, &all, &[("cached", 60)], &settings(512)).unwrap();
+            plan.decode.identity.name.to_string()
+        };
+        assert_eq!([decode(100), decode(67), decode(66), decode(0)], ["cached", "cached", "idle", "idle"]);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use disagg_api::RouterSettings;
-use disagg_core::{FallbackPolicy, PlacementSettings};
+use disagg_core::{FallbackPolicy, PlacementSettings, RoutingWeights};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -13,7 +13,7 @@ use crate::config::SettingsSource;
 
 /// How often the file is read. Watching by polling works for every kind of mount, ConfigMap volumes included.
 const POLL_EVERY: Duration = Duration::from_millis(500);
-/// A settings file is three lines; a larger one is a mistake.
+/// A settings file is a few lines; a larger one is a mistake.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// The settings cannot be read.
@@ -106,6 +106,11 @@ impl InForce {
                 disagg_api::FallbackPolicy::Fail => FallbackPolicy::Fail,
             },
         }
+    }
+
+    /// The settings as the choice of a decode worker takes them.
+    pub(crate) fn weights(&self) -> RoutingWeights {
+        RoutingWeights { overlap_percent: self.settings.overlap_weight_percent }
     }
 }
 

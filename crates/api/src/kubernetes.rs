@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{FallbackPolicy, RouterSettings};
+use crate::settings::{DEFAULT_OVERLAP_WEIGHT_PERCENT, FallbackPolicy, RouterSettings};
 
 /// Group of the resource, and prefix of our labels and annotations.
 pub const GROUP: &str = "disagg.dev";
@@ -119,16 +119,29 @@ pub struct SettingsValues {
     pub max_prefill_queue_depth: u32,
     /// [`RouterSettings::fallback_policy`].
     pub fallback_policy: FallbackPolicy,
+    /// [`RouterSettings::overlap_weight_percent`]. A router that does not tell it weighs as the default does.
+    #[serde(default = "default_overlap_weight_percent")]
+    pub overlap_weight_percent: u32,
+}
+
+fn default_overlap_weight_percent() -> u32 {
+    DEFAULT_OVERLAP_WEIGHT_PERCENT
 }
 
 impl From<&RouterSettings> for SettingsValues {
     fn from(settings: &RouterSettings) -> Self {
         // Destructured without `..`, so that a new setting has to be thought of here.
-        let RouterSettings { max_local_prefill_length, max_prefill_queue_depth, fallback_policy } = settings;
+        let RouterSettings {
+            max_local_prefill_length,
+            max_prefill_queue_depth,
+            fallback_policy,
+            overlap_weight_percent,
+        } = settings;
         Self {
             max_local_prefill_length: *max_local_prefill_length,
             max_prefill_queue_depth: *max_prefill_queue_depth,
             fallback_policy: *fallback_policy,
+            overlap_weight_percent: *overlap_weight_percent,
         }
     }
 }

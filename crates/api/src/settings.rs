@@ -6,6 +6,7 @@
 //! maxLocalPrefillLength: "512"
 //! maxPrefillQueueDepth: "2"
 //! fallbackPolicy: Local
+//! overlapWeightPercent: "100"
 //! ```
 //!
 //! Operator and router both call [`RouterSettings::from_pairs`], so they can not disagree on what is valid.
@@ -24,16 +25,23 @@ pub const MAX_LOCAL_PREFILL_LENGTH: &str = "maxLocalPrefillLength";
 pub const MAX_PREFILL_QUEUE_DEPTH: &str = "maxPrefillQueueDepth";
 /// Key of [`RouterSettings::fallback_policy`].
 pub const FALLBACK_POLICY: &str = "fallbackPolicy";
+/// Key of [`RouterSettings::overlap_weight_percent`].
+pub const OVERLAP_WEIGHT_PERCENT: &str = "overlapWeightPercent";
 /// Every key, in the order in which they are written.
-pub const KEYS: [&str; 3] = [MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, FALLBACK_POLICY];
+pub const KEYS: [&str; 4] =
+    [MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, FALLBACK_POLICY, OVERLAP_WEIGHT_PERCENT];
 
 /// What [`MAX_LOCAL_PREFILL_LENGTH`] may be, in tokens. The upper end is beyond any model's context, and stands for
 /// "always local".
 pub const MAX_LOCAL_PREFILL_LENGTH_RANGE: RangeInclusive<u32> = 0..=16_777_216;
 /// What [`MAX_PREFILL_QUEUE_DEPTH`] may be, in requests.
 pub const MAX_PREFILL_QUEUE_DEPTH_RANGE: RangeInclusive<u32> = 1..=1024;
+/// What [`OVERLAP_WEIGHT_PERCENT`] may be.
+pub const OVERLAP_WEIGHT_PERCENT_RANGE: RangeInclusive<u32> = 0..=10_000;
+/// [`RouterSettings::overlap_weight_percent`] unless it is set.
+pub const DEFAULT_OVERLAP_WEIGHT_PERCENT: u32 = 100;
 
-/// When a prompt is worth a remote prefill. Every value is in its range: there is no way to make others from text.
+/// When a prompt is worth a remote prefill, and how workers are chosen. Every value is in its range: there is no way to make others from text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RouterSettings {
     /// A prompt is prefilled remotely only if its net-new tokens (prompt minus what the decode worker has cached) are
@@ -43,6 +51,9 @@ pub struct RouterSettings {
     pub max_prefill_queue_depth: u32,
     /// What becomes of a request that should be prefilled remotely when no prefill worker can take it.
     pub fallback_policy: FallbackPolicy,
+    /// What a block of the prompt that a decode worker has cached is worth, in percent of a block of load there. 0
+    /// looks at load alone, more keeps prompts with a common beginning together. Only the `kv` routing weighs.
+    pub overlap_weight_percent: u32,
 }
 
 /// What becomes of a prompt that is worth a remote prefill when no prefill worker can take it: `Local` prefills it on
@@ -96,6 +107,7 @@ impl Default for RouterSettings {
             max_local_prefill_length: 512,
             max_prefill_queue_depth: 2,
             fallback_policy: FallbackPolicy::Local,
+            overlap_weight_percent: DEFAULT_OVERLAP_WEIGHT_PERCENT,
         }
     }
 }
@@ -149,17 +161,22 @@ impl RouterSettings {
                         rule: "Local or Fail".to_owned(),
                     })?;
             }
+            OVERLAP_WEIGHT_PERCENT => {
+                let range = OVERLAP_WEIGHT_PERCENT_RANGE;
+                self.overlap_weight_percent = number(OVERLAP_WEIGHT_PERCENT, value, range, "percent")?;
+            }
             unknown => return Err(SettingsError::UnknownKey { key: printable(unknown, 64) }),
         }
         Ok(())
     }
 
     /// The same settings as flat keys; [`Self::from_pairs`] of them gives the settings back.
-    pub fn to_pairs(&self) -> [(&'static str, String); 3] {
+    pub fn to_pairs(&self) -> [(&'static str, String); KEYS.len()] {
         [
             (MAX_LOCAL_PREFILL_LENGTH, self.max_local_prefill_length.to_string()),
             (MAX_PREFILL_QUEUE_DEPTH, self.max_prefill_queue_depth.to_string()),
             (FALLBACK_POLICY, self.fallback_policy.to_string()),
+            (OVERLAP_WEIGHT_PERCENT, self.overlap_weight_percent.to_string()),
         ]
     }
 
@@ -275,6 +292,7 @@ mod tests {
         assert_eq!(defaults.max_local_prefill_length, 512);
         assert_eq!(defaults.max_prefill_queue_depth, 2);
         assert_eq!(defaults.fallback_policy, FallbackPolicy::Local);
+        assert_eq!(defaults.overlap_weight_percent, 100);
         for text in ["", "\n# nothing set\n", "---\n", "{}"] {
             assert_eq!(RouterSettings::from_yaml(text).unwrap(), defaults, "{text:?}");
         }
@@ -308,6 +326,12 @@ mod tests {
         for bad in ["0", "1025"] {
             assert!(with(MAX_PREFILL_QUEUE_DEPTH, bad).is_err(), "{bad}");
         }
+        for good in ["0", "10000"] {
+            assert!(with(OVERLAP_WEIGHT_PERCENT, good).is_ok(), "{good}");
+        }
+        for bad in ["10001", "50%", "0.5"] {
+            assert!(with(OVERLAP_WEIGHT_PERCENT, bad).is_err(), "{bad}");
+        }
         assert!(with(FALLBACK_POLICY, "Fail").is_ok());
         assert!(with(FALLBACK_POLICY, "fail").is_err());
     }
@@ -324,7 +348,7 @@ mod tests {
         );
         assert_eq!(
             error_of("maxLocalPrefilLength: 5"),
-            "maxLocalPrefilLength: unknown key; known are maxLocalPrefillLength, maxPrefillQueueDepth, fallbackPolicy"
+            "maxLocalPrefilLength: unknown key; known are maxLocalPrefillLength, maxPrefillQueueDepth, fallbackPolicy, overlapWeightPercent"
         );
     }
 
@@ -384,11 +408,13 @@ mod tests {
             length in MAX_LOCAL_PREFILL_LENGTH_RANGE,
             depth in MAX_PREFILL_QUEUE_DEPTH_RANGE,
             fail: bool,
+            weight in OVERLAP_WEIGHT_PERCENT_RANGE,
         ) {
             let settings = RouterSettings {
                 max_local_prefill_length: length,
                 max_prefill_queue_depth: depth,
                 fallback_policy: if fail { FallbackPolicy::Fail } else { FallbackPolicy::Local },
+                overlap_weight_percent: weight,
             };
             let pairs = settings.to_pairs();
             let read = RouterSettings::from_pairs(pairs.iter().map(|(key, value)| (*key, value.as_str())));

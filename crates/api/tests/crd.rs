@@ -264,6 +264,11 @@ fn validate_names_every_bad_field() {
             json!(0),
             "spec.disaggregation.maxPrefillQueueDepth: must be",
         ),
+        (
+            "/spec/disaggregation/overlapWeightPercent",
+            json!(10_001),
+            "spec.disaggregation.overlapWeightPercent: must be a whole number of percent from 0 to 10000, not 10001",
+        ),
     ];
     for (pointer, value, expected) in cases {
         let found = problems(&demo_with(pointer, value.clone()));

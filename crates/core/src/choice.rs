@@ -61,19 +61,17 @@ impl FromStr for RoutingStrategy {
     }
 }
 
-/// What a block to compute and a block of load weigh in [`RoutingStrategy::Kv`]. Finite and not negative; checked
-/// where settings are read.
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// How [`RoutingStrategy::Kv`] weighs cached blocks against load.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RoutingWeights {
-    /// Of each block of the prompt that the worker would have to get.
-    pub overlap: f64,
-    /// Of each block that the worker holds or has promised.
-    pub load: f64,
+    /// What a block of the prompt that the worker has cached is worth, in percent of a block that it holds or has
+    /// promised.
+    pub overlap_percent: u32,
 }
 
 impl Default for RoutingWeights {
     fn default() -> Self {
-        Self { overlap: 1.0, load: 1.0 }
+        Self { overlap_percent: 100 }
     }
 }
 
@@ -156,10 +154,12 @@ pub fn rank_decode(
     let by_cost = |a: &usize, b: &usize| -> Ordering {
         let (a, b) = (&candidates[*a], &candidates[*b]);
         let cost = |candidate: &DecodeCandidate| {
-            weights.overlap * f64::from(candidate.missing_blocks(blocks))
-                + weights.load * candidate.load_blocks(blocks) as f64
+            let missing = u64::from(candidate.missing_blocks(blocks));
+            // 128 bits: a report of any size from a worker must not overflow.
+            u128::from(missing * u64::from(weights.overlap_percent))
+                + u128::from(candidate.load_blocks(blocks)) * 100
         };
-        a.is_full(blocks).cmp(&b.is_full(blocks)).then_with(|| cost(a).total_cmp(&cost(b)))
+        a.is_full(blocks).cmp(&b.is_full(blocks)).then_with(|| cost(a).cmp(&cost(b)))
     };
     match strategy {
         RoutingStrategy::Kv => {
@@ -227,14 +227,14 @@ mod tests {
     fn weights_shift_the_balance() {
         let cached = DecodeCandidate { overlap_blocks: 10, blocks_used: 119, ..worker("cached") };
         let candidates = [worker("other"), cached];
-        let choose = |overlap, load| {
-            choose_decode(DEMAND, RoutingStrategy::Kv, RoutingWeights { overlap, load }, &candidates)
+        let choose = |overlap_percent| {
+            choose_decode(DEMAND, RoutingStrategy::Kv, RoutingWeights { overlap_percent }, &candidates)
         };
-        assert_eq!(choose(1.0, 1.0), Some(0));
-        assert_eq!(choose(2.0, 1.0), Some(1));
-        assert_eq!(choose(1.0, 0.5), Some(1));
-        assert_eq!(choose(1.0, 0.0), Some(1));
-        assert_eq!(choose(0.0, 1.0), Some(0));
+        // 10 blocks cached against 19 of load.
+        assert_eq!(choose(100), Some(0));
+        assert_eq!(choose(189), Some(0));
+        assert_eq!(choose(191), Some(1));
+        assert_eq!(choose(0), Some(0));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::generation::Started;
 use crate::model::Model;
 use crate::openai::{Answer, ApiError, Endpoint, Request, Usage};
 use crate::prepare::{Prepared, prepare};
-use crate::routing::{self, Demand, NoPlan};
+use crate::routing::{self, Demand, NoPlan, Rules};
 use crate::upstream::{Failure, Upstream};
 use crate::workers::{Identity, ReadyWorker};
 
@@ -127,17 +127,18 @@ impl Call {
         loop {
             let generation = self.generation().await?;
             let prepared = self.prepare(&generation).await?;
-            let settings = self.app.settings.in_force().placement();
+            let settings = self.app.settings.in_force();
+            let strategy = self.app.routing;
+            let rules = Rules { strategy, weights: settings.weights(), placement: settings.placement() };
             let demand = Demand {
                 fingerprint: generation.model.fingerprint,
                 prompt: &prepared.prompt.token_ids,
                 cache_salt: &prepared.prompt.cache_salt,
             };
             let overlap = routing::overlap_tokens(&self.app.registry, demand, &generation.all);
-            let strategy = self.app.routing;
             let draw = |pick| self.app.draws.next(strategy, self.id, pick);
             let (decoders, all) = (&generation.decoders, &generation.all);
-            let plan = match routing::plan(demand, decoders, all, &overlap, &settings, strategy, draw) {
+            let plan = match routing::plan(demand, decoders, all, &overlap, &rules, draw) {
                 Ok(plan) => plan,
                 Err(NoPlan::Refused(reason)) => {
                     self.app.metrics.placement_refused(reason.as_str());
@@ -149,8 +150,8 @@ impl Call {
             self.attempts += 1;
             let mut prompt = prepared.prompt.clone();
             prompt.request_id = format!("{:032x}-{}-{}", self.id, self.input, self.attempts);
-            let fail = settings.fallback == disagg_core::FallbackPolicy::Fail;
-            match Upstream::open(&plan, prompt, settings.max_local_prefill_length, fail).await {
+            let fail = rules.placement.fallback == disagg_core::FallbackPolicy::Fail;
+            match Upstream::open(&plan, prompt, rules.placement.max_local_prefill_length, fail).await {
                 Ok((started, upstream)) => {
                     self.app.metrics.placed(started.remote, started.reason);
                     let decode = Arc::clone(&plan.decode.identity);

@@ -165,8 +165,7 @@ async fn an_edit_is_in_force_within_a_second_and_a_bad_one_changes_nothing() {
     let edited = Instant::now();
     let now = settings(&router, "edited", |now| length(now) == 7).await;
     assert!(edited.elapsed() < EDIT, "took {:?}", edited.elapsed());
-    let expected =
-        json!({ "maxLocalPrefillLength": 7, "maxPrefillQueueDepth": 2, "fallbackPolicy": "Local" });
+    let expected = json!({ "maxLocalPrefillLength": 7, "maxPrefillQueueDepth": 2, "fallbackPolicy": "Local", "overlapWeightPercent": 100 });
     assert_eq!(now["settings"], expected);
     assert_eq!(
         (&now["source"], &now["resourceVersion"]),
@@ -200,8 +199,7 @@ async fn a_router_that_starts_while_the_settings_are_bad_serves_by_the_last_good
     api.put_workers("decode", &[(worker.address, serving())]);
     let router = router(&api).await;
     let now = settings(&router, "read", |now| problem(now).contains("last-good")).await;
-    let expected =
-        json!({ "maxLocalPrefillLength": 64, "maxPrefillQueueDepth": 3, "fallbackPolicy": "Local" });
+    let expected = json!({ "maxLocalPrefillLength": 64, "maxPrefillQueueDepth": 3, "fallbackPolicy": "Local", "overlapWeightPercent": 100 });
     assert_eq!(now["settings"], expected);
     until_workers(&router, &[(worker.address, "ready")]).await;
     assert_eq!(router.get("/ready").await.status, 200);

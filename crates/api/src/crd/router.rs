@@ -169,6 +169,13 @@ pub struct DisaggregationSpec {
     /// What becomes of a prompt that is worth a remote prefill when no prefill worker can take it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback_policy: Option<FallbackPolicy>,
+
+    /// What a block of the prompt that a decode worker has cached is worth, in percent of a block of load there. 0
+    /// looks at load alone, more keeps prompts with a common beginning on one worker. Only the routing kv weighs. The
+    /// default is 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub overlap_weight_percent: Option<i32>,
 }
 
 impl RouterService {

@@ -78,6 +78,8 @@ pub struct SettingsStatus {
     pub max_prefill_queue_depth: i32,
     /// What becomes of a prompt when no prefill worker can take it.
     pub fallback_policy: FallbackPolicy,
+    /// What a cached block is worth, in percent of a block of load.
+    pub overlap_weight_percent: i32,
     /// The resourceVersion of the ConfigMap that they were read from.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

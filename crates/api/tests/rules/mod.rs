@@ -100,6 +100,9 @@ fn resource(add: Add<'_>) {
     let path = "spec.disaggregation.maxPrefillQueueDepth";
     add(path, "minimum", None, json!(0), json!(1));
     add(path, "maximum", None, json!(1025), json!(1024));
+    let path = "spec.disaggregation.overlapWeightPercent";
+    add(path, "minimum", None, json!(-1), json!(0));
+    add(path, "maximum", None, json!(10_001), json!(10_000));
     add("spec.disaggregation.fallbackPolicy", "enum", None, json!("local"), json!("Local"));
 }
 

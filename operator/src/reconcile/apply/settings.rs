@@ -105,6 +105,7 @@ fn from_status(resource: &DisaggDeployment, wanted: &Wanted) -> Option<Held> {
         applied.max_local_prefill_length.to_string(),
         applied.max_prefill_queue_depth.to_string(),
         applied.fallback_policy.to_string(),
+        applied.overlap_weight_percent.to_string(),
     ];
     let good: Pairs = KEYS.iter().map(|&key| key.to_owned()).zip(values).collect();
     Some(Held { data: Pairs::new(), seeded: wanted.settings.clone(), last_good: Some(good) })

@@ -1,6 +1,8 @@
 //! The rules against a naive model that replays who wrote last.
 
-use disagg_api::settings::{FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH};
+use disagg_api::settings::{
+    FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, OVERLAP_WEIGHT_PERCENT,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -10,6 +12,7 @@ fn pairs(length: u32, depth: u32, policy: &str) -> Pairs {
         (MAX_LOCAL_PREFILL_LENGTH.to_owned(), length.to_string()),
         (MAX_PREFILL_QUEUE_DEPTH.to_owned(), depth.to_string()),
         (FALLBACK_POLICY.to_owned(), policy.to_owned()),
+        (OVERLAP_WEIGHT_PERCENT.to_owned(), "100".to_owned()),
     ]
     .into()
 }
@@ -101,9 +104,9 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        3 => (0..3usize, 0..4u8).prop_map(|(key, value)| Step::Resource(key, value)),
-        3 => (0..3usize, 0..6u8).prop_map(|(key, value)| Step::Edit(key, value)),
-        1 => (0..3usize).prop_map(Step::Remove),
+        3 => (0..KEYS.len(), 0..4u8).prop_map(|(key, value)| Step::Resource(key, value)),
+        3 => (0..KEYS.len(), 0..6u8).prop_map(|(key, value)| Step::Edit(key, value)),
+        1 => (0..KEYS.len()).prop_map(Step::Remove),
         1 => any::<bool>().prop_map(Step::Unknown),
         1 => Just(Step::Delete),
         4 => Just(Step::Reconcile),
@@ -122,13 +125,13 @@ fn value(key: usize, number: u8) -> String {
 /// The rules as a person would tell them, by replaying history.
 struct Naive {
     /// The resource's values as the operator last saw them.
-    seen: [String; 3],
+    seen: [String; KEYS.len()],
     data: BTreeMap<String, String>,
     good: Pairs,
 }
 
 impl Naive {
-    fn reconcile(&mut self, resource: &[String; 3]) {
+    fn reconcile(&mut self, resource: &[String; KEYS.len()]) {
         for (index, key) in KEYS.iter().enumerate() {
             if self.seen[index] != resource[index] {
                 self.data.insert((*key).to_owned(), resource[index].clone());
@@ -148,8 +151,8 @@ impl Naive {
 proptest! {
     #[test]
     fn any_history_ends_as_the_naive_model_says(steps in proptest::collection::vec(step(), 1..40)) {
-        let mut resource: [String; 3] = std::array::from_fn(|key| value(key, 0));
-        let as_pairs = |values: &[String; 3]| -> Pairs {
+        let mut resource: [String; KEYS.len()] = std::array::from_fn(|key| value(key, 0));
+        let as_pairs = |values: &[String; KEYS.len()]| -> Pairs {
             KEYS.iter().zip(values).map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
         };
         let mut held = settle(&Held::default(), &as_pairs(&resource));

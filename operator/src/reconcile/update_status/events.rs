@@ -25,17 +25,22 @@ pub(super) fn of_change(
     if let Some(settings) = &after.settings {
         let was = before.and_then(|before| before.settings.as_ref());
         let values = |settings: &disagg_api::crd::SettingsStatus| {
-            (settings.max_local_prefill_length, settings.max_prefill_queue_depth, settings.fallback_policy)
+            (
+                settings.max_local_prefill_length,
+                settings.max_prefill_queue_depth,
+                settings.fallback_policy,
+                settings.overlap_weight_percent,
+            )
         };
         if was.is_none_or(|was| values(was) != values(settings)) {
-            let (length, depth, policy) = values(settings);
+            let (length, depth, policy, weight) = values(settings);
             events.push(event(
                 EventType::Normal,
                 "SettingsApplied",
                 "ApplySettings",
                 &format!(
                     "every ready router applies maxLocalPrefillLength {length}, maxPrefillQueueDepth {depth}, \
-                     fallbackPolicy {policy}"
+                     fallbackPolicy {policy}, overlapWeightPercent {weight}"
                 ),
             ));
         }

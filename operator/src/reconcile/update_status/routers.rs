@@ -85,6 +85,7 @@ fn common(reports: &ByPod, routers: usize) -> Option<SettingsStatus> {
         max_local_prefill_length: number(first.settings.max_local_prefill_length),
         max_prefill_queue_depth: number(first.settings.max_prefill_queue_depth),
         fallback_policy: first.settings.fallback_policy,
+        overlap_weight_percent: number(first.settings.overlap_weight_percent),
         resource_version: first.resource_version.clone().filter(|_| one_version),
     })
 }
@@ -114,6 +115,7 @@ mod tests {
                 max_local_prefill_length: length,
                 max_prefill_queue_depth: 2,
                 fallback_policy: FallbackPolicy::Local,
+                overlap_weight_percent: 100,
             },
             source: "ConfigMap a/b".to_owned(),
             resource_version: Some(version.to_owned()),

@@ -11,7 +11,8 @@ use super::{
     ModelSpec, NVIDIA_GPU, NVIDIA_PREFIX, PvcSource, RoleSpec, RouterService, RouterSpec, SecretKey, limits,
 };
 use crate::settings::{
-    FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, RouterSettings, SettingsError,
+    FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, OVERLAP_WEIGHT_PERCENT,
+    RouterSettings, SettingsError,
 };
 
 /// One thing that is wrong with a resource.
@@ -325,13 +326,18 @@ impl Problems {
 
     /// By the router's own rules, so that a value that seeds the ConfigMap is never refused there.
     fn settings(&mut self, disaggregation: &DisaggregationSpec) -> RouterSettings {
-        let DisaggregationSpec { max_local_prefill_length, max_prefill_queue_depth, fallback_policy } =
-            disaggregation;
+        let DisaggregationSpec {
+            max_local_prefill_length,
+            max_prefill_queue_depth,
+            fallback_policy,
+            overlap_weight_percent,
+        } = disaggregation;
         let mut settings = RouterSettings::default();
         let asked = [
             (MAX_LOCAL_PREFILL_LENGTH, max_local_prefill_length.map(|value| value.to_string())),
             (MAX_PREFILL_QUEUE_DEPTH, max_prefill_queue_depth.map(|value| value.to_string())),
             (FALLBACK_POLICY, fallback_policy.map(|value| value.to_string())),
+            (OVERLAP_WEIGHT_PERCENT, overlap_weight_percent.map(|value| value.to_string())),
         ];
         for (key, value) in asked {
             let Some(value) = value else { continue };
