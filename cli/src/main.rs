@@ -64,8 +64,9 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Worker(args) => {
             log_to_stderr();
-            disagg_worker::run(*args, disagg_worker::terminated()).await?;
-            Ok(ExitCode::SUCCESS)
+            let ended = disagg_worker::run(*args, disagg_worker::terminated()).await;
+            disagg_worker::end_in_any_case();
+            ended.map(|()| ExitCode::SUCCESS)
         }
     }
 }

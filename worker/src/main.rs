@@ -20,5 +20,6 @@ fn main() -> anyhow::Result<()> {
     let result = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));
     // Whatever a task still holds ends with the process.
     runtime.shutdown_background();
+    disagg_worker::end_in_any_case();
     result
 }

@@ -52,6 +52,9 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// After a drain: time for the last frames to leave.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
+/// After a failure of the engine: time for its last events to be read. Nothing more will come of a longer drain.
+const FAILED_DRAIN_MAX: Duration = Duration::from_secs(5);
+
 /// Room that a chunk's message needs beside its payload.
 const CHUNK_OVERHEAD_BYTES: usize = 1024;
 
@@ -246,6 +249,7 @@ impl Server {
             why = engine_trouble(&state, false) => Err(ServeError::Engine(why)),
             served = &mut serving => return served.map_err(ServeError::from),
         };
+        let drain = if ended.is_ok() { drain } else { drain.min(FAILED_DRAIN_MAX) };
         tracing::info!("worker drains");
         let remaining = tokio::select! {
             remaining = state.lifecycle.drain(drain) => remaining,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use disagg_core::Role;
 use disagg_proto::v1;
 use disagg_worker::server::ServeError;
+use tokio::net::TcpStream;
 use tonic::Code;
 
 use crate::harness::*;
@@ -98,4 +99,91 @@ async fn a_step_that_does_not_end_is_noticed_and_ends_the_worker() {
     // The process is gone with it, whatever hangs.
     decode.kill();
     assert!(collect(live.into_inner()).await.is_err());
+}
+
+/// As when a GPU falls off its bus: one error for everything that ran or waited, no new work, and the process ends.
+#[tokio::test]
+async fn a_lost_device_ends_every_request_with_one_error_and_the_worker() {
+    let mut decode = TestWorker::start(Options { metrics: true, ..options("decode-0", Role::Decode) }).await;
+    let address = decode.metrics_address.unwrap();
+    decode.control.lose_at_step.store(6, Ordering::SeqCst);
+    decode.gate.hold_after(1);
+    // More than may run at once, all longer than the device lives.
+    let mut calls = tokio::task::JoinSet::new();
+    for seed in 0..24 {
+        let mut client = decode.client().await;
+        calls.spawn(async move {
+            let wire = local(&format!("r{seed}"), &request(seed, 20, 400));
+            collect(client.generate(wire).await?.into_inner()).await
+        });
+    }
+    until("all are there", || decode.state.lifecycle.sequences() == 24).await;
+    decode.gate.open();
+    let mut ended = 0;
+    while let Some(answer) = calls.join_next().await {
+        match answer.unwrap() {
+            Ok(answer) => {
+                ended += 1;
+                let finished = &answer.finished[&0];
+                assert_eq!(finished.reason(), v1::FinishReason::Error);
+                assert!(finished.message.contains("the device is lost"), "{}", finished.message);
+            }
+            // It came too late.
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+        }
+    }
+    assert!(ended > 0);
+    assert_eq!(decode.state.accepts_work().unwrap_err().code(), Code::Unavailable);
+    let ended = decode.ended().await;
+    assert!(
+        matches!(&ended, Err(ServeError::Engine(why)) if why.contains("the device is lost")),
+        "{ended:?}"
+    );
+    // The probes end with the worker.
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_prefill_worker_whose_device_is_lost_leaves_the_request_to_others() {
+    let mut prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    prefill.control.lose_at_step.store(3, Ordering::SeqCst);
+    let request = request(7, 200, 8);
+    let answer = generate(&decode, remote("r", &request, vec![prefill.candidate()])).await.unwrap();
+    assert_right(&answer, &request);
+    assert_eq!(answer.placement(), "local prefill-failed");
+    decode.idle().await;
+    let ended = prefill.ended().await;
+    assert!(
+        matches!(&ended, Err(ServeError::Engine(why)) if why.contains("the device is lost")),
+        "{ended:?}"
+    );
+}
+
+/// The request waits for KV from another worker, so that no step of this one is there to fail.
+#[tokio::test]
+async fn a_device_lost_while_kv_lands_ends_the_request_and_the_worker() {
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let mut decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    prefill.gate.hold_after(4);
+    let wire = remote("r", &request(8, 480, 10), vec![prefill.candidate()]);
+    let mut client = decode.client().await;
+    let call = tokio::spawn(async move { collect(client.generate(wire).await?.into_inner()).await });
+    until("the prefill is held", || prefill.gate.holds()).await;
+    until("a part has landed", || decode.metric("disagg_worker_kv_landed_bytes_total") > 0).await;
+    decode.control.lost.store(true, Ordering::SeqCst);
+    prefill.gate.open();
+    match call.await.unwrap() {
+        Ok(answer) => {
+            assert_eq!(answer.finished[&0].reason(), v1::FinishReason::Error);
+            assert!(answer.ids(0).is_empty(), "no token came before");
+        }
+        Err(status) => panic!("the stream broke: {status}"),
+    }
+    let ended = decode.ended().await;
+    assert!(
+        matches!(&ended, Err(ServeError::Engine(why)) if why.contains("the device is lost")),
+        "{ended:?}"
+    );
+    prefill.idle().await;
 }

@@ -1,10 +1,12 @@
 //! The KV memory of the fake backend.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disagg_core::BlockId;
 
+use super::FakeControl;
 use crate::kv::{KvAccessError, KvLayout, KvMemory};
 
 /// KV memory of a [`super::FakeBackend`]: real bytes, filled with noise at first.
@@ -14,12 +16,14 @@ pub struct FakeMemory {
     pub(super) num_blocks: u32,
     /// `[layer][block]`.
     blocks: Mutex<Vec<Vec<u8>>>,
+    control: Arc<FakeControl>,
 }
 
 impl FakeMemory {
-    pub(super) fn new(layout: KvLayout, num_blocks: u32) -> Self {
+    pub(super) fn new(layout: KvLayout, num_blocks: u32, control: Arc<FakeControl>) -> Self {
         let block = vec![0xA5; layout.layer_block_bytes()];
-        Self { layout, num_blocks, blocks: Mutex::new(vec![block; (layout.layers * num_blocks) as usize]) }
+        let blocks = Mutex::new(vec![block; (layout.layers * num_blocks) as usize]);
+        Self { layout, num_blocks, blocks, control }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
@@ -33,6 +37,14 @@ impl FakeMemory {
         } else {
             Err(KvAccessError::OutOfRange { layer, block: block.0, layers, blocks })
         }
+    }
+
+    /// What a transport gets from a device that is gone.
+    fn reachable(&self) -> Result<(), KvAccessError> {
+        if self.control.lost.load(Ordering::SeqCst) {
+            return Err(KvAccessError::Device(super::LOST.to_owned()));
+        }
+        Ok(())
     }
 
     /// Bytes of a slot's K and of its V within its block.
@@ -77,12 +89,14 @@ impl KvMemory for FakeMemory {
 
     fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError> {
         let index = self.index(layer, block)?;
+        self.reachable()?;
         out.extend_from_slice(&self.lock()[index]);
         Ok(())
     }
 
     fn write(&self, layer: u32, block: BlockId, bytes: &[u8]) -> Result<(), KvAccessError> {
         let index = self.index(layer, block)?;
+        self.reachable()?;
         let want = self.layout.layer_block_bytes();
         if bytes.len() != want {
             return Err(KvAccessError::WrongSize { got: bytes.len(), want });

@@ -31,6 +31,9 @@ pub use transport::{FakeTransport, PushedBlock};
 
 const LAYERS: u32 = 2;
 
+/// What a device that is gone answers to everything.
+const LOST: &str = "the device is lost";
+
 /// Remote control of a [`FakeBackend`] that an engine owns.
 #[derive(Debug, Default)]
 pub struct FakeControl {
@@ -38,6 +41,11 @@ pub struct FakeControl {
     pub fail_launch: AtomicBool,
     /// The next collect fails.
     pub fail_collect: AtomicBool,
+    /// While this step runs, counted from 1, the device goes for good: the step and all that are launched later fail,
+    /// and nobody can reach its memory. 0 is never.
+    pub lose_at_step: AtomicU32,
+    /// The device is gone.
+    pub lost: AtomicBool,
     /// The first row of the next collected step can not be drawn.
     pub fail_sample: AtomicBool,
     /// Most tokens a step has had.
@@ -97,11 +105,12 @@ impl FakeBackend {
     /// A pool of `num_blocks` blocks of `block_size` tokens; `depth` steps may be under way.
     pub fn new(model: FakeModel, num_blocks: u32, block_size: u32, depth: usize) -> Self {
         let layout = KvLayout { layers: LAYERS, kv_heads: 1, head_dim: 1, block_size, dtype: KvDtype::F32 };
+        let control = Arc::<FakeControl>::default();
         Self {
             model,
-            memory: Arc::new(FakeMemory::new(layout, num_blocks)),
+            memory: Arc::new(FakeMemory::new(layout, num_blocks, Arc::clone(&control))),
             depth,
-            control: Arc::default(),
+            control,
             launched: VecDeque::new(),
             last_drawn: Vec::new(),
         }
@@ -245,6 +254,13 @@ impl Backend for FakeBackend {
         if FakeControl::take(&self.control.fail_launch) {
             return Err(Self::error("told to fail a launch"));
         }
+        if self.control.lost.load(Ordering::SeqCst) {
+            return Err(Self::error(LOST));
+        }
+        if self.control.steps.load(Ordering::SeqCst) == self.control.lose_at_step.load(Ordering::SeqCst) {
+            // As on a GPU: the launch is fine, and what waits for the step hears of it.
+            self.control.lost.store(true, Ordering::SeqCst);
+        }
         let owned = Owned {
             input_ids: batch.input_ids.to_vec(),
             positions: batch.positions.to_vec(),
@@ -253,7 +269,7 @@ impl Backend for FakeBackend {
             block_tables: batch.block_tables.iter().map(|table| table.to_vec()).collect(),
             samples: batch.samples.iter().map(OwnedSample::new).collect(),
         };
-        if batch.pushes.is_empty() {
+        if batch.pushes.is_empty() || self.control.lost.load(Ordering::SeqCst) {
             self.launched.push_back(Launched::Waiting(owned));
         } else {
             // A push needs the bytes to be there.
@@ -272,6 +288,10 @@ impl Backend for FakeBackend {
             self.launched.pop_front();
             self.last_drawn.clear();
             return Err(Self::error("told to fail a collect"));
+        }
+        if self.control.lost.load(Ordering::SeqCst) {
+            self.launched.pop_front();
+            return Err(Self::error(LOST));
         }
         if let Some(Launched::Waiting(batch)) = self.launched.front() {
             let (drawn, first) = self.run(batch, |_| ());

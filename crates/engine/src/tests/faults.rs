@@ -90,3 +90,38 @@ fn a_bias_that_forbids_everything_is_an_error() {
     assert_eq!(worker.finished(id, 0), Some(FinishReason::Error));
     worker.assert_idle();
 }
+
+/// Whatever a request is doing when the device goes, it ends with one error, and nothing waits for ever.
+#[test]
+fn a_lost_device_ends_every_request_once() {
+    for depth in [1, 2] {
+        for step in 1..12 {
+            let mut worker = Worker::new(Shape { depth, seqs: 3, tokens: 8, ..Shape::default() });
+            worker.control.lose_at_step.store(step, Ordering::SeqCst);
+            let mut several = request(vec![4; 6], 20);
+            several.choices = 2;
+            let ids = [request(vec![1; 6], 20), several, request(vec![3; 30], 20), request(vec![2; 6], 20)]
+                .map(|request| worker.submit(request));
+            let prefill =
+                RemotePrefill { handoff: HANDOFF, request: request(vec![5; 40], 2), first_block: 0 };
+            worker.engine.submit_prefill(prefill).unwrap();
+            // Four requests of at most 30 prompt tokens and one of 40, 8 tokens a step: far fewer steps than this.
+            for _ in 0..200 {
+                let _ = worker.engine.step(&mut worker.transport);
+                worker.take_events();
+            }
+            assert!(!worker.engine.has_work(), "depth {depth}, lost in step {step}");
+            let late = worker.submit(request(vec![9; 6], 2));
+            assert!(worker.engine.step(&mut worker.transport).is_err());
+            worker.take_events();
+            assert_eq!(worker.finished(late, 0), Some(FinishReason::Error));
+            for (id, choices) in ids.into_iter().zip([1, 2, 1, 1]) {
+                for choice in 0..choices {
+                    assert_eq!(worker.finished(id, choice), Some(FinishReason::Error), "lost in step {step}");
+                }
+            }
+            worker.engine.push_drained(HANDOFF);
+            worker.assert_idle();
+        }
+    }
+}
