@@ -5,38 +5,24 @@
 //!     ncu --metrics gpu__time_duration.sum .../cuda_steps profile               # time by kernel: two layers, no graphs
 #![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
+#[path = "support/gpu.rs"]
+mod gpu;
+#[path = "support/shape.rs"]
+mod shape;
+
+use std::process::ExitCode;
 use std::time::Instant;
 
-use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::sys::CUevent_flags;
+use disagg_worker::cuda::blas::Shape;
 use disagg_worker::cuda::compile::{Target, compile_ahead};
 use disagg_worker::cuda::device::{Buffer, Device};
-use disagg_worker::cuda::forward::{Capacity, Model};
+use disagg_worker::cuda::format::Format;
+use disagg_worker::cuda::forward::{Capacity, DecodeForm, Model};
 use disagg_worker::cuda::lists::Draw;
 use disagg_worker::cuda::step::Step;
 use disagg_worker::cuda::weights::{Origin, Weights};
-use disagg_worker::model::{DummyWeights, Family, ModelConfig, RopeScaling};
-
-fn config(layers: usize) -> ModelConfig {
-    ModelConfig {
-        family: Family::Llama,
-        vocab_size: 128_256,
-        hidden_size: 4096,
-        intermediate_size: 14336,
-        num_layers: layers,
-        num_heads: 32,
-        num_kv_heads: 8,
-        head_dim: 128,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: false,
-        qkv_bias: false,
-        attention_output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        max_model_len: 20_000,
-    }
-}
+use disagg_worker::model::{DummyWeights, ModelConfig};
 
 struct Inputs {
     words: Vec<u32>,
@@ -171,16 +157,83 @@ fn run(model: &mut Model, inputs: &Inputs, step: &Step) {
     model.device.synchronize().unwrap();
 }
 
-fn main() {
+/// Runs of one measurement; the first are a warm-up.
+const RUNS: usize = 22;
+const WARM: usize = 2;
+const BATCHES: [u32; 8] = [1, 2, 4, 8, 10, 16, 32, 64];
+const CONTEXTS: [u32; 2] = [64, 3000];
+
+/// What this card can do, measured in this process: everything is given beside it.
+struct Card {
+    /// Bytes read and written by a copy on the device, in a millisecond.
+    copy: f64,
+    /// Operations of a product 8192³ through cublasLt, in a millisecond.
+    flops: f64,
+}
+
+impl Card {
+    fn measure(model: &mut Model, flush: &Buffer<u8>) -> Self {
+        const SIDE: u32 = 8192;
+        let device = &model.device;
+        let (from, to) = (device.buffer::<u8>(1 << 30).unwrap(), device.buffer::<u8>(1 << 30).unwrap());
+        let copy = time(model, |model| unsafe {
+            cudarc::driver::result::memcpy_dtod_async(
+                to.address(),
+                from.address(),
+                1 << 30,
+                model.device.stream.cu_stream(),
+            )
+            .unwrap();
+        });
+        drop((from, to));
+        // Some of the embedding, so random numbers.
+        let (x, w) = (model.some_weights(), model.some_weights() + u64::from(SIDE) * u64::from(SIDE) * 2);
+        let out = model.device.buffer::<u16>((SIDE * SIDE) as usize).unwrap();
+        let square = Shape { m: SIDE, n: SIDE, k: SIDE, bias: false, float_out: false, accumulate: false };
+        let device = &model.device;
+        model.blas.tune(device, square, w, 0, x, out.address(), flush).unwrap();
+        let product = time(model, |model| {
+            model.blas.multiply(&model.device, square, w, 0, x, out.address()).unwrap();
+        });
+        let card = Self {
+            copy: 2.0 * f64::from(1 << 30) / f64::from(copy),
+            flops: 2.0 * f64::from(SIDE).powi(3) / f64::from(product),
+        };
+        println!("copy {:.2} TB/s, product 8192³ {:.0} TFLOP/s", card.copy / 1e9, card.flops / 1e9);
+        card
+    }
+
+    /// Weights, and keys and values of the contexts, at the speed of a copy.
+    fn decode_limit(&self, config: &ModelConfig, rows: u32, context: u32) -> f64 {
+        let embedding = (config.vocab_size * config.hidden_size) as u64;
+        let weights = 2 * (config.parameters() - embedding);
+        let kv = 4 * (config.num_layers * config.kv_size()) as u64 * u64::from(rows * context);
+        (weights + kv) as f64 / self.copy
+    }
+
+    /// Products of every token, and attention over the tokens before it, at the speed of a large product.
+    fn prefill_limit(&self, config: &ModelConfig, tokens: u32) -> f64 {
+        let embeddings = 2 * (config.vocab_size * config.hidden_size) as u64;
+        let products = 2.0 * (config.parameters() - embeddings) as f64 * f64::from(tokens);
+        let attention = 2.0 * (config.num_layers * config.q_size()) as f64 * f64::from(tokens).powi(2);
+        (products + attention) / self.flops
+    }
+}
+
+fn main() -> ExitCode {
+    if let Some(code) = gpu::missing() {
+        return code;
+    }
     let mode = std::env::args().nth(1);
     let profiling = mode.as_deref() == Some("profile");
     let started = Instant::now();
     let device = Device::open(0).unwrap();
     println!("GPU {} capability {:?}", device.context.name().unwrap(), device.capability);
-    let target = Target { capability: device.capability, head_dim: 128, block_size: 64 };
+    let config = shape::llama_8b(if profiling { 2 } else { 32 });
+    let format = Format::of(&config);
+    let target = Target { capability: device.capability, head_dim: 128, block_size: 64, format };
     compile_ahead(&target);
     println!("kernels at {:.2} s", started.elapsed().as_secs_f32());
-    let config = config(if profiling { 2 } else { 32 });
     let origin = Origin::Dummy(DummyWeights::new(1));
     let weights = Weights::load(&device, &config, &target, origin).unwrap();
     println!("weights at {:.2} s", started.elapsed().as_secs_f32());
@@ -193,26 +246,46 @@ fn main() {
     let mut inputs = Inputs { words: Vec::new(), device: model.device.buffer(1 << 22).unwrap() };
     if profiling {
         profile(&mut model, &mut inputs, stride);
-        return;
+        return ExitCode::SUCCESS;
     }
+    agree(&mut model, &mut inputs, stride);
 
-    // The same 300 tokens whole, in chunks, and token by token must agree.
-    let prompt: Vec<u32> = (0..300_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % 128_000).collect();
-    let step = prefill(&mut inputs, 0, &prompt, 0, stride);
-    inputs.send(&model.device);
-    model.step(&step, |_, _| Ok(())).unwrap();
-    let whole = sampled(&model, 1);
-    for (start, end) in [(0, 100), (100, 164), (164, 300)] {
-        let step = prefill(&mut inputs, start as u32, &prompt[start..end], 300, stride);
-        inputs.send(&model.device);
-        model.step(&step, |_, _| Ok(())).unwrap();
+    let flush = model.device.buffer::<u8>(256 << 20).unwrap();
+    let card = Card::measure(&mut model, &flush);
+    let tuning = Instant::now();
+    for rows in BATCHES {
+        model.tune_head(rows, &flush).unwrap();
     }
-    let chunked = sampled(&model, 1);
-    let step = prefill(&mut inputs, 0, &prompt[..290], 600, stride);
-    inputs.send(&model.device);
-    model.step(&step, |_, _| Ok(())).unwrap();
+    println!("head tuned for {} batch sizes in {:.2} s", BATCHES.len(), tuning.elapsed().as_secs_f32());
+    time_forms(&mut model, &mut inputs, &card, &flush);
+    if mode.as_deref() != Some("decode") {
+        time_prefill(&mut model, &mut inputs, stride, &card, "first choice of algorithm");
+        let tuning = Instant::now();
+        for tokens in PROMPTS {
+            model.tune(tokens, &flush).unwrap();
+        }
+        println!("products tuned for {} lengths in {:.2} s", PROMPTS.len(), tuning.elapsed().as_secs_f32());
+        time_prefill(&mut model, &mut inputs, stride, &card, "timed choice");
+    }
+    model.blas.save();
+    ExitCode::SUCCESS
+}
+
+/// The same 300 tokens whole, in chunks, and token by token must agree.
+fn agree(model: &mut Model, inputs: &mut Inputs, stride: u32) {
+    let prompt: Vec<u32> = (0..300_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % 128_000).collect();
+    let step = prefill(inputs, 0, &prompt, 0, stride);
+    run(model, inputs, &step);
+    let whole = sampled(model, 1);
+    for (start, end) in [(0, 100), (100, 164), (164, 300)] {
+        let step = prefill(inputs, start as u32, &prompt[start..end], 300, stride);
+        run(model, inputs, &step);
+    }
+    let chunked = sampled(model, 1);
+    let step = prefill(inputs, 0, &prompt[..290], 600, stride);
+    run(model, inputs, &step);
     for position in 290..300_u32 {
-        let mut step = decode(&mut inputs, 1, position + 1, stride);
+        let mut step = decode(inputs, 1, position + 1, stride);
         inputs.words.clear();
         step.ids = inputs.push([prompt[position as usize]]);
         step.positions = inputs.push([position]);
@@ -222,87 +295,69 @@ fn main() {
         step.decode_tables = inputs.push(600..600 + stride);
         step.sample_rows = inputs.push([0]);
         (step.draw_list, step.raw_list, step.adjust_count) = inputs.greedy(1);
-        inputs.send(&model.device);
-        model.step(&step, |_, _| Ok(())).unwrap();
+        run(model, inputs, &step);
     }
-    let decoded = sampled(&model, 1);
+    let decoded = sampled(model, 1);
     println!("whole {whole:?} chunked {chunked:?} decoded {decoded:?}");
-
-    let flush = model.device.buffer::<u8>(256 << 20).unwrap();
-    let tuning = Instant::now();
-    for rows in [1, 2, 4, 8, 10, 16, 32, 64] {
-        model.tune_head(rows, &flush).unwrap();
-    }
-    println!("head tuned for 8 batch sizes in {:.2} s", tuning.elapsed().as_secs_f32());
-
-    if mode.as_deref() == Some("decode") {
-        time_decode(&mut model, &mut inputs, "own products");
-        return;
-    }
-    time_prefill(&mut model, &mut inputs, stride, "first choice of algorithm");
-    let tuning = Instant::now();
-    for tokens in [128, 1000, 2048, 3000, 8192, 16_384] {
-        model.tune(tokens, &flush).unwrap();
-    }
-    println!("products tuned for 6 lengths in {:.2} s", tuning.elapsed().as_secs_f32());
-    time_prefill(&mut model, &mut inputs, stride, "timed choice");
-
-    time_decode(&mut model, &mut inputs, "own products");
-    model.without_decode_chain();
-    let tuning = Instant::now();
-    for rows in [1, 2, 4, 8, 10, 16, 32, 64] {
-        model.tune(rows, &flush).unwrap();
-    }
-    println!("products tuned for 8 batch sizes in {:.2} s", tuning.elapsed().as_secs_f32());
-    time_decode(&mut model, &mut inputs, "cublasLt");
-    model.blas.save();
 }
 
-fn time_prefill(model: &mut Model, inputs: &mut Inputs, stride: u32, what: &str) {
-    for len in [128_u32, 1000, 2048, 3000, 8192, 16_384] {
+/// The median of some runs, in milliseconds on the device's clock.
+fn time(model: &mut Model, mut issue: impl FnMut(&mut Model)) -> f32 {
+    let event =
+        |model: &Model| model.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
+    let one = |_| {
+        let begun = event(model);
+        issue(model);
+        begun.elapsed_ms(&event(model)).unwrap()
+    };
+    median((0..RUNS).map(one).skip(WARM).collect())
+}
+
+const PROMPTS: [u32; 6] = [128, 1000, 2048, 3000, 8192, 16_384];
+
+fn time_prefill(model: &mut Model, inputs: &mut Inputs, stride: u32, card: &Card, what: &str) {
+    for len in PROMPTS {
         let ids: Vec<u32> = (0..len).map(|i| (i * 7919) % 128_000).collect();
         let step = prefill(inputs, 0, &ids, 0, stride);
         inputs.send(&model.device);
-        let times = (0..8)
-            .map(|_| {
-                let a = model.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
-                model.step(&step, |_, _| Ok(())).unwrap();
-                let b = model.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
-                a.elapsed_ms(&b).unwrap()
-            })
-            .skip(1)
-            .collect();
-        println!("prefill {len}, {what}: {:.2} ms", median(times));
+        let ms = time(model, |model| model.step(&step, |_, _| Ok(())).unwrap());
+        let limit = card.prefill_limit(&model.config, len);
+        println!("prefill {len}, {what}: {ms:.2} ms, {:.2} of the limit {limit:.2}", f64::from(ms) / limit);
     }
 }
 
-fn time_decode(model: &mut Model, inputs: &mut Inputs, what: &str) {
-    for context in [64_u32, 3000] {
-        for rows in [1_u32, 2, 4, 8, 10, 16, 32, 64] {
+/// Decode steps with all products our own, with the form that a worker would choose, and with the general form.
+fn time_forms(model: &mut Model, inputs: &mut Inputs, card: &Card, flush: &Buffer<u8>) {
+    time_decode(model, inputs, card, "own products");
+    let choosing = Instant::now();
+    for rows in BATCHES {
+        model.choose_decode_form(rows, flush).unwrap();
+        println!("batch {rows}: form {}", model.decode_form(rows).as_word());
+    }
+    println!("forms chosen for {} batch sizes in {:.2} s", BATCHES.len(), choosing.elapsed().as_secs_f32());
+    time_decode(model, inputs, card, "chosen form");
+    for rows in BATCHES {
+        model.tune(rows, flush).unwrap();
+        model.set_decode_form(rows, DecodeForm::General);
+    }
+    time_decode(model, inputs, card, "general form");
+}
+
+fn time_decode(model: &mut Model, inputs: &mut Inputs, card: &Card, what: &str) {
+    for context in CONTEXTS {
+        for rows in BATCHES {
             let step = decode(inputs, rows, context, 48);
-            inputs.send(&model.device);
-            model.step(&step, |_, _| Ok(())).unwrap();
+            run(model, inputs, &step);
             let eager = sampled(model, rows as usize);
-            model
-                .device
-                .stream
-                .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-                .unwrap();
-            model.step(&step, |_, _| Ok(())).unwrap();
-            let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-            let graph = model.device.stream.end_capture(flags).unwrap().unwrap();
-            let times = (0..22)
-                .map(|_| {
-                    let a = model.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
-                    graph.launch().unwrap();
-                    let b = model.device.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
-                    a.elapsed_ms(&b).unwrap()
-                })
-                .skip(2)
-                .collect();
+            let graph = model.record(|model| model.step(&step, |_, _| Ok(()))).unwrap();
+            let ms = time(model, |_| graph.launch().unwrap());
             // A step writes the same keys and values again, so it has to draw the same tokens every time.
             assert_eq!(sampled(model, rows as usize), eager, "replays differ from the first run");
-            println!("decode context {context} batch {rows}, {what}: {:.3} ms", median(times));
+            let limit = card.decode_limit(&model.config, rows, context);
+            println!(
+                "decode context {context} batch {rows}, {what}: {ms:.3} ms, {:.3} of the limit {limit:.2}",
+                f64::from(ms) / limit
+            );
         }
     }
 }

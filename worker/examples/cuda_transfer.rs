@@ -4,13 +4,17 @@
 //!     cargo run --profile ci -p disagg-worker --example cuda_transfer
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
+#[path = "support/gpu.rs"]
+mod gpu;
+
+use std::process::ExitCode;
 use std::time::Instant;
 
 use disagg_core::BlockId;
 use disagg_engine::Backend;
 use disagg_worker::cuda::backend::{CudaBackend, CudaOptions};
 use disagg_worker::cuda::weights::Origin;
-use disagg_worker::model::{DummyWeights, Family, ModelConfig, RopeScaling};
+use disagg_worker::model::{DummyWeights, Family, ModelConfig, RopeScaling, WeightFormat};
 
 /// The KV of the 8B shape with little else: 32 layers, 8 KV heads of 128.
 fn config() -> ModelConfig {
@@ -32,10 +36,14 @@ fn config() -> ModelConfig {
         mlp_bias: false,
         qk_norm: false,
         max_model_len: 4096,
+        weight_format: WeightFormat::Bf16,
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
+    if let Some(code) = gpu::missing() {
+        return code;
+    }
     let options = CudaOptions {
         ordinal: 0,
         max_num_batched_tokens: 1024,
@@ -43,6 +51,7 @@ fn main() {
         max_model_len: 4096,
         gpu_memory_utilization: 0.3,
         num_blocks: Some(256),
+        blocking_wait: false,
     };
     let backend = CudaBackend::new(config(), Origin::Dummy(DummyWeights::new(1)), options).unwrap();
     let memory = backend.memory();
@@ -78,6 +87,7 @@ fn main() {
             );
         }
     }
+    ExitCode::SUCCESS
 }
 
 /// The fastest of five runs over all layers, in seconds.

@@ -98,6 +98,10 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_GPU_MEMORY_UTILIZATION", default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_utilization: f64,
 
+    /// How the engine waits for the GPU: asleep, or looking all the time, which keeps a core busy
+    #[arg(long, env = "DISAGG_GPU_WAIT", value_enum, default_value_t)]
+    pub gpu_wait: GpuWait,
+
     /// Prompt and output together, in tokens [default: what the model's config.json allows]
     #[arg(long, env = "DISAGG_MAX_MODEL_LEN", value_name = "TOKENS")]
     pub max_model_len: Option<u32>,
@@ -166,6 +170,16 @@ pub struct WorkerArgs {
     pub exit_with_stdin: bool,
 }
 
+/// How the engine's thread waits for the end of a step on a GPU.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
+pub enum GpuWait {
+    /// It sleeps until it is woken. The next step is under way by then, so the GPU does not notice.
+    #[default]
+    Sleep,
+    /// It looks all the time: the earliest notice, for one core.
+    Spin,
+}
+
 /// Size of the KV pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PoolSize {
@@ -192,6 +206,8 @@ pub struct ModelConfig {
     pub device: Device,
     /// Share of a GPU's memory to take.
     pub gpu_memory_utilization: f64,
+    /// How to wait for a GPU.
+    pub gpu_wait: GpuWait,
     /// Limit asked for, in tokens.
     pub max_model_len: Option<u32>,
     /// Tokens in one KV block.
@@ -338,6 +354,7 @@ impl WorkerArgs {
                 seed: self.seed,
                 device: self.device,
                 gpu_memory_utilization: self.gpu_memory_utilization,
+                gpu_wait: self.gpu_wait,
                 max_model_len: self.max_model_len,
                 block_size: self.block_size,
                 pool,

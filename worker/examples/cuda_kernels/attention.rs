@@ -5,7 +5,7 @@ use disagg_worker::cuda::compile;
 use disagg_worker::cuda::device::{Arg, Buffer, Kernel, TensorMap};
 use rayon::prelude::*;
 
-use crate::support::{BF16_ERROR, Gpu, address, int};
+use crate::support::{Gpu, address, int};
 
 const PAGE: usize = BLOCK_SIZE as usize;
 
@@ -39,7 +39,7 @@ impl Paged {
                     for head in 0..kv_heads {
                         let at = ((block as usize * 2 + half) * kv_heads + head) * PAGE * d;
                         let filled = (len - page * PAGE).min(PAGE) * d;
-                        let random = gpu.random.bf16(filled);
+                        let random = gpu.random.stored(filled);
                         values[at..at + filled].copy_from_slice(&random);
                         if half == 1 && must_be_finite {
                             values[at + filled..at + PAGE * d].fill(0.0);
@@ -48,7 +48,7 @@ impl Paged {
                 }
             }
         }
-        let device = gpu.upload_bf16(&values);
+        let device = gpu.upload_stored(&values);
         Self { values, device, blocks, kv_heads, head_dim: d, tables, stride }
     }
 
@@ -151,7 +151,7 @@ fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u3
     for time in ["", ", again"] {
         gpu.poison(&out);
         gpu.run(&kernel, (ctas, 1), 128, &args);
-        let rows_out = gpu.download_bf16(&out);
+        let rows_out = gpu.download_stored(&out);
         let got: Vec<f32> = pairs
             .iter()
             .flat_map(|&(row, head)| rows_out[(q_rows[row] as usize * heads + head) * d..][..d].to_vec())
@@ -160,7 +160,7 @@ fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u3
         let what = format!(
             "decode attention, {rows} contexts up to {most}, heads {heads}/{kv_heads}, {ctas} CTAs{time}"
         );
-        gpu.expect(&what, &got, &want, BF16_ERROR);
+        gpu.expect(&what, &got, &want, gpu.bound());
     }
     let zero = gpu.download(&counters).iter().all(|&count| count == 0);
     gpu.expect_true("  its counters are back at zero", zero);
@@ -231,8 +231,8 @@ fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize
         scale_log2(gpu),
     ];
     gpu.run(&kernel, (count, heads as u32), 256, &args);
-    let got = gpu.download_bf16(&out);
-    gpu.expect(&what("mma"), &got, &want, BF16_ERROR);
+    let got = gpu.download_stored(&out);
+    gpu.expect(&what("mma"), &got, &want, gpu.bound());
 
     if !compile::ATTENTION_PREFILL_SM90.is_for(&gpu.target) {
         return;
@@ -242,9 +242,10 @@ fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize
     let kernel =
         Kernel::new(&module, "prefill_attention_sm90", (5 * 128 * d * 2 + 128 + 1024) as u32).unwrap();
     let (d64, width64) = (d as u64, width as u64);
-    let map_q = TensorMap::new(qkv.address(), total as u64, width64, width64, 64).unwrap();
+    let map_q = TensorMap::new(gpu.target.format, qkv.address(), total as u64, width64, width64, 64).unwrap();
     let rows_of_pool = (paged.blocks * 2 * kv_heads * PAGE) as u64;
-    let map_kv = TensorMap::new(paged.device.address(), rows_of_pool, d64, d64, 64).unwrap();
+    let map_kv =
+        TensorMap::new(gpu.target.format, paged.device.address(), rows_of_pool, d64, d64, 64).unwrap();
     let args = [
         address(&out),
         Arg::Map(map_q),
@@ -259,6 +260,6 @@ fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize
         scale_log2(gpu),
     ];
     gpu.run(&kernel, (heads as u32, count), 384, &args);
-    let got = gpu.download_bf16(&out);
-    gpu.expect(&what("wgmma"), &got, &want, BF16_ERROR);
+    let got = gpu.download_stored(&out);
+    gpu.expect(&what("wgmma"), &got, &want, gpu.bound());
 }

@@ -4,7 +4,7 @@ use disagg_worker::cuda::backend::BLOCK_SIZE;
 use disagg_worker::cuda::compile;
 use disagg_worker::cuda::device::{Arg, Kernel};
 
-use crate::support::{BF16_ERROR, Gpu, address, doubles, int};
+use crate::support::{Gpu, address, doubles, int};
 
 pub fn check(gpu: &mut Gpu) {
     let module = gpu.module(compile::ELEMENTWISE);
@@ -39,7 +39,7 @@ pub fn check(gpu: &mut Gpu) {
         Arg::Uint(vocab as u32),
     ];
     gpu.run(&kernel("embed"), (tokens as u32, 1), 256, &args);
-    let got = gpu.download_bf16(&out);
+    let got = gpu.download_stored(&out);
     gpu.expect("embed", &got, &want, 0.0);
 
     let ((x, x_host), (weight, weight_host)) = (gpu.normal(tokens * hidden), gpu.normal(hidden));
@@ -54,8 +54,8 @@ pub fn check(gpu: &mut Gpu) {
             row.iter().zip(&weight_host).map(move |(&x, &w)| f64::from(x) * scale * f64::from(w))
         })
         .collect();
-    let got = gpu.download_bf16(&out);
-    gpu.expect("rms_norm", &got, &want, BF16_ERROR);
+    let got = gpu.download_stored(&out);
+    gpu.expect("rms_norm", &got, &want, gpu.bound());
 
     let order = gpu.random.order(tokens);
     let rows = gpu.upload(&order[..4]);
@@ -63,7 +63,7 @@ pub fn check(gpu: &mut Gpu) {
     gpu.run(&kernel("gather_rows"), (4, 1), 256, &[address(&some), address(&x), address(&rows), int(hidden)]);
     let want: Vec<f64> =
         order[..4].iter().flat_map(|&row| doubles(&x_host[row as usize * hidden..][..hidden])).collect();
-    let got = gpu.download_bf16(&some);
+    let got = gpu.download_stored(&some);
     gpu.expect("gather_rows", &got, &want, 0.0);
 
     let n = if gpu.small { 24 } else { 14336 };
@@ -80,8 +80,8 @@ pub fn check(gpu: &mut Gpu) {
             })
         })
         .collect();
-    let got = gpu.download_bf16(&activated);
-    gpu.expect("silu_mul", &got, &want, BF16_ERROR);
+    let got = gpu.download_stored(&activated);
+    gpu.expect("silu_mul", &got, &want, gpu.bound());
 
     let rope = kernel("rope_append");
     for norm in [false, true] {
@@ -92,7 +92,7 @@ pub fn check(gpu: &mut Gpu) {
             let mut args = vec![address(&qkv), arguments.pool];
             args.extend(arguments.rest);
             gpu.run(&rope, ((tokens * 12).div_ceil(8) as u32, 1), 256, &args);
-            gpu.download_bf16(&qkv)
+            gpu.download_stored(&qkv)
         });
     }
     copies(gpu);
@@ -152,7 +152,7 @@ pub fn check_rope(
         Arg::Float(1e-6),
     ];
     let rows = run(gpu, RopeArgs { pool: address(&pool), rest });
-    let stored = gpu.download_bf16(&pool);
+    let stored = gpu.download_stored(&pool);
     let (mut q_got, mut q_want, mut kv_got, mut kv_want) = (vec![], vec![], vec![], vec![]);
     for token in 0..tokens {
         for head in 0..all {
@@ -187,8 +187,8 @@ pub fn check_rope(
             }
         }
     }
-    gpu.expect(&format!("RoPE {what}: queries, norms {norm}"), &q_got, &q_want, BF16_ERROR);
-    gpu.expect(&format!("RoPE {what}: keys and values, norms {norm}"), &kv_got, &kv_want, BF16_ERROR);
+    gpu.expect(&format!("RoPE {what}: queries, norms {norm}"), &q_got, &q_want, gpu.bound());
+    gpu.expect(&format!("RoPE {what}: keys and values, norms {norm}"), &kv_got, &kv_want, gpu.bound());
     let written = stored.iter().filter(|x| !x.is_nan()).count();
     gpu.expect_true(&format!("RoPE {what}: nothing else is written"), written == kv_want.len());
 }

@@ -5,7 +5,7 @@ use disagg_worker::cuda::device::{Arg, Buffer, Kernel, TensorMap};
 use disagg_worker::cuda::split::Split;
 use rayon::prelude::*;
 
-use crate::support::{BF16_ERROR, Gpu, address, int, rounded};
+use crate::support::{Gpu, address, int};
 
 /// Tokens and stages, as `matmul_decode.cu` has them.
 const FORMS: [(u32, u32, &str); 4] = [
@@ -62,8 +62,8 @@ fn multiply(gpu: &Gpu, x: &Buffer<u16>, w: &Buffer<u16>, m: usize, n: usize, k: 
     let split = Split::new(n as u32, k as u32, gpu.device.multiprocessors);
     let parts = gpu.poisoned::<f32>(split.planes() as usize * m * n);
     let (n64, k64) = (n as u64, k as u64);
-    let map_w = TensorMap::new(w.address(), n64, k64, k64, 128).unwrap();
-    let map_x = TensorMap::new(x.address(), (x.len() / k) as u64, k64, k64, form).unwrap();
+    let map_w = TensorMap::new(gpu.target.format, w.address(), n64, k64, k64, 128).unwrap();
+    let map_x = TensorMap::new(gpu.target.format, x.address(), (x.len() / k) as u64, k64, k64, form).unwrap();
     let args = [
         address(&parts),
         Arg::Map(map_w),
@@ -101,10 +101,10 @@ pub fn check(gpu: &mut Gpu) {
     };
     for &(m, n, k) in shapes {
         // Rows behind the step's tokens hold NaN: they must not reach those in front.
-        let (x, mut padded) = (gpu.random.bf16(m * k), Vec::new());
+        let (x, mut padded) = (gpu.random.stored(m * k), Vec::new());
         padded.extend_from_slice(&x);
         padded.resize((m + 5) * k, f32::NAN);
-        let x_device = gpu.upload_bf16(&padded);
+        let x_device = gpu.upload_stored(&padded);
         let (w, w_host) = gpu.normal(n * k);
         let parts = multiply(gpu, &x_device, &w, m, n, k);
         let want = product(&x, &w_host, n, k);
@@ -141,10 +141,10 @@ fn norm(gpu: &mut Gpu) {
     let sum: Vec<f64> = product(&x_host, &w_host, n, k)
         .iter()
         .zip(&residual_host)
-        .map(|(product, &residual)| rounded(product + f64::from(residual)))
+        .map(|(product, &residual)| gpu.rounded(product + f64::from(residual)))
         .collect();
-    let got = gpu.download_bf16(&residual);
-    gpu.expect("norm of a product: the residual stream", &got, &sum, BF16_ERROR);
+    let got = gpu.download_stored(&residual);
+    gpu.expect("norm of a product: the residual stream", &got, &sum, gpu.bound());
     let want: Vec<f64> = sum
         .chunks_exact(n)
         .flat_map(|row| {
@@ -152,8 +152,8 @@ fn norm(gpu: &mut Gpu) {
             row.iter().zip(&weight_host).map(move |(x, &w)| x * scale * f64::from(w)).collect::<Vec<_>>()
         })
         .collect();
-    let got = gpu.download_bf16(&out);
-    gpu.expect("norm of a product", &got, &want, BF16_ERROR);
+    let got = gpu.download_stored(&out);
+    gpu.expect("norm of a product", &got, &want, gpu.bound());
 }
 
 fn silu(gpu: &mut Gpu) {
@@ -170,8 +170,8 @@ fn silu(gpu: &mut Gpu) {
         .chunks_exact(2 * n)
         .flat_map(|row| (0..n).map(|i| row[i] / (1.0 + (-row[i]).exp()) * row[n + i]).collect::<Vec<_>>())
         .collect();
-    let got = gpu.download_bf16(&out);
-    gpu.expect("SiLU·mul of a product", &got, &want, BF16_ERROR);
+    let got = gpu.download_stored(&out);
+    gpu.expect("SiLU·mul of a product", &got, &want, gpu.bound());
 }
 
 fn rope(gpu: &mut Gpu) {
@@ -187,7 +187,7 @@ fn rope(gpu: &mut Gpu) {
         let mut qkv = product(&x_host, &w_host, width, k);
         for row in qkv.chunks_exact_mut(width) {
             for (value, &bias) in row.iter_mut().zip(&bias_host) {
-                *value = rounded(*value + if with { f64::from(bias) } else { 0.0 });
+                *value = gpu.rounded(*value + if with { f64::from(bias) } else { 0.0 });
             }
         }
         let out = gpu.poisoned::<u16>(tokens * width);
@@ -207,7 +207,7 @@ fn rope(gpu: &mut Gpu) {
                 args.extend([k_blocks, units, ctas]);
                 let items = tokens * (heads + 2 * kv_heads);
                 gpu.run(&kernel, (items.div_ceil(4) as u32, 1), 128, &args);
-                gpu.download_bf16(&out)
+                gpu.download_stored(&out)
             },
         );
     }

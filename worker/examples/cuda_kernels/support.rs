@@ -7,10 +7,7 @@ use cudarc::driver::result::{memcpy_dtoh_sync, memcpy_htod_sync, memset_d8_sync}
 use disagg_worker::cuda::backend::BLOCK_SIZE;
 use disagg_worker::cuda::compile::{Source, Target};
 use disagg_worker::cuda::device::{Arg, Buffer, Device, Kernel};
-use disagg_worker::cuda::weights::to_bf16;
-
-/// Relative error in the 2-norm that storing results as bf16 allows.
-pub const BF16_ERROR: f64 = 6e-3;
+use disagg_worker::cuda::format::Format;
 
 pub struct Gpu {
     pub device: Device,
@@ -23,21 +20,31 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    pub fn open(head_dim: u32, small: bool) -> Self {
+    pub fn open(head_dim: u32, format: Format, small: bool) -> Self {
         let device = Device::open(0).unwrap();
-        let target = Target { capability: device.capability, head_dim, block_size: BLOCK_SIZE };
+        let target = Target { capability: device.capability, head_dim, block_size: BLOCK_SIZE, format };
         Self {
             device,
             target,
             head_dim: head_dim as usize,
             small,
-            random: Random(head_dim.into()),
+            random: Random { state: head_dim.into(), format },
             failed: 0,
         }
     }
 
+    /// Overwrites memory with numbers, which have its format.
+    pub fn write_stored(&self, buffer: &Buffer<u16>, values: &[f32]) {
+        let bits: Vec<u16> = values.iter().map(|&value| self.target.format.encode(value)).collect();
+        unsafe { memcpy_htod_sync(buffer.address(), &bits) }.unwrap();
+    }
+
     pub fn module(&self, source: Source) -> Arc<CudaModule> {
         self.device.load(source, &self.target).unwrap()
+    }
+
+    fn name(&self) -> String {
+        format!("head_dim {} {:?}", self.head_dim, self.target.format)
     }
 
     /// Launches and waits, so that a failure is this kernel's.
@@ -46,14 +53,27 @@ impl Gpu {
         self.device.synchronize().unwrap();
     }
 
-    /// Random bf16 numbers: on the device, and as what they stand for.
-    pub fn normal(&mut self, n: usize) -> (Buffer<u16>, Vec<f32>) {
-        let values = self.random.bf16(n);
-        (self.upload_bf16(&values), values)
+    /// Relative error in the 2-norm that storing results allows.
+    pub fn bound(&self) -> f64 {
+        match self.target.format {
+            Format::Bf16 => 6e-3,
+            Format::F16 => 1e-3,
+        }
     }
 
-    pub fn upload_bf16(&self, values: &[f32]) -> Buffer<u16> {
-        self.upload(&values.iter().map(|&value| to_bf16(value)).collect::<Vec<_>>())
+    /// Rounded to the format of storage and back.
+    pub fn rounded(&self, value: f64) -> f64 {
+        rounded(self.target.format, value)
+    }
+
+    /// Random numbers of the format of storage: on the device, and as what they stand for.
+    pub fn normal(&mut self, n: usize) -> (Buffer<u16>, Vec<f32>) {
+        let values = self.random.stored(n);
+        (self.upload_stored(&values), values)
+    }
+
+    pub fn upload_stored(&self, values: &[f32]) -> Buffer<u16> {
+        self.upload(&values.iter().map(|&value| self.target.format.encode(value)).collect::<Vec<_>>())
     }
 
     pub fn upload<T: Copy + cudarc::driver::DeviceRepr>(&self, values: &[T]) -> Buffer<T> {
@@ -62,7 +82,7 @@ impl Gpu {
         buffer
     }
 
-    /// Memory that reads as NaN, whether as bf16 or as float.
+    /// Memory that reads as NaN in every format.
     pub fn poisoned<T: cudarc::driver::DeviceRepr>(&self, n: usize) -> Buffer<T> {
         let buffer = self.device.buffer::<T>(n).unwrap();
         self.poison(&buffer);
@@ -87,8 +107,8 @@ impl Gpu {
         values
     }
 
-    pub fn download_bf16(&self, buffer: &Buffer<u16>) -> Vec<f32> {
-        self.download(buffer).into_iter().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect()
+    pub fn download_stored(&self, buffer: &Buffer<u16>) -> Vec<f32> {
+        self.download(buffer).into_iter().map(|bits| self.target.format.decode(bits)).collect()
     }
 
     /// Notes whether `got` is as near to `want` as `bound` asks; a NaN never is.
@@ -101,12 +121,12 @@ impl Gpu {
         }
         let relative = (error / norm.max(f64::MIN_POSITIVE)).sqrt();
         let good = relative <= bound;
-        println!("{} head_dim {}: {what}: {relative:.1e}", if good { "ok  " } else { "FAIL" }, self.head_dim);
+        println!("{} {}: {what}: {relative:.1e}", if good { "ok  " } else { "FAIL" }, self.name());
         self.failed += usize::from(!good);
     }
 
     pub fn expect_true(&mut self, what: &str, good: bool) {
-        println!("{} head_dim {}: {what}", if good { "ok  " } else { "FAIL" }, self.head_dim);
+        println!("{} {}: {what}", if good { "ok  " } else { "FAIL" }, self.name());
         self.failed += usize::from(!good);
     }
 }
@@ -123,18 +143,20 @@ pub fn doubles(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&value| f64::from(value)).collect()
 }
 
-/// Rounded to bf16 and back.
-pub fn rounded(value: f64) -> f64 {
-    f64::from(f32::from_bits(u32::from(to_bf16(value as f32)) << 16))
+fn rounded(format: Format, value: f64) -> f64 {
+    f64::from(format.decode(format.encode(value as f32)))
 }
 
 /// splitmix64, as a stream.
-pub struct Random(pub u64);
+pub struct Random {
+    state: u64,
+    format: Format,
+}
 
 impl Random {
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -149,8 +171,9 @@ impl Random {
         (0..4).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).sum::<f32>() * 0.866
     }
 
-    pub fn bf16(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| rounded(f64::from(self.normal())) as f32).collect()
+    /// About normal, as storage has them.
+    pub fn stored(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| rounded(self.format, f64::from(self.normal())) as f32).collect()
     }
 
     /// The numbers below `n` in random order.

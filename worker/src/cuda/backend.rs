@@ -5,27 +5,36 @@
 //! kernel: their matrix products are long enough to hide it. A step's tokens come back through pinned memory behind
 //! an event, so that nothing waits for the device but `collect`.
 
+#[cfg(debug_assertions)]
+mod fault;
+mod stage;
+mod times;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaEvent, CudaGraph};
 use disagg_engine::{
-    Backend, BackendError, Batch, KvDtype, KvLayout, KvMemory, KvPush, KvTransport, SampledToken, StepTokens,
-    TokenInput,
+    Backend, BackendError, Batch, KvLayout, KvMemory, KvPush, KvTransport, SampledToken, StepTokens,
 };
 
+use parking_lot::Mutex;
+
+pub use self::times::StepTimes;
+use self::times::{Around, Clock};
 use super::compile::{Target, compile_ahead};
 use super::device::{Buffer, Device};
-use super::forward::{Capacity, Model, TILE};
-use super::limits::{check_model, fitting_blocks, input_words};
-use super::lists::{Draw, RawRow, Wanted, sampling_lists};
+use super::format::Format;
+use super::forward::{Capacity, Model};
+use super::limits::{check_model, check_weights, fitting_blocks, input_words};
+use super::lists::{RawRow, Wanted};
 use super::memory::DevicePool;
 use super::staging::{Pinned, Staging};
 use super::step::Step;
 use super::weights::{Origin, Weights};
 use super::{CudaError, Doing};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, WeightFormat};
 
 const NAME: &str = "cuda";
 /// Steps that may be under way.
@@ -56,6 +65,8 @@ pub struct CudaOptions {
     pub gpu_memory_utilization: f64,
     /// Blocks in the KV pool; `None`: as many as fit.
     pub num_blocks: Option<u32>,
+    /// Sleep until a step has ended. Otherwise the engine's thread looks all the time, which takes a core.
+    pub blocking_wait: bool,
 }
 
 /// Computes on one GPU.
@@ -76,6 +87,11 @@ pub struct CudaBackend {
     graph_rows: Vec<u32>,
     /// Of the step launched last: where each sample's first draw is.
     first_draws: Vec<u32>,
+    blocking_wait: bool,
+    /// If steps are to be timed.
+    clock: Option<Clock>,
+    #[cfg(debug_assertions)]
+    fault: Option<fault::Fault>,
 }
 
 /// A recorded step.
@@ -97,6 +113,7 @@ struct Slot {
 struct UnderWay {
     slot: usize,
     done: CudaEvent,
+    around: Option<Around>,
     samples: Vec<Wanted>,
     pushes: Vec<KvPush>,
 }
@@ -106,12 +123,17 @@ impl CudaBackend {
     pub fn new(config: ModelConfig, origin: Origin<'_>, options: CudaOptions) -> Result<Self, CudaError> {
         let device = Device::open(options.ordinal)?;
         check_model(&config, options.max_num_seqs)?;
+        check_weights(&device, &config)?;
         let target = Target {
             capability: device.capability,
             head_dim: config.head_dim as u32,
             block_size: BLOCK_SIZE,
+            format: Format::of(&config),
         };
         compile_ahead(&target);
+        if config.weight_format == WeightFormat::F32 {
+            tracing::info!("config.json names no format of 16 bits: weights are rounded to bf16");
+        }
         let weights = Weights::load(&device, &config, &target, origin)?;
         let layout = Self::layout_of(&config);
         let sequences = options.max_num_seqs;
@@ -139,9 +161,7 @@ impl CudaBackend {
         }
         let flush = model.device.buffer(FLUSH_BYTES)?;
         for &rows in &graph_rows {
-            if !model.has_decode_chain(rows) {
-                model.tune(rows, &flush)?;
-            }
+            model.choose_decode_form(rows, &flush)?;
             model.tune_head(rows, &flush)?;
         }
         // The size of a step while prompts wait.
@@ -150,6 +170,7 @@ impl CudaBackend {
         model.device.synchronize()?;
         tracing::info!(
             gpu = model.device.context.name().unwrap_or_default(),
+            format = ?target.format,
             blocks = capacity.blocks,
             kv_mib = (u64::from(capacity.blocks) * layout.block_bytes() as u64) >> 20,
             "CUDA backend"
@@ -166,13 +187,22 @@ impl CudaBackend {
             graph_rows,
             first_draws: Vec::new(),
             ordinal: options.ordinal,
+            blocking_wait: options.blocking_wait,
+            clock: None,
+            #[cfg(debug_assertions)]
+            fault: fault::Fault::from_environment(&model.device, &target)?,
             model,
         })
     }
 
+    /// Times steps from now on. The sums grow as steps are collected.
+    pub fn time_steps(&mut self) -> Arc<Mutex<StepTimes>> {
+        self.clock.get_or_insert_default().sums()
+    }
+
     /// Shape of the KV pool that this backend makes for a model.
     pub fn layout_of(config: &ModelConfig) -> KvLayout {
-        config.kv_layout(BLOCK_SIZE, KvDtype::Bf16)
+        config.kv_layout(BLOCK_SIZE, Format::of(config).kv())
     }
 
     /// Name of the GPU, for status.
@@ -198,19 +228,26 @@ impl CudaBackend {
             None => self.stage_mixed(slot, batch)?,
         };
         self.slots[slot].staging.send(&self.model.device)?;
-        match graph_rows {
-            Some(padded) => self.replay(padded, &step)?,
-            None => self.model.step(&step, |_, _| Ok(()))?,
+        #[cfg(debug_assertions)]
+        if let Some(fault) = &self.fault {
+            fault.strike(&self.model.device, self.launched)?;
         }
+        let stream = self.model.device.stream.clone();
+        let timed = self.clock.is_some();
+        let compute = || match graph_rows {
+            Some(padded) => self.replay(padded, &step),
+            None => self.model.step(&step, |_, _| Ok(())),
+        };
+        let around = Around::issue(&stream, timed, compute)?;
         self.fetch(slot, &step, &samples)?;
-        let done = self
-            .model
-            .device
-            .stream
-            .record_event(Some(CUevent_flags::CU_EVENT_DISABLE_TIMING))
-            .doing("recording the end of a step")?;
+        let kind = if self.blocking_wait {
+            CUevent_flags::CU_EVENT_BLOCKING_SYNC
+        } else {
+            CUevent_flags::CU_EVENT_DISABLE_TIMING
+        };
+        let done = stream.record_event(Some(kind)).doing("recording the end of a step")?;
         self.first_draws = samples.iter().map(|wanted| wanted.draws.start as u32).collect();
-        self.under_way.push_back(UnderWay { slot, done, samples, pushes: batch.pushes.to_vec() });
+        self.under_way.push_back(UnderWay { slot, done, around, samples, pushes: batch.pushes.to_vec() });
         self.launched += 1;
         Ok(())
     }
@@ -220,145 +257,11 @@ impl CudaBackend {
         if !self.graphs.contains_key(&rows) {
             // Once without recording: cublasLt and the driver load what they need, which a recording must not do.
             self.model.step(step, |_, _| Ok(()))?;
-            let stream = self.model.device.stream.clone();
-            stream
-                .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-                .doing("recording a graph")?;
-            let recorded = self.model.step(step, |_, _| Ok(()));
-            let graph = stream
-                .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
-                .doing("recording a graph")?;
-            recorded?;
-            let Some(graph) = graph else {
-                return Err(CudaError {
-                    doing: "recording a graph".to_owned(),
-                    cause: "it came out empty".to_owned(),
-                });
-            };
+            let graph = self.model.record(|model| model.step(step, |_, _| Ok(())))?;
             self.graphs.insert(rows, Graph(graph));
             return Ok(());
         }
         self.graphs[&rows].0.launch().doing("replaying a graph")
-    }
-
-    /// Sections at places that depend on `padded` alone, so that the graph finds them again.
-    fn stage_decode(
-        &mut self,
-        slot: usize,
-        batch: &Batch<'_>,
-        padded: u32,
-    ) -> Result<(Step, Vec<Wanted>), CudaError> {
-        let ids = self.input_ids(batch);
-        let staging = &mut self.slots[slot].staging;
-        let rows = batch.block_tables.len();
-        let pad = padded as usize - rows;
-        let padding = |value: u32| std::iter::repeat_n(value, pad);
-        let stride = self.table_stride as usize;
-        let mut step = Step {
-            tokens: padded,
-            ids: staging.push(ids.into_iter().chain(padding(0)))?,
-            positions: staging.push(batch.positions.iter().copied().chain(padding(0)))?,
-            slots: staging
-                .push(batch.slot_mapping.iter().map(|&slot| with_tail(slot, 0)).chain(padding(u32::MAX)))?,
-            decode_rows: padded,
-            q_rows: staging.push(0..padded)?,
-            context_lens: staging.push(batch.positions.iter().map(|p| p + 1).chain(padding(0)))?,
-            samples: padded,
-            sample_rows: staging.push(0..padded)?,
-            draws: padded,
-            table_stride: self.table_stride,
-            ..Step::default()
-        };
-        let (mut draws, mut raw, adjusts, wanted) =
-            sampling_lists(batch.samples, self.model.config.vocab_size);
-        draws.resize(padded as usize, Draw::default());
-        raw.resize(padded as usize, RawRow { row: 0, top: RawRow::NOTHING });
-        step.draw_list = staging.push_structs(&draws)?;
-        step.raw_list = staging.push_structs(&raw)?;
-        step.adjust_count = staging.push([adjusts.len() as u32])?;
-        // With the tables of the padding rows, which are never read, so that the place of what follows is fixed too.
-        let tables = batch
-            .block_tables
-            .iter()
-            .flat_map(|table| table.iter().map(|block| block.0).chain(std::iter::repeat(0)).take(stride));
-        step.decode_tables = staging.push(tables.chain(std::iter::repeat_n(0, pad * stride)))?;
-        step.adjust_list = staging.push_structs(&adjusts)?;
-        Ok((step, wanted))
-    }
-
-    fn stage_mixed(&mut self, slot: usize, batch: &Batch<'_>) -> Result<(Step, Vec<Wanted>), CudaError> {
-        let ids = self.input_ids(batch);
-        let staging = &mut self.slots[slot].staging;
-        let stride = self.table_stride as usize;
-        let (mut q_rows, mut contexts, mut decodes, mut prefills) = (vec![], vec![], vec![], vec![]);
-        let mut tiles: Vec<[u32; 4]> = Vec::new();
-        let mut row_lens = Vec::new();
-        let mut slots: Vec<u32> = batch.slot_mapping.to_vec();
-        for (row, window) in batch.cu_seqlens.windows(2).enumerate() {
-            let (start, len) = (window[0], window[1] - window[0]);
-            let first = batch.positions[start as usize];
-            let last = (start + len - 1) as usize;
-            slots[last] = with_tail(slots[last], len - 1);
-            if len == 1 {
-                q_rows.push(start);
-                contexts.push(first + 1);
-                decodes.push(row);
-            } else {
-                let index = prefills.len() as u32;
-                tiles.extend((0..len).step_by(TILE as usize).map(|q| [index, q, start + q, first + q]));
-                row_lens.push(len);
-                prefills.push(row);
-            }
-        }
-        // The longest contexts first, so that the last CTAs to start are short.
-        tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(tile[3]));
-        let tables = |rows: &[usize]| {
-            rows.iter()
-                .flat_map(|&row| {
-                    let table = batch.block_tables[row];
-                    table.iter().map(|block| block.0).chain(std::iter::repeat(0)).take(stride)
-                })
-                .collect::<Vec<_>>()
-        };
-        let (draws, raw, adjusts, wanted) = sampling_lists(batch.samples, self.model.config.vocab_size);
-        let step = Step {
-            tokens: ids.len() as u32,
-            ids: staging.push(ids)?,
-            positions: staging.push(batch.positions.iter().copied())?,
-            slots: staging.push(slots)?,
-            decode_rows: decodes.len() as u32,
-            q_rows: staging.push(q_rows)?,
-            context_lens: staging.push(contexts)?,
-            decode_tables: staging.push(tables(&decodes))?,
-            tiles: tiles.len() as u32,
-            tile_list: staging.push(tiles.into_iter().flatten())?,
-            row_lens: staging.push(row_lens)?,
-            prefill_tables: staging.push(tables(&prefills))?,
-            table_stride: self.table_stride,
-            samples: batch.samples.len() as u32,
-            sample_rows: staging
-                .push(batch.samples.iter().map(|sample| batch.cu_seqlens[sample.row as usize + 1] - 1))?,
-            draws: draws.len() as u32,
-            draw_list: staging.push_structs(&draws)?,
-            raw_list: staging.push_structs(&raw)?,
-            adjust_list: staging.push_structs(&adjusts)?,
-            adjust_count: staging.push([adjusts.len() as u32])?,
-        };
-        Ok((step, wanted))
-    }
-
-    /// Token ids as `embed` takes them.
-    fn input_ids(&self, batch: &Batch<'_>) -> Vec<u32> {
-        batch
-            .input_ids
-            .iter()
-            .map(|input| match *input {
-                TokenInput::Id(id) => id,
-                TokenInput::Sampled(sample) => {
-                    1 << 31 | self.first_draws.get(sample as usize).copied().unwrap_or_default()
-                }
-            })
-            .collect()
     }
 
     /// Issues the copies of what a step draws.
@@ -441,10 +344,14 @@ impl Backend for CudaBackend {
 
     fn collect(&mut self, transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError> {
         let error = |message: String| BackendError { backend: NAME, message };
-        let Some(step) = self.under_way.pop_front() else {
+        let Some(mut step) = self.under_way.pop_front() else {
             return Err(error("no step is under way".to_owned()));
         };
-        step.done.synchronize().map_err(|cause| error(format!("computing a step: {cause:?}")))?;
+        let waited = step.done.synchronize().doing("computing a step");
+        waited.map_err(|cause| error(cause.to_string()))?;
+        if let (Some(clock), Some(around)) = (&mut self.clock, step.around.take()) {
+            clock.collected(around).map_err(|cause| error(cause.to_string()))?;
+        }
         if !step.pushes.is_empty() {
             for layer in 0..self.layout.layers {
                 transport.push_layer(layer, &step.pushes);
@@ -465,10 +372,4 @@ impl Slot {
             top_logprobs: Pinned::new(device, sequences * RawRow::TOP_MAX)?,
         })
     }
-}
-
-/// Slot of a row's last token. With bit 31 the kernel clears the block's values behind it, which is needed when the
-/// block was begun in this step: when the row has at least as many tokens before this one as the block.
-fn with_tail(slot: u32, tokens_before: u32) -> u32 {
-    if slot % BLOCK_SIZE <= tokens_before { slot | 1 << 31 } else { slot }
 }

@@ -1,4 +1,4 @@
-//! Matrix products through cublasLt: `out[M, N] = x[M, K] · weight[N, K]ᵀ`, bf16 with float accumulation.
+//! Matrix products through cublasLt: `out[M, N] = x[M, K] · weight[N, K]ᵀ`, 16 bits with float accumulation.
 //!
 //! cublasLt's first choice of algorithm is often not the fastest. For each shape that recurs (full prefill steps, the
 //! batch sizes of the decode graphs) the candidates of its heuristic are timed once, with an empty L2 cache, and the
@@ -10,6 +10,7 @@ use cudarc::cublaslt::sys;
 use cudarc::driver::sys::{CUdeviceptr, CUevent_flags};
 
 use super::device::{Buffer, Device};
+use super::format::Format;
 use super::tuned::{Algorithm, Tuned};
 use super::{CudaError, Doing};
 
@@ -33,7 +34,7 @@ pub struct Shape {
     pub k: u32,
     /// A bias `[n]` is added.
     pub bias: bool,
-    /// The result is float instead of bf16.
+    /// The result is float instead of 16 bits.
     pub float_out: bool,
     /// The result is added to what is there.
     pub accumulate: bool,
@@ -52,6 +53,7 @@ struct Plan {
 /// cublasLt with the plans made so far.
 pub struct Blas {
     handle: sys::cublasLtHandle_t,
+    format: Format,
     workspace: Buffer<u8>,
     plans: HashMap<Shape, Plan>,
     tuned: Tuned,
@@ -62,7 +64,7 @@ unsafe impl Send for Blas {}
 
 impl Blas {
     /// Opens cublasLt.
-    pub fn new(device: &Device) -> Result<Self, CudaError> {
+    pub fn new(device: &Device, format: Format) -> Result<Self, CudaError> {
         let handle = cudarc::cublaslt::result::create_handle().doing("opening cublasLt")?;
         let mut driver = 0;
         // SAFETY: one asks for a number, the other writes one.
@@ -73,8 +75,13 @@ impl Blas {
             sys::cublasLtGetVersion()
         };
         let gpu = device.context.name().doing("asking the GPU's name")?;
-        let tuned = Tuned::load(&format!("{gpu}, driver {driver}, cublasLt {library}"));
-        Ok(Self { handle, workspace: device.buffer(WORKSPACE_BYTES)?, plans: HashMap::new(), tuned })
+        let tuned = Tuned::load(&format!("{gpu}, driver {driver}, cublasLt {library}, {format:?}"));
+        Ok(Self { handle, format, workspace: device.buffer(WORKSPACE_BYTES)?, plans: HashMap::new(), tuned })
+    }
+
+    /// What timing has found out so far.
+    pub(super) fn tuned(&mut self) -> &mut Tuned {
+        &mut self.tuned
     }
 
     /// Keeps what was timed for the next start.
@@ -96,7 +103,7 @@ impl Blas {
         out: CUdeviceptr,
         flush: &Buffer<u8>,
     ) -> Result<(), CudaError> {
-        let mut plan = Plan::new(shape)?;
+        let mut plan = Plan::new(shape, self.format)?;
         if let Some(data) = self.tuned.get(&shape) {
             plan.algorithm = sys::cublasLtMatmulAlgo_t { data };
             if self.usable(&plan) {
@@ -180,13 +187,35 @@ impl Blas {
         x: CUdeviceptr,
         out: CUdeviceptr,
     ) -> Result<(), CudaError> {
+        self.prepare(shape)?;
+        let plan = &self.plans[&shape];
+        self.run(device, plan, &plan.algorithm, weight, x, out, bias)
+    }
+
+    /// Takes the library's first choice for a shape that was not timed.
+    pub fn prepare(&mut self, shape: Shape) -> Result<(), CudaError> {
         if !self.plans.contains_key(&shape) {
-            let mut plan = Plan::new(shape)?;
+            let mut plan = Plan::new(shape, self.format)?;
             plan.algorithm = self.candidates(&plan, shape)?[0].algo;
             self.plans.insert(shape, plan);
         }
-        let plan = &self.plans[&shape];
-        self.run(device, plan, &plan.algorithm, weight, x, out, bias)
+        Ok(())
+    }
+
+    /// [`Self::multiply`] for a shape that [`Self::tune`] or [`Self::prepare`] has seen, without a bias.
+    pub fn multiply_prepared(
+        &self,
+        device: &Device,
+        shape: Shape,
+        weight: CUdeviceptr,
+        x: CUdeviceptr,
+        out: CUdeviceptr,
+    ) -> Result<(), CudaError> {
+        let plan = self.plans.get(&shape).ok_or_else(|| CudaError {
+            doing: "multiplying".to_owned(),
+            cause: format!("{shape:?} was not prepared"),
+        })?;
+        self.run(device, plan, &plan.algorithm, weight, x, out, 0)
     }
 
     fn candidates(
@@ -284,9 +313,9 @@ impl Blas {
 
 impl Plan {
     /// cublasLt counts columns first: `outᵀ[N, M] = weight · xᵀ`, with `weight` read transposed.
-    fn new(shape: Shape) -> Result<Self, CudaError> {
+    fn new(shape: Shape, format: Format) -> Result<Self, CudaError> {
         use cudarc::cublaslt::result;
-        const BF16: sys::cudaDataType = sys::cudaDataType_t::CUDA_R_16BF;
+        let stored = format.blas();
         let doing = || format!("describing {shape:?}");
         let (m, n, k) = (u64::from(shape.m), u64::from(shape.n), u64::from(shape.k));
         let operation = result::create_matmul_desc(
@@ -315,10 +344,10 @@ impl Plan {
         }
         Ok(Self {
             operation,
-            weight: result::create_matrix_layout(BF16, k, n, k as i64).doing(doing())?,
-            input: result::create_matrix_layout(BF16, k, m, k as i64).doing(doing())?,
+            weight: result::create_matrix_layout(stored, k, n, k as i64).doing(doing())?,
+            input: result::create_matrix_layout(stored, k, m, k as i64).doing(doing())?,
             output: result::create_matrix_layout(
-                if shape.float_out { sys::cudaDataType_t::CUDA_R_32F } else { BF16 },
+                if shape.float_out { sys::cudaDataType_t::CUDA_R_32F } else { stored },
                 n,
                 m,
                 n as i64,

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use cudarc::nvrtc::sys;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::format::Format;
 use super::{CudaError, Doing};
 
 /// Headers that sources include, by name.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 4] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
+    ("elementwise.cuh", include_str!("kernels/elementwise.cuh")),
     ("hopper.cuh", include_str!("kernels/hopper.cuh")),
     ("split.cuh", include_str!("kernels/split.cuh")),
 ];
@@ -83,6 +85,8 @@ pub struct Target {
     pub head_dim: u32,
     /// Tokens in a KV block.
     pub block_size: u32,
+    /// Of weights, activations and KV.
+    pub format: Format,
 }
 
 impl Target {
@@ -98,13 +102,17 @@ impl Target {
     }
 
     fn options(&self) -> Vec<String> {
-        vec![
+        let mut options = vec![
             format!("--gpu-architecture={}", self.architecture()),
             "--std=c++17".to_owned(),
             "-default-device".to_owned(),
             format!("-DHEAD_DIM={}", self.head_dim),
             format!("-DBLOCK_SIZE={}", self.block_size),
-        ]
+        ];
+        if self.format == Format::F16 {
+            options.push("-DF16".to_owned());
+        }
+        options
     }
 }
 
@@ -219,8 +227,10 @@ mod tests {
             return;
         }
         for capability in [(8, 0), (8, 9), (9, 0), (10, 0)] {
-            for head_dim in [64, 128] {
-                let target = Target { capability, head_dim, block_size: 64 };
+            for (head_dim, format) in
+                [(64, Format::Bf16), (128, Format::Bf16), (64, Format::F16), (128, Format::F16)]
+            {
+                let target = Target { capability, head_dim, block_size: 64, format };
                 for source in ALL {
                     if !source.is_for(&target) {
                         continue;

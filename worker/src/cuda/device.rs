@@ -7,6 +7,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStrea
 use cudarc::nvrtc::Ptx;
 
 use super::compile::{self, Source, Target};
+use super::format::Format;
 use super::{CudaError, Doing, support};
 
 /// A GPU with its compute stream. All work of one backend is issued on it, in order.
@@ -243,7 +244,7 @@ impl Arg {
     }
 }
 
-/// What TMA needs to know of an array: rows of bf16, copied in boxes of some rows × 64 with 128-byte swizzle.
+/// What TMA needs to know of an array: rows of numbers, copied in boxes of some rows × 64 with 128-byte swizzle.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub struct TensorMap(sys::CUtensorMap);
@@ -254,6 +255,7 @@ unsafe impl DeviceRepr for TensorMap {}
 impl TensorMap {
     /// `rows` rows of `columns` elements, each row `stride` elements after the one before; copied `box_rows` at a time.
     pub fn new(
+        format: Format,
         address: CUdeviceptr,
         rows: u64,
         columns: u64,
@@ -266,7 +268,7 @@ impl TensorMap {
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map.0,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                format.tensor_map(),
                 2,
                 address as *mut _,
                 [columns, rows].as_ptr(),

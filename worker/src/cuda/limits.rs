@@ -53,6 +53,29 @@ pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
     Ok(())
 }
 
+/// Refuses weights that do not fit, before any are loaded.
+pub(super) fn check_weights(device: &Device, config: &ModelConfig) -> Result<(), CudaError> {
+    let (free, total) = device.context.mem_get_info().doing("asking for free memory")?;
+    weights_fit(config, free as u64, total as u64)
+        .map_err(|cause| CudaError { doing: "checking the model against the GPU".to_owned(), cause })
+}
+
+fn weights_fit(config: &ModelConfig, free: u64, total: u64) -> Result<(), String> {
+    // Two bytes a number in either format.
+    let weights = 2 * config.parameters();
+    if weights <= free {
+        return Ok(());
+    }
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    Err(format!(
+        "the weights take {:.1} GiB, and of the GPU's {:.1} GiB {:.1} are free; use a smaller model or a larger GPU, or end \
+         what else runs on this one",
+        gib(weights),
+        gib(total),
+        gib(free)
+    ))
+}
+
 /// KV blocks that fit beside everything else.
 pub(super) fn fitting_blocks(
     device: &Device,
@@ -99,4 +122,26 @@ pub(super) fn input_words(capacity: Capacity, table_stride: u32) -> usize {
     let tiles = 4 * tokens.div_ceil(TILE as usize);
     let draws = (size_of::<Draw>() / 4) * capacity.draws as usize;
     3 * tokens + tiles + 24 * sequences + draws + tables + adjusts + 4096
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn weights_that_do_not_fit_are_refused_with_what_they_take() {
+        // 80 layers of this shape are a model of 70 billion parameters.
+        let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 8192,
+            "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+            "max_position_embeddings": 8192}"#;
+        let config = ModelConfig::parse(Path::new("config.json"), config.as_bytes()).expect("valid");
+        let why = weights_fit(&config, 79 << 30, 80 << 30).expect_err("141 GB do not fit");
+        assert!(
+            why.starts_with("the weights take 131.4 GiB, and of the GPU's 80.0 GiB 79.0 are free"),
+            "{why}"
+        );
+        assert_eq!(weights_fit(&config, 139 << 30, 140 << 30), Ok(()));
+    }
 }

@@ -16,8 +16,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::compile::{self, Target};
 use super::device::{Arg, Buffer, Device, Kernel};
+use super::format::Bits;
 use super::staging::Pinned;
-use super::weights::Bf16;
 use super::{CudaError, Doing};
 
 /// Transfers that copy at the same time.
@@ -34,7 +34,7 @@ const PIECE_BYTES: usize = 16;
 pub(super) struct DevicePool {
     layout: KvLayout,
     blocks: u32,
-    pool: Arc<Buffer<Bf16>>,
+    pool: Arc<Buffer<Bits>>,
     gather: Kernel,
     scatter: Kernel,
     lanes: Vec<Mutex<Lane>>,
@@ -63,7 +63,7 @@ impl DevicePool {
     pub(super) fn new(
         device: &Device,
         target: &Target,
-        pool: Arc<Buffer<Bf16>>,
+        pool: Arc<Buffer<Bits>>,
         layout: KvLayout,
         blocks: u32,
     ) -> Result<Self, CudaError> {

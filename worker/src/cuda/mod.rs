@@ -9,10 +9,11 @@
 //! |---|---|
 //! | `compile` | CUDA sources to cubins with NVRTC, cached on disk |
 //! | `device` | context, stream, loaded kernels, device buffers |
+//! | `format` | how numbers are stored: bf16 or f16 |
 //! | `blas` | matrix products with a timed choice of algorithm |
 //! | `weights` | weights on the device, from safetensors or made there |
 //! | `step`, `lists` | the inputs of a step, and what its rows draw, as the kernels read them |
-//! | `forward`, `rope` | one step of the model as a list of launches |
+//! | `forward`, `rope` | one step of the model as a list of launches; which form a decode step takes |
 //! | `split` | how products of decode steps are cut among CTAs |
 //! | `tuned` | timed choices of algorithms, kept on disk |
 //! | `staging` | inputs on their way through pinned memory |
@@ -20,7 +21,7 @@
 //! | `support` | which GPUs and drivers the kernels work with; advice on errors |
 //! | `limits` | what the kernels can compute and what fits |
 //! | `gpus` | which GPUs there are |
-//! | `backend` | `Backend`: CUDA graphs, steps under way |
+//! | `backend` | `Backend`: CUDA graphs, steps under way; batches as kernels read them; faults on purpose |
 #![allow(unsafe_code)]
 #![allow(clippy::cast_possible_wrap, reason = "CUDA counts in int; every size here is far below 2^31")]
 
@@ -28,6 +29,7 @@ pub mod backend;
 pub mod blas;
 pub mod compile;
 pub mod device;
+pub mod format;
 pub mod forward;
 pub mod gpus;
 mod limits;

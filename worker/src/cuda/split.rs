@@ -23,7 +23,7 @@ impl Split {
     /// all tiles in the same places: then few parts have to be added up.
     pub fn new(n: u32, k: u32, multiprocessors: u32) -> Self {
         let k_blocks = k.div_ceil(INPUTS);
-        let units = n.div_ceil(ROWS) * k_blocks;
+        let units = Self::tiles(n) * k_blocks;
         let most = multiprocessors.min(units);
         let least = (multiprocessors * 7 / 10).clamp(1, most);
         let even = |ctas: &u32| units.is_multiple_of(*ctas);
@@ -34,6 +34,11 @@ impl Split {
         let candidates = || (least..=most).rev();
         let ctas = candidates().find(aligned).or_else(|| candidates().find(even)).unwrap_or(most);
         Self { k_blocks, units, ctas }
+    }
+
+    /// Tiles of rows of a weight of `n` rows.
+    pub fn tiles(n: u32) -> u32 {
+        n.div_ceil(ROWS)
     }
 
     /// Which CTA takes a unit.

@@ -1,5 +1,6 @@
 //! Timed choices of algorithms, kept on disk: cublasLt's description of an algorithm may be used again with the same
-//! version of the library, and a time holds for the same GPU and driver. One file for each such combination.
+//! version of the library, and a time holds for the same GPU and driver. One file for each such combination. The forms of
+//! decode steps that timing has chosen are kept there too.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -9,6 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::blas::Shape;
 use super::compile::cache_folder;
+use super::forward::DecodeForm;
 
 /// Words of `cublasLtMatmulAlgo_t`.
 pub(super) type Algorithm = [u64; 8];
@@ -16,8 +18,14 @@ pub(super) type Algorithm = [u64; 8];
 /// What is known of one GPU with one driver and one library.
 pub(super) struct Tuned {
     path: Option<PathBuf>,
-    chosen: HashMap<Shape, Algorithm>,
+    known: Known,
     changed: bool,
+}
+
+#[derive(PartialEq, Default, Debug)]
+struct Known {
+    algorithms: HashMap<Shape, Algorithm>,
+    forms: HashMap<String, DecodeForm>,
 }
 
 impl Tuned {
@@ -26,15 +34,25 @@ impl Tuned {
         let file = format!("{:016x}.txt", xxh3_64(key.as_bytes()));
         let path = cache_folder().map(|folder| folder.join("cublaslt").join(file));
         let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-        Self { path, chosen: parse(&text), changed: false }
+        Self { path, known: parse(&text), changed: false }
     }
 
     pub(super) fn get(&self, shape: &Shape) -> Option<Algorithm> {
-        self.chosen.get(shape).copied()
+        self.known.algorithms.get(shape).copied()
     }
 
     pub(super) fn put(&mut self, shape: Shape, algorithm: Algorithm) {
-        self.chosen.insert(shape, algorithm);
+        self.known.algorithms.insert(shape, algorithm);
+        self.changed = true;
+    }
+
+    /// `key`: words that say what was timed.
+    pub(super) fn form(&self, key: &str) -> Option<DecodeForm> {
+        self.known.forms.get(key).copied()
+    }
+
+    pub(super) fn put_form(&mut self, key: String, form: DecodeForm) {
+        self.known.forms.insert(key, form);
         self.changed = true;
     }
 
@@ -44,7 +62,7 @@ impl Tuned {
         let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
             // Renamed into place, so that a worker starting beside this one never reads half a file.
             let scratch = path.with_extension(format!("{}.tmp", std::process::id()));
-            std::fs::write(&scratch, print(&self.chosen))?;
+            std::fs::write(&scratch, print(&self.known))?;
             std::fs::rename(&scratch, path)
         });
         match written {
@@ -56,9 +74,14 @@ impl Tuned {
     }
 }
 
-/// One line a shape: m, n, k, the three flags, then the algorithm's words in hexadecimal.
-fn print(chosen: &HashMap<Shape, Algorithm>) -> String {
-    let mut lines: Vec<String> = chosen
+/// What a line begins with that says which form a decode step has.
+const FORM: &str = "decode";
+
+/// One line a shape: m, n, k, the three flags, then the algorithm's words in hexadecimal. One line a form: "decode", its
+/// key, the form.
+fn print(known: &Known) -> String {
+    let mut lines: Vec<String> = known
+        .algorithms
         .iter()
         .map(|(shape, algorithm)| {
             let Shape { m, n, k, bias, float_out, accumulate } = *shape;
@@ -69,17 +92,26 @@ fn print(chosen: &HashMap<Shape, Algorithm>) -> String {
             }
             line
         })
+        .chain(known.forms.iter().map(|(key, form)| format!("{FORM} {key} {}", form.as_word())))
         .collect();
     lines.sort();
     lines.join("\n") + "\n"
 }
 
 /// Lines that are not as [`print`] writes them are left out.
-fn parse(text: &str) -> HashMap<Shape, Algorithm> {
-    text.lines().filter_map(parse_line).collect()
+fn parse(text: &str) -> Known {
+    Known {
+        algorithms: text.lines().filter_map(parse_algorithm).collect(),
+        forms: text.lines().filter_map(parse_form).collect(),
+    }
 }
 
-fn parse_line(line: &str) -> Option<(Shape, Algorithm)> {
+fn parse_form(line: &str) -> Option<(String, DecodeForm)> {
+    let (key, form) = line.strip_prefix(FORM)?.strip_prefix(' ')?.rsplit_once(' ')?;
+    Some((key.to_owned(), DecodeForm::from_word(form)?))
+}
+
+fn parse_algorithm(line: &str) -> Option<(Shape, Algorithm)> {
     let words: Vec<&str> = line.split(' ').collect();
     let (sizes, flags, algorithm) = (words.get(..3)?, words.get(3..6)?, words.get(6..)?);
     let size = |at: usize| sizes[at].parse::<u32>().ok();
@@ -105,9 +137,16 @@ fn parse_line(line: &str) -> Option<(Shape, Algorithm)> {
 mod tests {
     use super::*;
 
-    fn entries() -> HashMap<Shape, Algorithm> {
+    fn entries() -> Known {
         let shape = |m, bias| Shape { m, n: 4096, k: 14336, bias, float_out: !bias, accumulate: bias };
-        HashMap::from([(shape(1, true), [1, 2, 3, 4, 5, 6, 7, u64::MAX]), (shape(2048, false), [9; 8])])
+        let form = DecodeForm::Chain([false, true, false, false]);
+        Known {
+            algorithms: HashMap::from([
+                (shape(1, true), [1, 2, 3, 4, 5, 6, 7, u64::MAX]),
+                (shape(2048, false), [9; 8]),
+            ]),
+            forms: HashMap::from([("64 4096 14336".to_owned(), form)]),
+        }
     }
 
     #[test]
@@ -117,10 +156,11 @@ mod tests {
 
     #[test]
     fn damaged_lines_are_left_out() {
-        let text = print(&entries());
+        let text = print(&Known { forms: HashMap::new(), ..entries() });
         let (first, second) = text.trim().split_once('\n').expect("two lines");
-        assert_eq!(parse(&format!("{first}\n{}", &second[..second.len() - 20])).len(), 1, "too few words");
-        assert_eq!(parse(&format!("{first} 0\n{second}")).len(), 1, "too many words");
-        assert_eq!(parse("1 2 3 4 5 6\nnot a line\n\n").len(), 0);
+        let read = |text: &str| parse(text).algorithms.len();
+        assert_eq!(read(&format!("{first}\n{}", &second[..second.len() - 20])), 1, "too few words");
+        assert_eq!(read(&format!("{first} 0\n{second}")), 1, "too many words");
+        assert_eq!(parse("1 2 3 4 5 6\nnot a line\n\ndecode 64 oolx\ndecode\ndecode oooo"), Known::default());
     }
 }

@@ -1,4 +1,4 @@
-//! Weights on the device, bf16, with the matrices that read the same input fused: q, k and v; gate and up.
+//! Weights on the device, with the matrices that read the same input fused: q, k and v; gate and up.
 
 use std::sync::Arc;
 
@@ -7,20 +7,18 @@ use rayon::prelude::*;
 
 use super::compile::{self, Target};
 use super::device::{Arg, Buffer, Device, Kernel, TensorMap};
+use super::format::{Bits, Format};
 use super::split::Split;
 use super::{CudaError, Doing};
 use crate::model::ModelConfig;
 use crate::model::weights::{DummyWeights, TensorSource};
 
-/// Bits of a bf16.
-pub type Bf16 = u16;
-
 /// A matrix `[out, in]` and perhaps a bias `[out]`.
 pub struct Linear {
     /// `[out, in]`.
-    pub weight: Buffer<Bf16>,
+    pub weight: Buffer<Bits>,
     /// `[out]`.
-    pub bias: Option<Buffer<Bf16>>,
+    pub bias: Option<Buffer<Bits>>,
     /// Output features.
     pub outputs: u32,
     /// Input features.
@@ -41,17 +39,17 @@ pub struct DecodeProduct {
 /// One decoder layer.
 pub struct Layer {
     /// `[hidden]`, before attention.
-    pub input_norm: Buffer<Bf16>,
+    pub input_norm: Buffer<Bits>,
     /// Rows of q, then k, then v.
     pub qkv: Linear,
     /// `[head_dim]`, for every head of q.
-    pub q_norm: Option<Buffer<Bf16>>,
+    pub q_norm: Option<Buffer<Bits>>,
     /// `[head_dim]`, for every head of k.
-    pub k_norm: Option<Buffer<Bf16>>,
+    pub k_norm: Option<Buffer<Bits>>,
     /// From the heads back to the residual stream.
     pub attention_output: Linear,
     /// `[hidden]`, before the MLP.
-    pub mlp_norm: Buffer<Bf16>,
+    pub mlp_norm: Buffer<Bits>,
     /// Rows of gate, then up.
     pub gate_up: Linear,
     /// Back to the residual stream.
@@ -61,20 +59,20 @@ pub struct Layer {
 /// All weights of a model.
 pub struct Weights {
     /// `[vocab, hidden]`.
-    pub embedding: Buffer<Bf16>,
+    pub embedding: Buffer<Bits>,
     /// In order.
     pub layers: Vec<Layer>,
     /// `[hidden]`, after the last layer.
-    pub final_norm: Buffer<Bf16>,
+    pub final_norm: Buffer<Bits>,
     /// `[vocab, hidden]`; `None`: the embedding.
-    pub lm_head: Option<Buffer<Bf16>>,
+    pub lm_head: Option<Buffer<Bits>>,
 }
 
 /// Where the numbers come from.
 pub enum Origin<'a> {
     /// Files, or anything else that gives tensors by name.
     Tensors(&'a dyn TensorSource),
-    /// Random numbers, made on the device; the same as on the CPU but for rounding to bf16.
+    /// Random numbers, made on the device; the same as on the CPU but for rounding.
     Dummy(DummyWeights),
 }
 
@@ -88,6 +86,7 @@ struct Part<'a> {
 struct Loader<'a> {
     device: &'a Device,
     origin: Origin<'a>,
+    format: Format,
     hopper: bool,
     uniform: Kernel,
     constant: Kernel,
@@ -105,6 +104,7 @@ impl Weights {
         let loader = Loader {
             device,
             origin,
+            format: target.format,
             hopper: target.hopper(),
             uniform: Kernel::new(&module, "fill_uniform", 0)?,
             constant: Kernel::new(&module, "fill_constant", 0)?,
@@ -125,7 +125,7 @@ impl Weights {
 }
 
 impl Loader<'_> {
-    fn tensor(&self, names: &[(&str, usize)], columns: Option<usize>) -> Result<Buffer<Bf16>, CudaError> {
+    fn tensor(&self, names: &[(&str, usize)], columns: Option<usize>) -> Result<Buffer<Bits>, CudaError> {
         let names = names.iter().map(|&(name, rows)| (name.to_owned(), rows)).collect();
         Part { names, columns, loader: self }.load()
     }
@@ -146,7 +146,7 @@ impl Loader<'_> {
             let decode = if self.hopper {
                 let (rows, columns) = (outputs as u64, inputs as u64);
                 Some(DecodeProduct {
-                    map: TensorMap::new(weight.address(), rows, columns, columns, 128)?,
+                    map: TensorMap::new(self.format, weight.address(), rows, columns, columns, 128)?,
                     split: Split::new(outputs as u32, inputs as u32, self.device.multiprocessors),
                 })
             } else {
@@ -180,11 +180,11 @@ impl Loader<'_> {
 }
 
 impl Part<'_> {
-    fn load(&self) -> Result<Buffer<Bf16>, CudaError> {
-        let device = self.loader.device;
+    fn load(&self) -> Result<Buffer<Bits>, CudaError> {
+        let (device, format) = (self.loader.device, self.loader.format);
         let columns = self.columns.unwrap_or(1);
         let rows: usize = self.names.iter().map(|&(_, rows)| rows).sum();
-        let buffer = device.buffer::<Bf16>(rows * columns)?;
+        let buffer = device.buffer::<Bits>(rows * columns)?;
         let mut at = 0;
         for (name, rows) in &self.names {
             let elements = rows * columns;
@@ -209,7 +209,7 @@ impl Part<'_> {
                         doing: format!("reading {name}"),
                         cause: error.to_string(),
                     })?;
-                    let bits: Vec<Bf16> = values.par_iter().map(|&value| to_bf16(value)).collect();
+                    let bits: Vec<Bits> = values.par_iter().map(|&value| format.encode(value)).collect();
                     // SAFETY: the buffer has `elements` from `at` on; the copy is complete before `bits` goes.
                     unsafe { cudarc::driver::result::memcpy_htod_sync(buffer.at(at), &bits) }
                         .doing(format!("copying {name} to the GPU"))?;
@@ -219,13 +219,4 @@ impl Part<'_> {
         }
         Ok(buffer)
     }
-}
-
-/// Rounds to nearest, ties to even.
-pub fn to_bf16(value: f32) -> Bf16 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }

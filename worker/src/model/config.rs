@@ -50,6 +50,17 @@ pub enum RopeScaling {
     },
 }
 
+/// Number format that a model is published in. Each tensor on disk says its own; this is the one to compute in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WeightFormat {
+    /// 32-bit float, or nothing is said.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit float.
+    F16,
+}
+
 /// Shapes and constants of a model. Every value has been checked.
 #[derive(Clone, PartialEq, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "independent switches, as in config.json")]
@@ -89,6 +100,8 @@ pub struct ModelConfig {
     /// Longest sequence in tokens: `max_position_embeddings`, or the sliding window if that is shorter. Up to the
     /// window's length full attention and sliding-window attention are the same.
     pub max_model_len: u32,
+    /// What it is published in.
+    pub weight_format: WeightFormat,
 }
 
 /// The keys that are looked at, as they come.
@@ -116,6 +129,9 @@ struct RawConfig {
     sliding_window: Option<u64>,
     use_sliding_window: Option<bool>,
     quantization_config: Option<Value>,
+    torch_dtype: Option<String>,
+    /// The same since transformers 5.
+    dtype: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -269,6 +285,11 @@ impl Checker<'_> {
             mlp_bias: family == Family::Llama && raw.mlp_bias.unwrap_or(false),
             qk_norm: family == Family::Qwen3,
             max_model_len: self.max_model_len(raw, family)?,
+            weight_format: match raw.dtype.as_deref().or(raw.torch_dtype.as_deref()) {
+                Some("float16" | "half") => WeightFormat::F16,
+                Some("bfloat16") => WeightFormat::Bf16,
+                _ => WeightFormat::F32,
+            },
         })
     }
 
@@ -403,6 +424,20 @@ mod tests {
         let new = parse(&json!({"rope_parameters": scaling})).expect("valid");
         assert_eq!(old, new);
         assert!(matches!(old.rope_scaling, RopeScaling::Llama3 { original_max_position: 256, .. }));
+    }
+
+    #[test]
+    fn the_number_format_is_read_in_both_spellings() {
+        for (changes, want) in [
+            (json!({}), WeightFormat::F32),
+            (json!({"torch_dtype": "float32"}), WeightFormat::F32),
+            (json!({"torch_dtype": "bfloat16"}), WeightFormat::Bf16),
+            (json!({"torch_dtype": "float16"}), WeightFormat::F16),
+            (json!({"dtype": "float16"}), WeightFormat::F16),
+            (json!({"dtype": "float16", "torch_dtype": "float16"}), WeightFormat::F16),
+        ] {
+            assert_eq!(parse(&changes).expect("valid").weight_format, want, "{changes}");
+        }
     }
 
     #[test]

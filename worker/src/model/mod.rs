@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 pub use built_in::BuiltIn;
 pub use card::{CARD_FILES, CardFile, ModelCard, kv_compat};
-pub use config::{Family, ModelConfig, RopeScaling};
+pub use config::{Family, ModelConfig, RopeScaling, WeightFormat};
 pub use error::ModelError;
 pub use weights::{DummyWeights, SafetensorsFolder, Weights};
 

@@ -9,7 +9,7 @@ use super::simd::Isa;
 use super::{CandleBackend, error};
 use crate::backend::pool::PagedPool;
 use crate::model::weights::{DummyWeights, Weights};
-use crate::model::{Family, ModelConfig, RopeScaling};
+use crate::model::{Family, ModelConfig, RopeScaling, WeightFormat};
 
 /// Sizes that are no multiples of the vectors' lanes, and everything that a family may have.
 fn config(head_dim: usize, num_kv_heads: usize) -> ModelConfig {
@@ -31,6 +31,7 @@ fn config(head_dim: usize, num_kv_heads: usize) -> ModelConfig {
         mlp_bias: true,
         qk_norm: true,
         max_model_len: 512,
+        weight_format: WeightFormat::Bf16,
     }
 }
 

@@ -8,7 +8,7 @@ use disagg_engine::{
 use proptest::prelude::*;
 
 use super::{SimBackend, Speed};
-use crate::model::{Family, ModelConfig, RopeScaling};
+use crate::model::{Family, ModelConfig, RopeScaling, WeightFormat};
 
 const BLOCK_SIZE: u32 = 4;
 const BLOCKS: u32 = 24;
@@ -32,6 +32,7 @@ fn backend(speed: &str) -> SimBackend {
         mlp_bias: false,
         qk_norm: false,
         max_model_len: 512,
+        weight_format: WeightFormat::Bf16,
     };
     SimBackend::new(&config, speed.parse::<Speed>().expect("a speed"), BLOCK_SIZE, BLOCKS).expect("a pool")
 }

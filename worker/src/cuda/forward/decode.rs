@@ -4,13 +4,15 @@
 use super::super::CudaError;
 use super::super::compile::{self, Target};
 use super::super::device::{Arg, Buffer, Device, Kernel, TensorMap};
+use super::super::format::Bits;
+use super::super::split::Split;
 use super::super::step::Step;
-use super::super::weights::{Bf16, DecodeProduct, Weights};
-use super::{Activations, Model};
+use super::super::weights::{DecodeProduct, Layer, Linear, Weights};
+use super::{Activations, Model, PRODUCTS};
 use crate::model::ModelConfig;
 
-/// Tokens that each form of the product takes, and stages of its ring; see `matmul_decode.cu`.
-const FORMS: [(u32, u32, &str); 4] = [
+/// Tokens that each width of the product takes, and stages of its ring; see `matmul_decode.cu`.
+const WIDTHS: [(u32, u32, &str); 4] = [
     (8, 6, "matmul_decode_8"),
     (16, 6, "matmul_decode_16"),
     (32, 5, "matmul_decode_32"),
@@ -18,19 +20,18 @@ const FORMS: [(u32, u32, &str); 4] = [
 ];
 /// Threads of a product's CTA.
 const PRODUCT_BLOCK: u32 = 288;
-
 /// Kernels and maps of the chain.
 pub(super) struct DecodeKernels {
-    forms: Vec<Form>,
+    widths: Vec<Width>,
     rms_norm: Kernel,
     rope_append: Kernel,
     silu_mul: Kernel,
     /// `[planes, tokens, n]` of the product under way.
-    parts: Buffer<f32>,
+    pub(super) parts: Buffer<f32>,
 }
 
 /// The product for up to so many tokens, and maps over what it multiplies.
-struct Form {
+struct Width {
     tokens: u32,
     kernel: Kernel,
     normed: TensorMap,
@@ -55,15 +56,22 @@ impl DecodeKernels {
         }
         let products = device.load(compile::MATMUL_DECODE, target)?;
         let elementwise = device.load(compile::ELEMENTWISE_DECODE, target)?;
-        let mut forms = Vec::new();
-        for (tokens, stages, name) in FORMS {
+        let mut widths = Vec::new();
+        for (tokens, stages, name) in WIDTHS {
             // A stage has 128 rows of weights and the tokens, 128 bytes each; then barriers and alignment.
             let shared = stages * (128 + tokens) * 128 + 16 * stages + 1024;
-            let map = |buffer: &Buffer<Bf16>, width: usize| {
+            let map = |buffer: &Buffer<Bits>, width: usize| {
                 let rows = buffer.len() / width;
-                TensorMap::new(buffer.address(), rows as u64, width as u64, width as u64, tokens)
+                TensorMap::new(
+                    target.format,
+                    buffer.address(),
+                    rows as u64,
+                    width as u64,
+                    width as u64,
+                    tokens,
+                )
             };
-            forms.push(Form {
+            widths.push(Width {
                 tokens,
                 kernel: Kernel::new(&products, name, shared)?,
                 normed: map(&activations.normed, config.hidden_size)?,
@@ -71,9 +79,9 @@ impl DecodeKernels {
                 activated: map(&activations.activated, config.intermediate_size)?,
             });
         }
-        let most = FORMS[FORMS.len() - 1].0;
+        let most = WIDTHS[WIDTHS.len() - 1].0;
         Ok(Some(Self {
-            forms,
+            widths,
             rms_norm: Kernel::new(&elementwise, "rms_norm_parts", 0)?,
             rope_append: Kernel::new(&elementwise, "rope_append_parts", 0)?,
             silu_mul: Kernel::new(&elementwise, "silu_mul_parts", 0)?,
@@ -83,144 +91,193 @@ impl DecodeKernels {
 
     /// Whether a step of so many tokens fits.
     pub(super) fn takes(&self, tokens: u32) -> bool {
-        self.form(tokens).is_some()
+        self.width(tokens).is_some()
     }
 
-    fn form(&self, tokens: u32) -> Option<&Form> {
-        self.forms.iter().find(|form| form.tokens >= tokens)
+    fn width(&self, tokens: u32) -> Option<&Width> {
+        self.widths.iter().find(|width| width.tokens >= tokens)
     }
 }
 
-/// What the kernel behind a product needs to know to add up its parts.
-fn split_args(product: &DecodeProduct) -> [Arg; 3] {
-    let split = product.split;
-    [Arg::Int(split.k_blocks as i32), Arg::Int(split.units as i32), Arg::Int(split.ctas as i32)]
+/// A product of a chain as it was computed: by whom, and so in how many parts.
+#[derive(Clone, Copy)]
+struct Computed<'a> {
+    linear: &'a Linear,
+    library: bool,
+}
+
+impl Computed<'_> {
+    /// What the kernel behind it needs to know to add up its parts.
+    fn args(&self) -> [Arg; 3] {
+        let [k_blocks, units, ctas] = match self.linear.decode {
+            Some(DecodeProduct { split, .. }) if !self.library => [split.k_blocks, split.units, split.ctas],
+            // One plane: each tile is a unit of its own, with its own owner.
+            _ => [1, Split::tiles(self.linear.outputs), Split::tiles(self.linear.outputs)],
+        };
+        [k_blocks, units, ctas].map(|value| Arg::Int(value as i32))
+    }
+}
+
+/// The steps of one chain.
+struct Chain<'a> {
+    model: &'a Model,
+    kernels: &'a DecodeKernels,
+    width: &'a Width,
+    step: &'a Step,
 }
 
 impl Model {
     /// Norm, qkv, RoPE with append, attention, output, norm, gate_up, SiLU·mul, down; norms, RoPE and SiLU·mul add up
-    /// the parts of the product before them.
+    /// the parts of the product before them. The first `count` layers; `library` says which products cublasLt computes.
     pub(super) fn decode_layers(
         &self,
         step: &Step,
+        count: usize,
+        library: [bool; PRODUCTS],
         mut after_layer: impl FnMut(&Device, u32) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let Self { device, config, weights, activations: a, .. } = self;
-        let Some((chain, form)) =
-            self.kernels.decode_chain.as_ref().and_then(|chain| Some((chain, chain.form(step.tokens)?)))
-        else {
-            return refuse_step(step);
-        };
-        let (tokens, heads, kv_heads) = (step.tokens, config.num_heads as i32, config.num_kv_heads as i32);
-        let parts = Arg::Address(chain.parts.address());
-        let optional =
-            |vector: &Option<Buffer<Bf16>>| Arg::Address(vector.as_ref().map_or(0, Buffer::address));
-        let product = |linear: &super::super::weights::Linear, x: TensorMap| {
-            let Some(product) = linear.decode else { return refuse_step(step) };
-            let args = [
-                parts,
-                Arg::Map(product.map),
-                Arg::Map(x),
-                Arg::Int(tokens as i32),
-                Arg::Int(linear.outputs as i32),
-                Arg::Int(product.split.k_blocks as i32),
-                Arg::Int(product.split.units as i32),
-            ];
-            // SAFETY: see `Model::step`; the parts have room for every product's planes.
-            unsafe { form.kernel.launch_dependent(device, (product.split.ctas, 1), PRODUCT_BLOCK, &args) }
-        };
-        // After no product, the norm is the chain's first link: it waits for everything before it as usual.
-        let norm = |before: Option<&DecodeProduct>, weight: &Buffer<Bf16>| {
-            let [k_blocks, units, ctas] = before.map_or([Arg::Int(1); 3], split_args);
-            let args = [
-                Arg::Address(a.normed.address()),
-                Arg::Address(a.residual.address()),
-                if before.is_some() { parts } else { Arg::Address(0) },
-                Arg::Address(weight.address()),
-                Arg::Int(config.hidden_size as i32),
-                Arg::Float(config.rms_norm_eps),
-                k_blocks,
-                units,
-                ctas,
-            ];
-            // A piece of 8 a thread where that is possible: there are few rows, and each waits for memory.
-            let block = (config.hidden_size as u32 / 8).next_multiple_of(32).clamp(128, 1024);
-            let grid = (tokens, 1);
-            // SAFETY: see `Model::step`.
-            unsafe {
-                match before {
-                    Some(_) => chain.rms_norm.launch_dependent(device, grid, block, &args),
-                    None => chain.rms_norm.launch(device, grid, block, &args),
-                }
-            }
-        };
-        let mut before: Option<&DecodeProduct> = None;
-        for (index, layer) in weights.layers.iter().enumerate() {
-            let (Some(qkv), Some(output), Some(gate_up)) =
-                (&layer.qkv.decode, &layer.attention_output.decode, &layer.gate_up.decode)
-            else {
-                return refuse_step(step);
-            };
-            norm(before, &layer.input_norm)?;
-            product(&layer.qkv, form.normed)?;
-            let items = tokens * (heads + 2 * kv_heads) as u32;
-            let [k_blocks, units, ctas] = split_args(qkv);
-            // SAFETY: see `Model::step`.
-            unsafe {
-                chain.rope_append.launch_dependent(
-                    device,
-                    (items.div_ceil(4), 1),
-                    128,
-                    &[
-                        Arg::Address(a.qkv.address()),
-                        Arg::Address(self.layer_pool(index).1),
-                        parts,
-                        optional(&layer.qkv.bias),
-                        Arg::Address(step.positions),
-                        Arg::Address(step.slots),
-                        Arg::Address(self.rope.address()),
-                        optional(&layer.q_norm),
-                        optional(&layer.k_norm),
-                        Arg::Int(tokens as i32),
-                        Arg::Int(heads),
-                        Arg::Int(kv_heads),
-                        Arg::Float(config.rms_norm_eps),
-                        k_blocks,
-                        units,
-                        ctas,
-                    ],
-                )?;
-                let grid = (self.decode_ctas(step), 1);
-                let args = self.decode_attention(step, index);
-                self.kernels.decode.launch_dependent(device, grid, 128, &args)?;
-            }
-            product(&layer.attention_output, form.attention)?;
-            norm(Some(output), &layer.mlp_norm)?;
-            product(&layer.gate_up, form.normed)?;
-            let pieces = tokens * config.intermediate_size as u32 / 8;
-            let [k_blocks, units, ctas] = split_args(gate_up);
-            // SAFETY: see `Model::step`.
-            unsafe {
-                chain.silu_mul.launch_dependent(
-                    device,
-                    (pieces.div_ceil(128), 1),
-                    128,
-                    &[
-                        Arg::Address(a.activated.address()),
-                        parts,
-                        Arg::Int(tokens as i32),
-                        Arg::Int(config.intermediate_size as i32),
-                        k_blocks,
-                        units,
-                        ctas,
-                    ],
-                )?;
-            }
-            product(&layer.down, form.activated)?;
-            before = layer.down.decode.as_ref();
-            after_layer(device, index as u32)?;
+        let found = self
+            .kernels
+            .decode_chain
+            .as_ref()
+            .and_then(|kernels| kernels.width(step.tokens).map(|width| (kernels, width)));
+        let Some((kernels, width)) = found else { return refuse_step(step) };
+        let chain = Chain { model: self, kernels, width, step };
+        let a = &self.activations;
+        let mut before = None;
+        for (index, layer) in self.weights.layers[..count].iter().enumerate() {
+            let computed = |at: usize, linear| Computed { linear, library: library[at] };
+            let qkv = computed(0, &layer.qkv);
+            let output = computed(1, &layer.attention_output);
+            let gate_up = computed(2, &layer.gate_up);
+            let down = computed(3, &layer.down);
+            chain.norm(before, &layer.input_norm)?;
+            chain.product(qkv, width.normed, a.normed.address())?;
+            chain.rope_append(index, layer, qkv)?;
+            chain.attention(index)?;
+            chain.product(output, width.attention, a.attention.address())?;
+            chain.norm(Some(output), &layer.mlp_norm)?;
+            chain.product(gate_up, width.normed, a.normed.address())?;
+            chain.silu_mul(gate_up)?;
+            chain.product(down, width.activated, a.activated.address())?;
+            before = Some(down);
+            after_layer(&self.device, index as u32)?;
         }
-        norm(before, &weights.final_norm)
+        chain.norm(before, &self.weights.final_norm)
+    }
+}
+
+// SAFETY, for all launches: see `Model::step`; the parts have room for every product's planes.
+impl Chain<'_> {
+    /// `x` is what is multiplied, as a map and as an address.
+    fn product(&self, product: Computed<'_>, map: TensorMap, x: u64) -> Result<(), CudaError> {
+        let (device, linear, tokens) = (&self.model.device, product.linear, self.step.tokens);
+        if product.library {
+            let shape = linear.parts_shape(tokens);
+            let (weight, parts) = (linear.weight.address(), self.kernels.parts.address());
+            return self.model.blas.multiply_prepared(device, shape, weight, x, parts);
+        }
+        let Some(DecodeProduct { map: weight, split }) = linear.decode else {
+            return refuse_step(self.step);
+        };
+        let args = [
+            self.parts(),
+            Arg::Map(weight),
+            Arg::Map(map),
+            Arg::Int(tokens as i32),
+            Arg::Int(linear.outputs as i32),
+            Arg::Int(split.k_blocks as i32),
+            Arg::Int(split.units as i32),
+        ];
+        // SAFETY: see above.
+        unsafe { self.width.kernel.launch_dependent(device, (split.ctas, 1), PRODUCT_BLOCK, &args) }
+    }
+
+    /// After no product, the norm is the chain's first link: it waits for everything before it as usual.
+    fn norm(&self, before: Option<Computed<'_>>, weight: &Buffer<Bits>) -> Result<(), CudaError> {
+        let (a, config) = (&self.model.activations, &self.model.config);
+        let [k_blocks, units, ctas] = before.map_or([Arg::Int(1); 3], |product| product.args());
+        let args = [
+            Arg::Address(a.normed.address()),
+            Arg::Address(a.residual.address()),
+            if before.is_some() { self.parts() } else { Arg::Address(0) },
+            Arg::Address(weight.address()),
+            Arg::Int(config.hidden_size as i32),
+            Arg::Float(config.rms_norm_eps),
+            k_blocks,
+            units,
+            ctas,
+        ];
+        // A piece of 8 a thread where that is possible: there are few rows, and each waits for memory.
+        let block = (config.hidden_size as u32 / 8).next_multiple_of(32).clamp(128, 1024);
+        let (device, grid) = (&self.model.device, (self.step.tokens, 1));
+        // SAFETY: see above.
+        unsafe {
+            match before {
+                Some(_) => self.kernels.rms_norm.launch_dependent(device, grid, block, &args),
+                None => self.kernels.rms_norm.launch(device, grid, block, &args),
+            }
+        }
+    }
+
+    fn rope_append(&self, index: usize, layer: &Layer, qkv: Computed<'_>) -> Result<(), CudaError> {
+        let (model, step) = (self.model, self.step);
+        let (heads, kv_heads) = (model.config.num_heads as i32, model.config.num_kv_heads as i32);
+        let optional =
+            |vector: &Option<Buffer<Bits>>| Arg::Address(vector.as_ref().map_or(0, Buffer::address));
+        let items = step.tokens * (heads + 2 * kv_heads) as u32;
+        let [k_blocks, units, ctas] = qkv.args();
+        let args = [
+            Arg::Address(model.activations.qkv.address()),
+            Arg::Address(model.layer_pool(index).1),
+            self.parts(),
+            optional(&layer.qkv.bias),
+            Arg::Address(step.positions),
+            Arg::Address(step.slots),
+            Arg::Address(model.rope.address()),
+            optional(&layer.q_norm),
+            optional(&layer.k_norm),
+            Arg::Int(step.tokens as i32),
+            Arg::Int(heads),
+            Arg::Int(kv_heads),
+            Arg::Float(model.config.rms_norm_eps),
+            k_blocks,
+            units,
+            ctas,
+        ];
+        // SAFETY: see above.
+        unsafe {
+            self.kernels.rope_append.launch_dependent(&model.device, (items.div_ceil(4), 1), 128, &args)
+        }
+    }
+
+    fn attention(&self, index: usize) -> Result<(), CudaError> {
+        let (model, grid) = (self.model, (self.model.decode_ctas(self.step), 1));
+        let args = model.decode_attention(self.step, index);
+        // SAFETY: see above.
+        unsafe { model.kernels.decode.launch_dependent(&model.device, grid, 128, &args) }
+    }
+
+    fn silu_mul(&self, gate_up: Computed<'_>) -> Result<(), CudaError> {
+        let (model, tokens) = (self.model, self.step.tokens);
+        let pieces = tokens * model.config.intermediate_size as u32 / 8;
+        let [k_blocks, units, ctas] = gate_up.args();
+        let args = [
+            Arg::Address(model.activations.activated.address()),
+            self.parts(),
+            Arg::Int(tokens as i32),
+            Arg::Int(model.config.intermediate_size as i32),
+            k_blocks,
+            units,
+            ctas,
+        ];
+        let grid = (pieces.div_ceil(128), 1);
+        // SAFETY: see above.
+        unsafe { self.kernels.silu_mul.launch_dependent(&model.device, grid, 128, &args) }
+    }
+
+    fn parts(&self) -> Arg {
+        Arg::Address(self.kernels.parts.address())
     }
 }
 

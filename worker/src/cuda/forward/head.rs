@@ -9,35 +9,16 @@ use super::Model;
 const ADJUST_CTAS: u32 = 8;
 
 impl Model {
-    /// Logits of the sampled rows, what is asked of them as they are, adjustments, drawing. `normed` is complete.
+    /// Logits of the sampled rows, which are all that `normed` holds; what is asked of them as they are, adjustments,
+    /// drawing.
     pub(super) fn head(&mut self, step: &Step) -> Result<(), CudaError> {
         if step.samples == 0 {
             return Ok(());
         }
         let shape = self.head_shape(step.samples);
         let Self { device, blas, config, weights, kernels, activations: a, .. } = self;
-        // Where every token is sampled, rows are in order already.
-        let rows = if step.samples == step.tokens {
-            a.normed.address()
-        } else {
-            // SAFETY: see `Model::step`.
-            unsafe {
-                kernels.gather_rows.launch(
-                    device,
-                    (step.samples, 1),
-                    256,
-                    &[
-                        Arg::Address(a.last.address()),
-                        Arg::Address(a.normed.address()),
-                        Arg::Address(step.sample_rows),
-                        Arg::Int(config.hidden_size as i32),
-                    ],
-                )?;
-            }
-            a.last.address()
-        };
         let head = weights.lm_head.as_ref().unwrap_or(&weights.embedding);
-        blas.multiply(device, shape, head.address(), 0, rows, a.logits.address())?;
+        blas.multiply(device, shape, head.address(), 0, a.normed.address(), a.logits.address())?;
         // SAFETY: see `Model::step`.
         unsafe {
             kernels.raw_logprobs.launch(

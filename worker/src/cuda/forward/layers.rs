@@ -3,63 +3,90 @@
 use super::super::CudaError;
 use super::super::blas::{Blas, Shape};
 use super::super::device::{Arg, Buffer, Device};
+use super::super::format::Bits;
 use super::super::step::Step;
-use super::super::weights::{Bf16, Layer, Linear};
-use super::{Activations, Model};
+use super::super::weights::{Layer, Linear};
+use super::{Activations, Model, PRODUCTS};
 
 impl Model {
     /// Norm, qkv, RoPE with append, attention (one launch for rows of one token, one for others), output, norm,
-    /// gate_up, SiLU·mul, down. Output and down add to the residual stream.
+    /// gate_up, SiLU·mul, down. Output and down add to the residual stream. The first `count` layers.
+    ///
+    /// Nobody reads what comes behind the last layer's keys and values but where a token is drawn, so that layer goes on
+    /// with those rows alone, in order. `normed` then holds them alone too.
     pub(super) fn layers(
         &mut self,
         step: &Step,
+        count: usize,
         mut after_layer: impl FnMut(&Device, u32) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let tokens = step.tokens;
-        for index in 0..self.weights.layers.len() {
-            let (normed, residual) = (self.activations.normed.address(), self.activations.residual.address());
-            self.norm(tokens, &self.weights.layers[index].input_norm)?;
-            let qkv = self.activations.qkv.address();
+        let last = self.weights.layers.len() - 1;
+        for index in 0..count {
+            let (tokens, a) = (step.tokens, &self.activations);
+            let (normed, qkv, residual) = (a.normed.address(), a.qkv.address(), a.residual.address());
+            self.norm(tokens, residual, &self.weights.layers[index].input_norm)?;
             self.weights.layers[index].qkv.apply(&mut self.blas, &self.device, tokens, normed, qkv)?;
-            self.rope_and_attention(step, index)?;
-            let (a, layer) = (&self.activations, &self.weights.layers[index]);
-            layer.attention_output.add(
-                &mut self.blas,
-                &self.device,
-                tokens,
-                a.attention.address(),
-                residual,
-            )?;
-            self.norm(tokens, &self.weights.layers[index].mlp_norm)?;
-            let (a, layer) = (&self.activations, &self.weights.layers[index]);
-            layer.gate_up.apply(&mut self.blas, &self.device, tokens, normed, a.gate_up.address())?;
-            let pieces = u64::from(tokens) * self.config.intermediate_size as u64 / 8;
-            let grid = pieces.div_ceil(256).min(u64::from(self.device.multiprocessors) * 16) as u32;
-            // SAFETY: see `Model::step`.
-            unsafe {
-                self.kernels.silu_mul.launch(
-                    &self.device,
-                    (grid, 1),
-                    256,
-                    &[
-                        Arg::Address(a.activated.address()),
-                        Arg::Address(a.gate_up.address()),
-                        Arg::Int(tokens as i32),
-                        Arg::Int(self.config.intermediate_size as i32),
-                    ],
-                )?;
+            self.rope_append(step, index)?;
+            let drawn_alone = index == last && step.samples < tokens;
+            if !drawn_alone {
+                self.attention(step, index)?;
+                self.behind_attention(index, tokens, self.activations.attention.address(), residual)?;
+            } else if step.samples > 0 {
+                self.attention(step, index)?;
+                // Queries, keys and values have been read.
+                let (attention, width) = (qkv, self.config.q_size());
+                self.gather(step, self.activations.attention.address(), attention, width)?;
+                let drawn = self.activations.last.address();
+                self.gather(step, residual, drawn, self.config.hidden_size)?;
+                self.behind_attention(index, step.samples, attention, drawn)?;
             }
-            layer.down.add(&mut self.blas, &self.device, tokens, a.activated.address(), residual)?;
             after_layer(&self.device, index as u32)?;
         }
         if step.samples == 0 {
             return Ok(());
         }
-        self.norm(tokens, &self.weights.final_norm)
+        let a = &self.activations;
+        let residual = if step.samples < step.tokens { a.last.address() } else { a.residual.address() };
+        self.norm(step.samples, residual, &self.weights.final_norm)
     }
 
-    /// `normed` = the residual stream, normalised.
-    fn norm(&self, tokens: u32, weight: &Buffer<Bf16>) -> Result<(), CudaError> {
+    /// Output, norm and the MLP, of `tokens` rows of attention and of the residual stream.
+    fn behind_attention(
+        &mut self,
+        index: usize,
+        tokens: u32,
+        attention: u64,
+        residual: u64,
+    ) -> Result<(), CudaError> {
+        let layer = &self.weights.layers[index];
+        layer.attention_output.add(&mut self.blas, &self.device, tokens, attention, residual)?;
+        self.norm(tokens, residual, &layer.mlp_norm)?;
+        let (a, layer) = (&self.activations, &self.weights.layers[index]);
+        let (normed, gate_up) = (a.normed.address(), a.gate_up.address());
+        layer.gate_up.apply(&mut self.blas, &self.device, tokens, normed, gate_up)?;
+        let pieces = u64::from(tokens) * self.config.intermediate_size as u64 / 8;
+        let grid = pieces.div_ceil(256).min(u64::from(self.device.multiprocessors) * 16) as u32;
+        let args = [
+            Arg::Address(a.activated.address()),
+            Arg::Address(gate_up),
+            Arg::Int(tokens as i32),
+            Arg::Int(self.config.intermediate_size as i32),
+        ];
+        // SAFETY: see `Model::step`.
+        unsafe { self.kernels.silu_mul.launch(&self.device, (grid, 1), 256, &args)? };
+        layer.down.add(&mut self.blas, &self.device, tokens, a.activated.address(), residual)
+    }
+
+    /// Rows of `width` numbers in which tokens are drawn, from `x` to `out`.
+    fn gather(&self, step: &Step, x: u64, out: u64, width: usize) -> Result<(), CudaError> {
+        let args =
+            [Arg::Address(out), Arg::Address(x), Arg::Address(step.sample_rows), Arg::Int(width as i32)];
+        // SAFETY: see `Model::step`.
+        unsafe { self.kernels.gather_rows.launch(&self.device, (step.samples, 1), 256, &args) }
+    }
+
+    /// `normed` = `residual`, normalised.
+    fn norm(&self, tokens: u32, residual: u64, weight: &Buffer<Bits>) -> Result<(), CudaError> {
         // SAFETY: see `Model::step`.
         unsafe {
             self.kernels.rms_norm.launch(
@@ -68,7 +95,7 @@ impl Model {
                 self.norm_block(),
                 &[
                     Arg::Address(self.activations.normed.address()),
-                    Arg::Address(self.activations.residual.address()),
+                    Arg::Address(residual),
                     Arg::Address(weight.address()),
                     Arg::Int(self.config.hidden_size as i32),
                     Arg::Float(self.config.rms_norm_eps),
@@ -77,13 +104,13 @@ impl Model {
         }
     }
 
-    fn rope_and_attention(&self, step: &Step, index: usize) -> Result<(), CudaError> {
+    fn rope_append(&self, step: &Step, index: usize) -> Result<(), CudaError> {
         let Self { device, config, kernels, activations: a, .. } = self;
         let layer = &self.weights.layers[index];
         let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
         let layer_pool = self.layer_pool(index).1;
         let items = step.tokens * (heads + 2 * kv_heads) as u32;
-        let address = |norm: &Option<Buffer<Bf16>>| Arg::Address(norm.as_ref().map_or(0, Buffer::address));
+        let address = |norm: &Option<Buffer<Bits>>| Arg::Address(norm.as_ref().map_or(0, Buffer::address));
         // SAFETY: see `Model::step`.
         unsafe {
             kernels.rope_append.launch(
@@ -103,11 +130,17 @@ impl Model {
                     Arg::Int(kv_heads),
                     Arg::Float(config.rms_norm_eps),
                 ],
-            )?;
-            if step.decode_rows > 0 {
-                let args = self.decode_attention(step, index);
-                kernels.decode.launch(device, (self.decode_ctas(step), 1), 128, &args)?;
-            }
+            )
+        }
+    }
+
+    /// Of rows of one token, then of others.
+    fn attention(&self, step: &Step, index: usize) -> Result<(), CudaError> {
+        if step.decode_rows > 0 {
+            let args = self.decode_attention(step, index);
+            let grid = (self.decode_ctas(step), 1);
+            // SAFETY: see `Model::step`.
+            unsafe { self.kernels.decode.launch(&self.device, grid, 128, &args)? };
         }
         self.prefill_attention(step, index)
     }
@@ -163,7 +196,7 @@ impl Model {
 }
 
 /// A layer's products: weight, input, output, and whether the result is added to what is there.
-pub(super) fn products<'a>(layer: &'a Layer, a: &Activations) -> [(&'a Linear, u64, u64, bool); 4] {
+pub(super) fn products<'a>(layer: &'a Layer, a: &Activations) -> [(&'a Linear, u64, u64, bool); PRODUCTS] {
     let (normed, residual) = (a.normed.address(), a.residual.address());
     [
         (&layer.qkv, normed, a.qkv.address(), false),
@@ -177,6 +210,11 @@ impl Linear {
     pub(super) fn shape(&self, m: u32, accumulate: bool) -> Shape {
         let bias = self.bias.is_some();
         Shape { m, n: self.outputs, k: self.inputs, bias, float_out: false, accumulate }
+    }
+
+    /// As a link of a decode chain: float, and what follows adds the bias.
+    pub(super) fn parts_shape(&self, m: u32) -> Shape {
+        Shape { m, n: self.outputs, k: self.inputs, bias: false, float_out: true, accumulate: false }
     }
 
     pub(super) fn bias_address(&self) -> u64 {

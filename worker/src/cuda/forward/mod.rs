@@ -4,22 +4,35 @@
 //! of few tokens on Hopper: products of our own and kernels that start before those in front of them have ended.
 
 mod decode;
+mod forms;
 mod head;
+mod kernels;
 mod layers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::decode::DecodeKernels;
+pub use self::forms::DecodeForm;
+use self::kernels::Kernels;
 use self::layers::products;
 use super::blas::{Blas, Shape};
-use super::compile::{self, Target};
-use super::device::{Arg, Buffer, Device, Kernel, TensorMap};
+use super::compile::Target;
+use super::device::{Arg, Buffer, Device, TensorMap};
+use super::format::Bits;
 use super::lists::RawRow;
 use super::rope::rope_table;
 use super::step::Step;
-use super::weights::{Bf16, Weights};
+use super::weights::Weights;
 use super::{CudaError, Doing};
 use crate::model::ModelConfig;
+
+/// Rows that the head's product has at least; those behind the step's own are computed in vain. cublasLt takes longer
+/// for one row of so wide a product than for four.
+const HEAD_ROWS_MIN: u32 = 4;
+
+/// Products of a layer: qkv, output, gate_up, down.
+const PRODUCTS: usize = 4;
 
 /// Queries a tile of prefill attention takes.
 pub const TILE: u32 = 128;
@@ -30,32 +43,15 @@ pub const DECODE_ROWS_MAX: u32 = 1024;
 /// start early; with more, two are needed to keep memory busy.
 const DECODE_ROWS_SINGLE: u32 = 16;
 
-struct Kernels {
-    embed: Kernel,
-    rms_norm: Kernel,
-    rope_append: Kernel,
-    silu_mul: Kernel,
-    gather_rows: Kernel,
-    plan_decode: Kernel,
-    decode: Kernel,
-    prefill: Kernel,
-    prefill_sm90: Option<Kernel>,
-    /// For steps of few tokens, where there are such kernels.
-    decode_chain: Option<DecodeKernels>,
-    raw_logprobs: Kernel,
-    adjust: Kernel,
-    draw: Kernel,
-}
-
 /// Intermediate results, sized for the largest step.
 struct Activations {
-    residual: Buffer<Bf16>,
-    normed: Buffer<Bf16>,
-    qkv: Buffer<Bf16>,
-    attention: Buffer<Bf16>,
-    gate_up: Buffer<Bf16>,
-    activated: Buffer<Bf16>,
-    last: Buffer<Bf16>,
+    residual: Buffer<Bits>,
+    normed: Buffer<Bits>,
+    qkv: Buffer<Bits>,
+    attention: Buffer<Bits>,
+    gate_up: Buffer<Bits>,
+    activated: Buffer<Bits>,
+    last: Buffer<Bits>,
     logits: Buffer<f32>,
     log_sums: Buffer<f32>,
     unit_ends: Buffer<u32>,
@@ -72,7 +68,7 @@ pub struct Model {
     /// Shapes and constants.
     pub config: ModelConfig,
     /// KV pool: `[layer][block][K|V][kv_head][block_size][head_dim]`.
-    pub pool: Arc<Buffer<Bf16>>,
+    pub pool: Arc<Buffer<Bits>>,
     /// Blocks in the pool.
     pub blocks: u32,
     /// `[draws]` tokens drawn by the last step.
@@ -90,6 +86,8 @@ pub struct Model {
     maps: Option<(TensorMap, TensorMap)>,
     decode_ctas: u32,
     block_size: u32,
+    /// Forms of decode steps, by rows, where they are not [`DecodeForm::OWN`].
+    forms: BTreeMap<u32, DecodeForm>,
 }
 
 /// Sizes that a model's buffers are made for.
@@ -116,20 +114,20 @@ impl Model {
         target: &Target,
         capacity: Capacity,
     ) -> Result<Self, CudaError> {
-        let blas = Blas::new(&device)?;
+        let blas = Blas::new(&device, target.format)?;
         let (tokens, sequences) = (capacity.tokens as usize, capacity.sequences as usize);
         let (hidden, head_dim, kv_heads) = (config.hidden_size, config.head_dim, config.num_kv_heads);
         let qkv_size = config.q_size() + 2 * config.kv_size();
         let decode_ctas = device.multiprocessors * 2;
         let activations = Activations {
             residual: device.buffer(tokens * hidden)?,
-            normed: device.buffer(tokens * hidden)?,
+            normed: device.buffer(tokens.max(HEAD_ROWS_MIN as usize) * hidden)?,
             qkv: device.buffer(tokens * qkv_size)?,
             attention: device.buffer(tokens * config.q_size())?,
             gate_up: device.buffer(tokens * 2 * config.intermediate_size)?,
             activated: device.buffer(tokens * config.intermediate_size)?,
             last: device.buffer(sequences * hidden)?,
-            logits: device.buffer(sequences * config.vocab_size)?,
+            logits: device.buffer(sequences.max(HEAD_ROWS_MIN as usize) * config.vocab_size)?,
             log_sums: device.buffer(sequences)?,
             unit_ends: device.buffer(DECODE_ROWS_MAX as usize)?,
             partials: device.buffer(decode_ctas as usize * 2 * 8 * (head_dim + 4))?,
@@ -152,6 +150,7 @@ impl Model {
         let maps = if kernels.prefill_sm90.is_some() {
             Some((
                 TensorMap::new(
+                    target.format,
                     activations.qkv.address(),
                     tokens as u64,
                     qkv_size as u64,
@@ -159,6 +158,7 @@ impl Model {
                     64,
                 )?,
                 TensorMap::new(
+                    target.format,
                     pool.address(),
                     (pool_elements / head_dim) as u64,
                     head_dim as u64,
@@ -184,6 +184,7 @@ impl Model {
             maps,
             decode_ctas,
             block_size: target.block_size,
+            forms: BTreeMap::new(),
             config,
             device,
         })
@@ -206,8 +207,7 @@ impl Model {
         self.blas.tune(&self.device, shape, head, 0, a.normed.address(), a.logits.address(), flush)
     }
 
-    /// Whether steps of `rows` sequences with one token each take products of our own, for which cublasLt's need no
-    /// timing.
+    /// Whether steps of `rows` sequences with one token each can take products of our own.
     pub fn has_decode_chain(&self, rows: u32) -> bool {
         self.kernels.decode_chain.as_ref().is_some_and(|chain| chain.takes(rows))
     }
@@ -217,12 +217,40 @@ impl Model {
         self.kernels.decode_chain = None;
     }
 
+    /// Address of the embedding, `[vocab, hidden]`: numbers to measure with.
+    pub fn some_weights(&self) -> u64 {
+        self.weights.embedding.address()
+    }
+
     /// Issues a whole step. `after_layer` is called when a layer's launches are issued (not done).
     pub fn step(
         &mut self,
         step: &Step,
         after_layer: impl FnMut(&Device, u32) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
+        self.begin(step)?;
+        let layers = self.weights.layers.len();
+        match self.decode_form(step.tokens) {
+            // The chain leaves every row behind, so every row has to be drawn from.
+            DecodeForm::Chain(library) if step.tiles == 0 && step.samples == step.tokens => {
+                self.decode_layers(step, layers, library, after_layer)?;
+            }
+            _ => self.layers(step, layers, after_layer)?,
+        }
+        self.head(step)
+    }
+
+    /// The first layers of a decode step in a given form, to be timed.
+    fn some_layers(&mut self, step: &Step, form: DecodeForm, most: usize) -> Result<(), CudaError> {
+        let count = most.min(self.weights.layers.len());
+        match form {
+            DecodeForm::Chain(library) => self.decode_layers(step, count, library, |_, _| Ok(())),
+            DecodeForm::General => self.layers(step, count, |_, _| Ok(())),
+        }
+    }
+
+    /// What comes before the layers: the embedding, and how decode attention is cut.
+    fn begin(&self, step: &Step) -> Result<(), CudaError> {
         let (device, kernels, a) = (&self.device, &self.kernels, &self.activations);
         // SAFETY, for all launches of a step: buffers were made for a step of this size, inputs were staged by the
         // caller as `Step` says, and the arguments follow each kernel's header.
@@ -254,12 +282,7 @@ impl Model {
                 )?;
             }
         }
-        if step.tiles == 0 && self.has_decode_chain(step.tokens) {
-            self.decode_layers(step, after_layer)?;
-        } else {
-            self.layers(step, after_layer)?;
-        }
-        self.head(step)
+        Ok(())
     }
 
     /// `[samples, vocab]` of the last step, adjusted.
@@ -317,44 +340,7 @@ impl Model {
 
     fn head_shape(&self, rows: u32) -> Shape {
         let (n, k) = (self.config.vocab_size as u32, self.config.hidden_size as u32);
-        Shape { m: rows, n, k, bias: false, float_out: true, accumulate: false }
-    }
-}
-
-impl Kernels {
-    fn load(device: &Device, target: &Target) -> Result<Self, CudaError> {
-        let element = device.load(compile::ELEMENTWISE, target)?;
-        let decode = device.load(compile::ATTENTION_DECODE, target)?;
-        let prefill = device.load(compile::ATTENTION_PREFILL, target)?;
-        let sample = device.load(compile::SAMPLE, target)?;
-        let head_bytes = target.head_dim * 2;
-        // 4 warps × 3 stages × keys and values of 16 tokens.
-        let decode_shared = 4 * 3 * 2 * 16 * head_bytes;
-        // 2 stages × keys and values of 64 tokens.
-        let prefill_shared = 2 * 2 * 64 * head_bytes;
-        let prefill_sm90 = if target.capability == (9, 0) && target.head_dim == 128 {
-            // Queries, 2 stages × keys and values of 128 tokens, barriers, alignment.
-            let shared = 5 * 128 * head_bytes + 128 + 1024;
-            let module = device.load(compile::ATTENTION_PREFILL_SM90, target)?;
-            Some(Kernel::new(&module, "prefill_attention_sm90", shared)?)
-        } else {
-            None
-        };
-        Ok(Self {
-            embed: Kernel::new(&element, "embed", 0)?,
-            rms_norm: Kernel::new(&element, "rms_norm", 0)?,
-            rope_append: Kernel::new(&element, "rope_append", 0)?,
-            silu_mul: Kernel::new(&element, "silu_mul", 0)?,
-            gather_rows: Kernel::new(&element, "gather_rows", 0)?,
-            plan_decode: Kernel::new(&decode, "plan_decode", 0)?,
-            decode: Kernel::new(&decode, "decode_attention", decode_shared)?,
-            prefill: Kernel::new(&prefill, "prefill_attention", prefill_shared)?,
-            prefill_sm90,
-            decode_chain: None,
-            raw_logprobs: Kernel::new(&sample, "raw_logprobs", 0)?,
-            adjust: Kernel::new(&sample, "adjust_logits", 0)?,
-            draw: Kernel::new(&sample, "draw_tokens", 0)?,
-        })
+        Shape { m: rows.max(HEAD_ROWS_MIN), n, k, bias: false, float_out: true, accumulate: false }
     }
 }
 

@@ -67,9 +67,10 @@ extern "C" __global__ void plan_decode(u32* __restrict__ unit_ends, const u32* _
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    decode_attention(bf16* out, const bf16* q, const bf16* pool, const u32* __restrict__ q_rows,
+    decode_attention(elem* out, const elem* q, const elem* pool, const u32* __restrict__ q_rows,
                      const u32* __restrict__ block_tables, const u32* __restrict__ context_lens,
-                     const u32* __restrict__ unit_ends, float* partials, u32* counters, int batch, int heads, int kv_heads, int q_stride, int table_stride, float scale_log2) {
+                     const u32* __restrict__ unit_ends, float* partials, u32* counters, int batch,
+                     int heads, int kv_heads, int q_stride, int table_stride, float scale_log2) {
   extern __shared__ __align__(128) unsigned char shared[];
   // Over the pipeline's memory, once that has drained.
   float(*comb_o)[8][HEAD_DIM + 1] = reinterpret_cast<float(*)[8][HEAD_DIM + 1]>(shared);
@@ -117,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(128)
       if (page < pages) {
         const int token0 = page * BLOCK_SIZE + warp * 16;
         if (token0 < valid) {
-          const bf16* k = pool + kv_offset(table[page], 0, kv_heads, kv) + warp * 16 * HEAD_DIM;
-          const bf16* v = pool + kv_offset(table[page], 1, kv_heads, kv) + warp * 16 * HEAD_DIM;
+          const elem* k = pool + kv_offset(table[page], 0, kv_heads, kv) + warp * 16 * HEAD_DIM;
+          const elem* v = pool + kv_offset(table[page], 1, kv_heads, kv) + warp * 16 * HEAD_DIM;
           const u32 base = stage0 + (page % STAGES) * STAGE_BYTES;
 #pragma unroll
           for (int i = lane; i < 16 * CHUNKS; i += 32) {
@@ -139,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(128)
 
     // Q^T as the B operand: head g, 2t.. of each 16.
     u32 qf[TILES][2];
-    const bf16* qrow = q + token * q_stride + (kv * group + g) * HEAD_DIM;
+    const elem* qrow = q + token * q_stride + (kv * group + g) * HEAD_DIM;
 #pragma unroll
     for (int i = 0; i < TILES; ++i) {
       qf[i][0] = g < group ? load_u32_cg(qrow + i * 16 + 2 * t) : 0;
@@ -238,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(128)
         ll += comb_l[w][h] * r;
       }
       if (whole) {
-        out[(token * heads + kv * group + h) * HEAD_DIM + d] = to_bf16(sum / ll);
+        out[(token * heads + kv * group + h) * HEAD_DIM + d] = to_elem(sum / ll);
       } else {
         part[h * PART + d] = sum;
         if (d == 0) {

@@ -21,7 +21,7 @@ constexpr int KSTEPS = HEAD_DIM / 16, NT = N / 8, DT = HEAD_DIM / 8;
 __device__ __forceinline__ u32 tile_at(int row, int chunk) { return row * ROW_BYTES + ((chunk ^ (row & 7)) << 4); }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    prefill_attention(bf16* __restrict__ out, const bf16* __restrict__ q, const bf16* __restrict__ pool,
+    prefill_attention(elem* __restrict__ out, const elem* __restrict__ q, const elem* __restrict__ pool,
                       const u32* __restrict__ tiles, const u32* __restrict__ row_lens,
                       const u32* __restrict__ block_tables, int heads, int kv_heads, int q_stride, int table_stride,
                       float scale_log2) {
@@ -38,8 +38,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 
   auto load = [&](int page) {
     if (page < pages) {
-      const bf16* k = pool + kv_offset(table[page], 0, kv_heads, kv);
-      const bf16* v = pool + kv_offset(table[page], 1, kv_heads, kv);
+      const elem* k = pool + kv_offset(table[page], 0, kv_heads, kv);
+      const elem* v = pool + kv_offset(table[page], 1, kv_heads, kv);
       const u32 at = base + (page & 1) * 2 * TILE_BYTES;
 #pragma unroll
       for (int i = threadIdx.x; i < N * CHUNKS; i += 256) {
@@ -57,8 +57,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   const int r0 = warp * 16 + g, r1 = r0 + 8;
 #pragma unroll
   for (int i = 0; i < KSTEPS; ++i) {
-    const bf16* p0 = q + (long)(flat0 + r0) * q_stride + head * HEAD_DIM + i * 16 + 2 * t;
-    const bf16* p1 = q + (long)(flat0 + r1) * q_stride + head * HEAD_DIM + i * 16 + 2 * t;
+    const elem* p0 = q + (long)(flat0 + r0) * q_stride + head * HEAD_DIM + i * 16 + 2 * t;
+    const elem* p1 = q + (long)(flat0 + r1) * q_stride + head * HEAD_DIM + i * 16 + 2 * t;
     qf[i][0] = r0 < rows ? *reinterpret_cast<const u32*>(p0) : 0;
     qf[i][1] = r1 < rows ? *reinterpret_cast<const u32*>(p1) : 0;
     qf[i][2] = r0 < rows ? *reinterpret_cast<const u32*>(p0 + 8) : 0;
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     const int r = h == 0 ? r0 : r1;
     if (r < rows) {
       const float inv = 1.0f / l[h];
-      bf16* dst = out + ((long)(flat0 + r) * heads + head) * HEAD_DIM + 2 * t;
+      elem* dst = out + ((long)(flat0 + r) * heads + head) * HEAD_DIM + 2 * t;
 #pragma unroll
       for (int i = 0; i < DT; ++i)
         *reinterpret_cast<u32*>(dst + i * 8) = pack2(o[i][2 * h] * inv, o[i][2 * h + 1] * inv);

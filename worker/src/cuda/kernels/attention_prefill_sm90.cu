@@ -32,7 +32,7 @@ __device__ __forceinline__ void keep(float (&d)[64]) {
 __device__ __forceinline__ void wgmma_ss(float (&d)[64], u64 a, u64 b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." ELEM "." ELEM " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "%64, %65, p, 1, 1, 0, 0;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
@@ -49,7 +49,7 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[64], u64 a, u64 b, int accum
 // d += a * b: a in registers (as for mma.sync), b N-major in shared memory, that is as values lie: [token][dim].
 __device__ __forceinline__ void wgmma_rs(float (&d)[64], const u32* a, u64 b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." ELEM "." ELEM " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
@@ -83,7 +83,7 @@ __device__ __forceinline__ void issue_values(float (&o)[64], const u32 (&p)[32],
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    prefill_attention_sm90(bf16* __restrict__ out, const __grid_constant__ TensorMap map_q,
+    prefill_attention_sm90(elem* __restrict__ out, const __grid_constant__ TensorMap map_q,
                            const __grid_constant__ TensorMap map_kv, const u32* __restrict__ tiles,
                            const u32* __restrict__ row_lens, const u32* __restrict__ block_tables, int heads,
                            int kv_heads, int layer_row0, int table_stride, float scale_log2) {
@@ -229,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     const int r = h ? r1 : r0;
     if (r < rows) {
       const float inv = 1.0f / l[h];
-      bf16* dst = out + ((long)(flat0 + r) * heads + head) * HEAD_DIM + 2 * t;
+      elem* dst = out + ((long)(flat0 + r) * heads + head) * HEAD_DIM + 2 * t;
 #pragma unroll
       for (int j = 0; j < 16; ++j)
         *reinterpret_cast<u32*>(dst + j * 8) = pack2(o[4 * j + 2 * h] * inv, o[4 * j + 2 * h + 1] * inv);

@@ -3,16 +3,23 @@
 // Compiled by NVRTC with these macros defined by the caller:
 //   HEAD_DIM    elements of one attention head (64 or 128)
 //   BLOCK_SIZE  tokens in one KV block (64)
+//   F16         set: weights, activations and KV are stored as IEEE half; otherwise as bfloat16
 // Everything runs on compute capability 8.0 and later unless a kernel says otherwise.
 #pragma once
 // No header of the CUDA toolkit is included, so that a machine with the driver and NVRTC alone can compile it.
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// bfloat16: the upper half of a float.
-struct bf16 {
+// One stored number, and its format as instructions name it. Arithmetic is float; only storage and the operands of tensor
+// cores are this.
+struct elem {
   unsigned short bits;
 };
+#ifdef F16
+#define ELEM "f16"
+#else
+#define ELEM "bf16"
+#endif
 
 #define WARP 32
 #define INFINITY_F __int_as_float(0x7f800000)
@@ -40,30 +47,46 @@ __device__ __forceinline__ float block_sum(float x, float* shared) {
   return warp_sum(x);
 }
 
-__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+__device__ __forceinline__ float to_float(elem x) {
+#ifdef F16
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
+  return f;
+#else
+  return __uint_as_float((u32)x.bits << 16);  // the upper half of a float
+#endif
+}
 
-// Two floats, rounded to nearest even, as bf16: `lo` in the lower half.
+// Two neighbours: `lo` in the lower half.
+__device__ __forceinline__ void unpack2(u32 x, float& lo, float& hi) {
+#ifdef F16
+  lo = to_float(elem{(unsigned short)x});
+  hi = to_float(elem{(unsigned short)(x >> 16)});
+#else
+  lo = __uint_as_float(x << 16);
+  hi = __uint_as_float(x & 0xffff0000u);
+#endif
+}
+
+// Two floats, rounded to nearest even: `lo` in the lower half. What is too large for the format becomes infinite.
 __device__ __forceinline__ u32 pack2(float lo, float hi) {
   u32 d;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+  asm("cvt.rn." ELEM "x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
   return d;
 }
 
-__device__ __forceinline__ bf16 to_bf16(float x) { return bf16{(unsigned short)(pack2(x, 0.0f) & 0xffff)}; }
+__device__ __forceinline__ elem to_elem(float x) { return elem{(unsigned short)(pack2(x, 0.0f) & 0xffff)}; }
 
-// Eight bf16 in one 16-byte access.
-typedef uint4 bf16x8;
+// Eight numbers in one 16-byte access.
+typedef uint4 elemx8;
 
-__device__ __forceinline__ void unpack(const bf16x8& p, float* f) {
+__device__ __forceinline__ void unpack(const elemx8& p, float* f) {
   const u32 v[4] = {p.x, p.y, p.z, p.w};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    f[2 * i] = __uint_as_float(v[i] << 16);
-    f[2 * i + 1] = __uint_as_float(v[i] & 0xffff0000u);
-  }
+  for (int i = 0; i < 4; ++i) unpack2(v[i], f[2 * i], f[2 * i + 1]);
 }
 
-__device__ __forceinline__ bf16x8 pack(const float* f) {
+__device__ __forceinline__ elemx8 pack(const float* f) {
   return make_uint4(pack2(f[0], f[1]), pack2(f[2], f[3]), pack2(f[4], f[5]), pack2(f[6], f[7]));
 }
 
@@ -104,7 +127,7 @@ __device__ __forceinline__ u32 movmatrix_trans(u32 x) {
 // d = {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}.
 __device__ __forceinline__ void mma16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      "mma.sync.aligned.m16n8k16.row.col.f32." ELEM "." ELEM ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

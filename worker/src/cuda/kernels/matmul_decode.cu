@@ -5,7 +5,8 @@
 // as M and 8 to 64 tokens as N. One producer thread keeps a ring of about 100 KiB full with TMA; two warpgroups
 // multiply. With programmatic dependent launch the ring is filled with weights, which no kernel writes, while the
 // kernels before this one still run; the ring takes less than half of an SM's shared memory, so that two products
-// fit at once and memory never idles between them.
+// fit at once and memory idles little between them. (Having a product that ends fetch the next one's weights into the L2
+// cache made steps slower; docs/perf.md has the figures.)
 //
 //   parts  [planes, tokens, n] float: plane p of a tile is the p-th CTA's that has a share of it
 //   map_w  tensor map over weight [n, k], box 128 rows x 64, 128-byte swizzle
@@ -33,14 +34,14 @@ __device__ __forceinline__ void tma_load_once(u32 dst, const TensorMap* map, int
 __device__ __forceinline__ void multiply(float (&d)[4], u64 a, u64 b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32." ELEM "." ELEM " {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "l"(a), "l"(b), "r"(accumulate));
 }
 __device__ __forceinline__ void multiply(float (&d)[8], u64 a, u64 b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32." ELEM "." ELEM " {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;\n"
       "}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
       : "l"(a), "l"(b), "r"(accumulate));
@@ -48,7 +49,7 @@ __device__ __forceinline__ void multiply(float (&d)[8], u64 a, u64 b, int accumu
 __device__ __forceinline__ void multiply(float (&d)[16], u64 a, u64 b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." ELEM "." ELEM " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
       "%13, %14, %15}, %16, %17, p, 1, 1, 0, 0;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
@@ -57,7 +58,7 @@ __device__ __forceinline__ void multiply(float (&d)[16], u64 a, u64 b, int accum
 __device__ __forceinline__ void multiply(float (&d)[32], u64 a, u64 b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." ELEM "." ELEM " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
       "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, "
       "1, 0, 0;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
