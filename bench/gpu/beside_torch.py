@@ -61,7 +61,7 @@ def launch(f, grid, block, shared, args, name):
             values.append(ctypes.c_float(a))
         elif isinstance(a, int):
             values.append(ctypes.c_int(a))
-        else:
+        else:  # a structure by value
             values.append(a)
     array = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -135,8 +135,8 @@ def run_decode(lens, heads, kv_heads, pool, table, qkv, out, ws):
     scale = 1 / math.sqrt(DIM) * math.log2(math.e)
     rows_ = torch.arange(b, dtype=torch.int32, device=dev)
     KEEP.append(rows_)
-    k_decode(CTAS // 2 if b <= 16 else CTAS, 128, out, qkv, pool, rows_, table, ctx, ends, partials, counters, b, heads, kv_heads, qkv.shape[1],
-             table.shape[1], F(scale))
+    k_decode(CTAS // 2 if b <= 16 else CTAS, 128, out, qkv, pool, rows_, table, ctx, ends, partials, counters,
+             b, heads, kv_heads, qkv.shape[1], table.shape[1], F(scale))
 
 
 def decode_case(lens, heads=32, kv_heads=8):
