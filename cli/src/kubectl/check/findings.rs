@@ -123,7 +123,14 @@ fn deployment(it: &DeploymentSnapshot, now: Timestamp) -> Vec<Finding> {
     }
     // Bad data is told once, and not by every router again.
     let told = all.iter().any(|it| it.severity == Severity::Error && it.subject.starts_with("configmap/"));
-    all.extend(routers::routers(&subject, &it.routers, told));
+    let of_routers = routers::routers(&subject, &it.routers, told);
+    // A router that is not ready tells why; that it is not need not be told as well.
+    let tells = |subject: &str| {
+        let router = subject.strip_prefix("pod/").and_then(|pod| it.routers.get(pod));
+        router.is_some_and(|router| matches!(router.not_ready_because, Ok(Some(_))))
+    };
+    all.retain(|finding| !(finding.what.starts_with(pods::NOT_READY) && tells(&finding.subject)));
+    all.extend(of_routers);
     all
 }
 

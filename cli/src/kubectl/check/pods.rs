@@ -15,6 +15,9 @@ const TERMINATION_SECONDS: i64 = 60;
 /// A restart that long ago is forgiven.
 const RESTART_SECONDS: i64 = 60 * 60;
 
+/// How a finding begins of a pod whose containers run.
+pub(super) const NOT_READY: &str = "it runs and is not ready";
+
 /// The first thing that is wrong with this pod.
 pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Option<Finding> {
     let name = pod.name_any();
@@ -70,14 +73,14 @@ pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Optio
             "make what it names (volume, Secret, ConfigMap) or correct the name".to_owned(),
         ),
         Some(event) => (
-            format!("it runs and is not ready: {event}"),
+            format!("{NOT_READY}: {event}"),
             format!("kubectl logs {name}: a worker says what it loads or why it cannot"),
         ),
         None if creating => {
             ("its container is not made yet".to_owned(), format!("kubectl describe pod {name} tells why"))
         }
         None => (
-            "it runs and is not ready".to_owned(),
+            NOT_READY.to_owned(),
             format!("kubectl logs {name}: a worker says what it loads or why it cannot"),
         ),
     };

@@ -371,6 +371,16 @@ fn routers_that_are_not_ready_or_differ() {
     let reason = "cannot read endpointslices from the Kubernetes API, trying again: forbidden".to_owned();
     let found = with("demo-router-x", RouterSnapshot { not_ready_because: Ok(Some(reason)), ..router(512) });
     assert_finding(&found, Severity::Error, "pod/demo-router-x", "forbidden", "Role and RoleBinding");
+    // Told once, and by the one that knows why.
+    let running = container("state: { running: {} }").replace("phase: Pending", "phase: Running");
+    let found = only(|it| {
+        demo(it).pods = Seen::It(vec![pod("demo-router-x", &running)]);
+        let waits = Ok(Some("no worker has been found yet".to_owned()));
+        demo(it)
+            .routers
+            .insert("demo-router-x".to_owned(), RouterSnapshot { not_ready_because: waits, ..router(512) });
+    });
+    assert_finding(&found, Severity::Error, "pod/demo-router-x", "no worker has been found", "decode worker");
     let found =
         with("demo-router-x", RouterSnapshot { not_ready_because: Err("no".to_owned()), ..router(512) });
     assert_finding(&found, Severity::Warning, "pod/demo-router-x", "cannot be asked: no", "pods/portforward");

@@ -55,7 +55,7 @@ async fn run_client(
     for turn in number as usize.. {
         let prompt = turn % plan.prompt_tokens.len();
         // Not in step with the prompts, so that each of them is sent both ways.
-        let stream = (turn / plan.prompt_tokens.len()).is_multiple_of(2);
+        let stream = plan.streams_only || (turn / plan.prompt_tokens.len()).is_multiple_of(2);
         let request = send(&http, &plan, number, prompt, stream, turn).await;
         count.fetch_add(1, Ordering::Relaxed);
         print(&LoadLine::Request(request));

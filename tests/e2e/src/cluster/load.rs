@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// The variable that hands the plan to `disagg-load`, as JSON.
 pub const PLAN_ENV: &str = "DISAGG_LOAD_PLAN";
 
-/// What the clients do. Each sends one request after another: prompts in turn, streamed and whole in turn. The clients
-/// with an even number keep their connection, the others open one for each request.
+/// What the clients do. Each sends one request after another: prompts in turn, and streamed and whole in turn unless all
+/// are to be streamed. The clients with an even number keep their connection, the others open one for each request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoadPlan {
     /// Base URL.
@@ -37,6 +37,8 @@ pub struct LoadPlan {
     pub prompt_tokens: Vec<u32>,
     /// Tokens of each answer.
     pub max_tokens: u32,
+    /// Whether every request is streamed.
+    pub streams_only: bool,
 }
 
 /// One request, as the client saw it.
@@ -137,13 +139,34 @@ impl Load {
 
     /// Waits until so many more requests have ended.
     pub async fn more(&self, count: usize) {
-        let seen = || self.lines.lock().expect("no panic while it was held").len();
-        let target = seen() + count;
+        let target = self.ended() + count;
         eventually("requests of the load to end", PATIENCE, async || {
             assert!(!self.reader.is_finished(), "the load has ended by itself");
-            if seen() >= target { Ok(()) } else { Err(format!("{} of {target}", seen())) }
+            if self.ended() >= target { Ok(()) } else { Err(format!("{} of {target}", self.ended())) }
         })
         .await;
+    }
+
+    /// How many requests have ended so far.
+    pub fn ended(&self) -> usize {
+        self.lines.lock().expect("no panic while it was held").len()
+    }
+
+    /// How many of them failed.
+    pub fn failed(&self) -> usize {
+        let lines = self.lines.lock().expect("no panic while it was held");
+        let failed = |line: &&LoadLine| matches!(line, LoadLine::Request(request) if request.error.is_some());
+        lines.iter().filter(failed).count()
+    }
+
+    /// The longest time to the first token of the requests that have ended since there were so many, in milliseconds.
+    pub fn slowest_since(&self, ended: usize) -> f64 {
+        let lines = self.lines.lock().expect("no panic while it was held");
+        let time = |line: &LoadLine| match line {
+            LoadLine::Request(request) if request.stream => request.first_ms,
+            _ => None,
+        };
+        lines.iter().skip(ended).filter_map(time).fold(0.0, f64::max)
     }
 
     /// Ends it: what is under way is finished, and everything is told.

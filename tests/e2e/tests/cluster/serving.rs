@@ -41,6 +41,7 @@ pub(crate) fn load_plan(deployment: &str, clients: u32) -> LoadPlan {
         pause_ms: 150,
         prompt_tokens: vec![24, 400, 60, 300],
         max_tokens: 12,
+        streams_only: false,
     }
 }
 
