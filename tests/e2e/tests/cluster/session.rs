@@ -43,7 +43,7 @@ pub(crate) fn operator() -> &'static dyn Cluster {
         helm.env("KUBECONFIG", cluster.kubeconfig()).args(["upgrade", "--install", name]).arg(chart);
         helm.args(["--namespace", namespace, "--create-namespace", "--wait", "--timeout", "120s"]);
         // The definition may be there already, by kubectl or from a release that was uninstalled.
-        helm.arg("--take-ownership");
+        helm.args(["--take-ownership", "--force-conflicts"]);
         helm.args(["--set", &format!("images.registry={registry},images.tag={tag}")]);
         let output = helm.output().unwrap_or_else(|error| panic!("helm: {error}"));
         let told = String::from_utf8_lossy(&output.stderr);
