@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CLUSTER_PY := python3 tests/cluster/cluster.py
 
-.PHONY: help test lint fmt build unit manifests chart cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench bench-operator soak fuzz mutants
+.PHONY: help test lint fmt build unit manifests chart cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench bench-operator soak fuzz fuzz-coverage mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -141,6 +141,26 @@ fuzz: ## random inputs: what reads bytes from outside (FUZZ_INPUTS a corpus file
 	for round in $$(seq $(FUZZ_ROUNDS)); do \
 	  echo "round $$round of $(FUZZ_ROUNDS)"; \
 	  PROPTEST_CASES=$(FUZZ_CASES) cargo test $(CARGO_CI) --exclude disagg-e2e --lib --quiet || exit 1; \
+	done
+
+# What cargo-fuzz asks of rustc; these flags are stable. `--target` keeps build scripts and proc macros out of it.
+# One codegen unit, since libFuzzer's tables are put together by the linker.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= http_body custom_resource settings model_config tokenizer chat_template protobuf
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FOLDER := $(CURDIR)/target/fuzz
+FUZZ_FLAGS := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz-coverage: ## the same inputs led by coverage (libFuzzer), FUZZ_SECONDS a target; compiles everything anew, once
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --profile ci --locked --package disagg-fuzz --features libfuzzer \
+	  --bin coverage --target $(FUZZ_HOST) --target-dir $(FUZZ_FOLDER)
+	for target in $(FUZZ_TARGETS); do \
+	  echo "== $$target"; \
+	  mkdir -p $(FUZZ_FOLDER)/corpus/$$target; \
+	  DISAGG_FUZZ_TARGET=$$target $(FUZZ_FOLDER)/$(FUZZ_HOST)/ci/coverage -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
+	    -rss_limit_mb=2048 -artifact_prefix=$(FUZZ_FOLDER)/$$target- -print_final_stats=1 \
+	    $(FUZZ_FOLDER)/corpus/$$target tests/fuzz/corpus/$$target || exit 1; \
 	done
 
 mutants: ## break the code in the listed ways and see that a test notices each

@@ -23,6 +23,7 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    disagg_malloc::set_up();
     // Parsed before anything else: help and mistakes need no runtime.
     let called = if kubectl::is_called(std::env::args_os().next().as_deref()) {
         Called::Plugin(Box::new(kubectl::Cli::parse()))
@@ -59,11 +60,13 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Threshold(args) => threshold::run(&args).await,
         Command::Router(args) => {
             log_to_stderr();
+            disagg_malloc::give_back_when_idle();
             disagg_router::run(*args, disagg_worker::terminated()).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(args) => {
             log_to_stderr();
+            disagg_malloc::give_back_when_idle();
             let ended = disagg_worker::run(*args, disagg_worker::terminated()).await;
             disagg_worker::end_in_any_case();
             ended.map(|()| ExitCode::SUCCESS)

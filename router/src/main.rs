@@ -13,8 +13,14 @@ struct Cli {
     router: disagg_router::RouterArgs,
 }
 
+fn main() -> anyhow::Result<()> {
+    disagg_malloc::set_up();
+    disagg_malloc::give_back_when_idle();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

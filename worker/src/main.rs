@@ -13,9 +13,11 @@ struct Cli {
 }
 
 fn main() -> anyhow::Result<()> {
+    disagg_malloc::set_up();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    disagg_malloc::give_back_when_idle();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));
     // Whatever a task still holds ends with the process.

@@ -1,7 +1,8 @@
 //! Everything in `disagg` that reads bytes from outside, one function each. A function takes any bytes; it must not
 //! panic, and what it accepts must hold what it promises.
 //!
-//! `tests/inputs.rs` calls them with the files of `corpus/` and with random changes of these.
+//! `tests/inputs.rs` calls them with the files of `corpus/` and with random changes of these, `bin/coverage.rs` with
+//! what libFuzzer makes of them.
 
 use std::path::Path;
 
@@ -13,6 +14,25 @@ use disagg_worker::model::ModelConfig;
 use prost::Message;
 
 pub use disagg_router::fuzz::{chat_template, http_body, tokenizer};
+
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
+/// All of them by name, which is also the name of their corpus.
+pub const TARGETS: [(&str, Target); 7] = [
+    ("http_body", http_body),
+    ("custom_resource", custom_resource),
+    ("settings", settings),
+    ("model_config", model_config),
+    ("tokenizer", tokenizer),
+    ("chat_template", chat_template),
+    ("protobuf", protobuf),
+];
+
+/// The target of this name.
+pub fn target(name: &str) -> Option<Target> {
+    TARGETS.iter().find(|(known, _)| *known == name).map(|(_, target)| *target)
+}
 
 /// A `DisaggDeployment` in YAML. What is wrong with it is said.
 pub fn custom_resource(bytes: &[u8]) {

@@ -60,7 +60,8 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     }
 }
 
-fn run(name: &str, target: fn(&[u8])) {
+fn run(name: &str) {
+    let target = disagg_fuzz::target(name).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
     let mut paths: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -86,37 +87,21 @@ fn run(name: &str, target: fn(&[u8])) {
     }
 }
 
-#[test]
-fn http_body() {
-    run("http_body", disagg_fuzz::http_body);
+/// A test for each target, and one that none is missing.
+macro_rules! tests {
+    ($($target:ident)*) => {
+        $(
+            #[test]
+            fn $target() {
+                run(stringify!($target));
+            }
+        )*
+
+        #[test]
+        fn every_target_has_a_test() {
+            assert_eq!(disagg_fuzz::TARGETS.map(|(name, _)| name), [$(stringify!($target)),*]);
+        }
+    };
 }
 
-#[test]
-fn custom_resource() {
-    run("custom_resource", disagg_fuzz::custom_resource);
-}
-
-#[test]
-fn settings() {
-    run("settings", disagg_fuzz::settings);
-}
-
-#[test]
-fn model_config() {
-    run("model_config", disagg_fuzz::model_config);
-}
-
-#[test]
-fn tokenizer() {
-    run("tokenizer", disagg_fuzz::tokenizer);
-}
-
-#[test]
-fn chat_template() {
-    run("chat_template", disagg_fuzz::chat_template);
-}
-
-#[test]
-fn protobuf() {
-    run("protobuf", disagg_fuzz::protobuf);
-}
+tests!(http_body custom_resource settings model_config tokenizer chat_template protobuf);

@@ -6,6 +6,12 @@ use disagg_core::KvEvent;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+/// Events kept for the smallest pools: those of many steps.
+const KEPT_MIN: usize = 1024;
+
+/// Events kept for the largest: 4 MiB.
+const KEPT_MAX: usize = 65_536;
+
 /// The subscriber has fallen behind what is kept; it has to begin with a snapshot again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("event {wanted} is no longer kept; the oldest kept is {oldest}: subscribe anew")]
@@ -24,7 +30,7 @@ pub struct KvEventLog {
     last: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     events: VecDeque<KvEvent>,
     last: u64,
@@ -33,7 +39,14 @@ struct Kept {
 impl KvEventLog {
     /// Keeps the last `capacity` events.
     pub fn new(capacity: usize) -> Self {
-        Self { kept: Mutex::default(), capacity, last: watch::Sender::new(0) }
+        let kept = Kept { events: VecDeque::with_capacity(capacity), last: 0 };
+        Self { kept: Mutex::new(kept), capacity, last: watch::Sender::new(0) }
+    }
+
+    /// For a pool of `num_blocks` blocks. A subscriber that is behind by more events than the pool has blocks is served
+    /// faster by a snapshot, so there is no use in keeping many more than that.
+    pub fn for_pool(num_blocks: u32) -> Self {
+        Self::new((num_blocks as usize).saturating_mul(2).clamp(KEPT_MIN, KEPT_MAX))
     }
 
     /// Number of the last event.
@@ -49,9 +62,11 @@ impl KvEventLog {
         let last = {
             let mut kept = self.kept.lock();
             kept.last += events.len() as u64;
-            kept.events.extend(events);
-            let surplus = kept.events.len().saturating_sub(self.capacity);
+            // Room is made first, so that the log never grows beyond what it took at its start.
+            let skip = events.len().saturating_sub(self.capacity);
+            let surplus = (kept.events.len() + events.len() - skip).saturating_sub(self.capacity);
             kept.events.drain(..surplus);
+            kept.events.extend(events.into_iter().skip(skip));
             kept.last
         };
         self.last.send_replace(last);
@@ -93,11 +108,13 @@ mod tests {
             limit in 1usize..6,
         ) {
             let log = KvEventLog::new(capacity);
+            let room = log.kept.lock().events.capacity();
             let mut all = Vec::new();
             for count in appends {
                 let events: Vec<_> = (0..count).map(|i| event(all.len() as u64 + i)).collect();
                 all.extend(events.clone());
                 log.append(events);
+                prop_assert_eq!(log.kept.lock().events.capacity(), room, "it has grown");
                 prop_assert_eq!(log.last(), all.len() as u64);
                 prop_assert_eq!(*log.subscribe().borrow(), all.len() as u64);
                 for after in 0..=all.len() {

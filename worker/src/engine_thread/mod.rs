@@ -24,9 +24,6 @@ use watchdog::StepClock;
 /// Commands that may wait for the engine thread; new work beyond that is refused.
 const COMMANDS_MAX: usize = 1024;
 
-/// KV events kept for subscribers: a few MiB.
-const KV_EVENTS_KEPT: usize = 65_536;
-
 /// What comes out for one request of this worker's own.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SequenceEvent {
@@ -213,7 +210,7 @@ pub fn spawn<B: Backend + 'static>(
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let load = watch::Sender::new(Load { engine: engine.load(), prefill_tokens_per_second: 0.0 });
     let status = watch::Sender::new(EngineStatus::Healthy);
-    let kv_log = Arc::new(KvEventLog::new(KV_EVENTS_KEPT));
+    let kv_log = Arc::new(KvEventLog::for_pool(engine.memory().num_blocks()));
     let steps = Arc::new(StepClock::new());
     let handle = EngineHandle {
         commands,
