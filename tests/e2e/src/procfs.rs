@@ -1,6 +1,7 @@
 //! What `/proc` says about processes that are not our children.
 
 use std::fs;
+use std::time::Duration;
 
 /// A process as `/proc/<pid>/stat` tells it. The start time tells it from a later process with the same id.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -11,7 +12,7 @@ pub struct ProcessInfo {
     pub parent: u32,
     /// `R`, `S`, `Z`, ...
     pub state: char,
-    /// Ticks after boot.
+    /// Ticks of 10 ms after boot.
     pub start_ticks: u64,
     /// Arguments.
     pub arguments: Vec<String>,
@@ -62,6 +63,14 @@ impl ProcessInfo {
     /// Whether this very process still runs. A zombie that nobody has reaped does not.
     pub fn runs(&self) -> bool {
         process(self.pid).is_some_and(|now| now.start_ticks == self.start_ticks && now.state != 'Z')
+    }
+
+    /// How long ago it started, to 10 ms.
+    pub fn age(&self) -> Duration {
+        let uptime = fs::read_to_string("/proc/uptime").expect("/proc/uptime");
+        let seconds = uptime.split_whitespace().next().and_then(|text| text.parse::<f64>().ok());
+        let now_ms = (seconds.expect("seconds since boot") * 1e3) as u64;
+        Duration::from_millis(now_ms.saturating_sub(self.start_ticks * 10))
     }
 
     /// Whether its arguments have this one.

@@ -4,19 +4,25 @@
 
 use std::time::Duration;
 
-use disagg_e2e::load::{Client, Outcome, Tally};
+use disagg_e2e::deployment::MODEL;
+use disagg_e2e::load::{Client, Outcome, Tally, Wave};
+use disagg_e2e::procfs::kill_9;
+use disagg_e2e::router::{http_client, scrape};
 use disagg_e2e::{Deployment, eventually};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::RELEASE;
-use crate::waves::{prompts, sim_plan};
+use crate::up::Up;
+use crate::waves::{SIM, THRESHOLD, prompts, sim_plan};
+use crate::{RELEASE, tiny};
 
 const IN_FLIGHT: usize = 32;
-/// All is served again after a restart: two seconds are promised; the rest is for a machine busy with other tests.
+/// A worker is used again after its restart, on a machine that is busy with other tests.
 const BACK: Duration = Duration::from_secs(10);
+/// All is served again after the start of another router. A promise, so without room for a busy machine.
+const MENDED: Duration = Duration::from_secs(2);
 /// A client learns of a dead router: at once, on a machine that is not busy with other tests.
-const AT_ONCE: Duration = Duration::from_secs(2);
+const AT_ONCE: Duration = Duration::from_secs(1);
 const SOME: Duration = Duration::from_secs(20);
 
 /// Load in the background, from before the kill to after the restart.
@@ -115,6 +121,30 @@ async fn of_a_decode_worker_ends_only_streams_that_had_begun() {
     deployment.idle(RELEASE).await;
 }
 
+/// Every request that was under way when the router was killed ended at once, with a broken connection.
+#[allow(clippy::print_stdout)] // figures, for --nocapture
+fn check_broken(outcomes: &[(Instant, Instant, Outcome)], killed: Instant) {
+    for (_, ended, outcome) in outcomes.iter().filter(|(_, ended, _)| *ended >= killed) {
+        assert!(*ended - killed < AT_ONCE, "{outcome:?} {:?} after the kill", *ended - killed);
+    }
+    let tally = tally(outcomes);
+    println!("{tally:?}");
+    assert!(tally.failed.keys().all(|outcome| outcome.starts_with("Broken")), "{tally:?}");
+    assert!(tally.failed.values().sum::<usize>() > 0, "some requests were under way");
+    assert_eq!(tally.interrupted, 0, "{tally:?}");
+}
+
+/// What a router has to answer after its restart, of both placements.
+const AFTER: Wave = Wave { requests: 64, in_flight: 16, cancelled_percent: 0, seed: 4 };
+
+#[allow(clippy::print_stdout)] // figures, for --nocapture
+fn check_mended(after: &Tally, since_start: Duration) {
+    println!("the router has answered {} requests {since_start:?} after its start", after.right());
+    assert_eq!(after.right(), AFTER.requests, "{after:?}");
+    assert!(after.local > 0 && after.remote > 0, "{after:?}");
+    assert!(since_start < MENDED, "all was served {since_start:?} after the router's start");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_the_router_is_an_error_at_once_and_soon_mended() {
     let mut deployment = sim_plan(2).start().await;
@@ -125,25 +155,71 @@ async fn of_the_router_is_an_error_at_once_and_soon_mended() {
     // Nobody retries, so that requests under way are those of before the kill.
     let killed = Instant::now();
     deployment.router_mut().kill_9();
-    let outcomes = load.end().await;
-    let broken: Vec<_> = outcomes.iter().filter(|(_, ended, _)| *ended >= killed).collect();
-    for (_, ended, outcome) in &broken {
-        assert!(*ended - killed < AT_ONCE, "{outcome:?} {:?} after the kill", *ended - killed);
-    }
-    let tally = tally(&outcomes);
-    println!("{tally:?}");
-    assert!(tally.failed.keys().all(|outcome| outcome.starts_with("Broken")), "{tally:?}");
-    assert!(tally.failed.values().sum::<usize>() > 0, "some requests were under way");
-    assert_eq!(tally.interrupted, 0, "{tally:?}");
+    check_broken(&load.end().await, killed);
     // Its workers notice that nobody waits any more.
     deployment.idle(RELEASE).await;
 
     let begun = Instant::now();
     deployment.router_mut().restart().await;
-    let wave = disagg_e2e::load::Wave { requests: 64, in_flight: 16, cancelled_percent: 0, seed: 4 };
-    let after = client.wave(wave).await;
-    println!("the router has answered {} requests {:?} after its start", after.right(), begun.elapsed());
-    assert_eq!(after.right(), 64, "{after:?}");
-    assert!(begun.elapsed() < BACK);
+    check_mended(&client.wave(AFTER).await, begun.elapsed());
     deployment.idle(RELEASE).await;
+}
+
+/// The same with a router that `disagg up` starts again. Its age is that of its process, as the kernel has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_the_router_under_disagg_up_is_mended_by_it() {
+    let model = tiny().to_str().expect("a path in UTF-8");
+    let mut up = Up::start(&[
+        "--model",
+        model,
+        "--served-model-name",
+        MODEL,
+        "--device",
+        SIM,
+        "--prefill",
+        "2",
+        "--decode",
+        "2",
+        "--num-blocks",
+        "192",
+        "--max-num-batched-tokens",
+        "512",
+        "--max-local-prefill-length",
+        THRESHOLD,
+    ]);
+    let (url, _) = up.ready().await;
+    let client = Client::learn(&url, prompts()).await;
+    let load = Load::start(client.clone(), 5);
+    let placements = || async {
+        let metrics = scrape(&format!("{url}/metrics")).await?;
+        Ok::<_, String>(
+            metrics.sum("disagg_router_placements_total", &[("placement", "remote")]).unwrap_or(0.0),
+        )
+    };
+    let before = placements().await.expect("metrics");
+    eventually("50 more remote prefills", SOME, async || match placements().await? {
+        now if now >= before + 50.0 => Ok(()),
+        now => Err(format!("{before} before, {now} now")),
+    })
+    .await;
+    let old = up.router().expect("a router");
+    let killed = Instant::now();
+    kill_9(old.pid);
+    check_broken(&load.end().await, killed);
+
+    let new = eventually("another router", SOME, async || match up.router() {
+        Some(new) if new.pid != old.pid => Ok(new),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let http = http_client();
+    eventually("the router to be ready", SOME, async || {
+        match http.get(format!("{url}/ready")).send().await {
+            Ok(response) if response.status() == 200 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    check_mended(&client.wave(AFTER).await, new.age());
+    assert_eq!(up.router().map(|router| router.pid), Some(new.pid), "it has not died again");
 }

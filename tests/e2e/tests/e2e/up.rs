@@ -20,13 +20,13 @@ const BACK: Duration = Duration::from_secs(30);
 const GONE: Duration = Duration::from_secs(15);
 
 /// A running `disagg up` in a home of its own.
-struct Up {
+pub(crate) struct Up {
     process: Process,
     home: TempDir,
 }
 
 impl Up {
-    fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let home = tempfile::Builder::new().prefix("disagg-up-").tempdir().expect("a temporary folder");
         let mut command = Command::new(process::disagg());
         command.arg("up").args(["--port", &free_port().to_string()]).args(arguments);
@@ -38,7 +38,7 @@ impl Up {
     }
 
     /// Waits until it says that it is ready: the URL, and the curl lines below it.
-    async fn ready(&mut self) -> (String, Vec<String>) {
+    pub(crate) async fn ready(&mut self) -> (String, Vec<String>) {
         eventually("disagg up to be ready", READY, async || {
             if let Some(status) = self.process.ended() {
                 panic!("disagg up ended with {status} before it was ready");
@@ -59,6 +59,11 @@ impl Up {
     /// The processes it has started.
     fn children(&self) -> Vec<ProcessInfo> {
         procfs::children(self.process.pid())
+    }
+
+    /// The router, once there is one.
+    pub(crate) fn router(&self) -> Option<ProcessInfo> {
+        self.children().into_iter().find(|child| child.has_argument("router"))
     }
 
     /// The worker of this name, once there is one.
