@@ -25,8 +25,8 @@ pub struct OperatorArgs {
     #[arg(long, env = "DISAGG_WORKER_GPU_IMAGE", value_name = "IMAGE")]
     pub worker_gpu_image: Option<String>,
 
-    /// Address of /healthz, /readyz and /metrics
-    #[arg(long, env = "DISAGG_LISTEN", value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
+    /// Address of /healthz, /readyz and /metrics; [::] is every address, of IPv4 as well
+    #[arg(long, env = "DISAGG_LISTEN", value_name = "HOST:PORT", default_value = "[::]:8080")]
     pub listen: SocketAddr,
 
     /// Resources that are reconciled at once
@@ -46,11 +46,12 @@ pub struct OperatorArgs {
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
     pub lease_namespace: Option<String>,
 
-    /// Name of this replica, in the Lease and in Events [default: made of the process id]
+    /// Name of this replica, in the Lease and in Events [default: made at random]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pub identity: Option<String>,
 
-    /// Seconds after which another replica takes over from a leader that has vanished
+    /// Seconds after which another replica takes over from a leader that has vanished. The leader itself stops after two
+    /// thirds of them without a renewal
     #[arg(long, env = "DISAGG_LEASE_SECONDS", value_name = "SECONDS", default_value_t = 15,
           value_parser = RangedU64ValueParser::<u32>::new().range(5..=300))]
     pub lease_seconds: u32,

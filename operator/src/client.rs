@@ -8,6 +8,7 @@ use kube::{Client, Config};
 use tower::util::MapRequestLayer;
 
 use crate::metrics::Metrics;
+use crate::requests::Request;
 
 /// A watch is silent for at most this long, since the API server ends each after five minutes.
 const READ_TIMEOUT: Duration = Duration::from_secs(330);
@@ -20,7 +21,7 @@ pub(crate) async fn connect(metrics: &Arc<Metrics>) -> Result<Client, kube::Erro
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     let metrics = Arc::clone(metrics);
     let count = MapRequestLayer::new(move |request: http::Request<kube::client::Body>| {
-        metrics.request(request.method().as_str());
+        metrics.request(Request::of(request.method(), request.uri()));
         request
     });
     Ok(ClientBuilder::try_from(config)?.with_layer(&count).build())

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use crate::args::{DefaultImages, OperatorArgs};
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
+use crate::prometheus::Served;
 use crate::reconcile::{Applied, Held, Reports};
 use crate::stores::Stores;
 
@@ -21,6 +22,8 @@ const ROUTER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Context {
     pub client: Client,
     pub stores: Stores,
+    /// Whether the cluster knows PodMonitors.
+    pub pod_monitors: Served,
     pub images: DefaultImages,
     pub recorder: Recorder,
     pub metrics: Arc<Metrics>,
@@ -47,6 +50,7 @@ impl Context {
     pub(crate) fn new(
         client: Client,
         stores: Stores,
+        pod_monitors: Served,
         metrics: Arc<Metrics>,
         args: &OperatorArgs,
         identity: String,
@@ -57,6 +61,7 @@ impl Context {
             http: reqwest::Client::builder().no_proxy().timeout(ROUTER_TIMEOUT).build()?,
             client,
             stores,
+            pod_monitors,
             images: args.into(),
             metrics,
             backoff: Backoff::default(),

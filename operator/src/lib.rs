@@ -13,11 +13,14 @@ mod controller;
 mod election;
 mod metrics;
 mod observe;
+mod prometheus;
 mod reconcile;
+mod requests;
 mod run;
 mod stores;
 
 pub use args::OperatorArgs;
+pub use election::ElectionError;
 pub use run::{RunError, run};
 
 use disagg_api::DisaggDeployment;

@@ -10,9 +10,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::requests::Request;
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct Method {
-    method: String,
+struct Asked {
+    verb: &'static str,
+    resource: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -24,7 +27,7 @@ struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    requests: Family<Method, Counter>,
+    requests: Family<Asked, Counter>,
     reconciles: Family<Outcome, Counter>,
     duration: Histogram,
     /// 1 on the replica that reconciles.
@@ -46,8 +49,9 @@ impl Metrics {
     }
 
     /// A request goes to the API server.
-    pub(crate) fn request(&self, method: &str) {
-        self.requests.get_or_create(&Method { method: method.to_owned() }).inc();
+    pub(crate) fn request(&self, request: Request) {
+        let Request { verb, resource } = request;
+        self.requests.get_or_create(&Asked { verb, resource }).inc();
     }
 
     /// A reconcile has ended.

@@ -1,17 +1,19 @@
 //! The operator's life: connect, wait to lead, reconcile, and end in order.
 
+use std::collections::hash_map::RandomState;
 use std::future::Future;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube_lease_manager::LeaseManagerError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::OperatorArgs;
 use crate::context::Context;
-use crate::election::Leadership;
+use crate::election::{ElectionError, Leadership};
 use crate::metrics::Metrics;
+use crate::prometheus::Served;
 use crate::stores::Stores;
 use crate::{client, controller, observe};
 
@@ -34,7 +36,7 @@ pub enum RunError {
     },
     /// The Lease cannot be read or written.
     #[error("cannot elect a leader: {0}")]
-    Election(#[from] LeaseManagerError),
+    Election(#[from] ElectionError),
     /// The client for routers cannot be made.
     #[error("cannot make an HTTP client: {0}")]
     Http(#[source] reqwest::Error),
@@ -46,7 +48,7 @@ pub enum RunError {
 /// Runs the operator until `shutdown` resolves.
 pub async fn run(args: OperatorArgs, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::new());
-    let identity = args.identity.clone().unwrap_or_else(|| format!("disagg-operator-{}", std::process::id()));
+    let identity = args.identity.clone().unwrap_or_else(some_identity);
     let listener = observe::listen(args.listen)
         .await
         .map_err(|source| RunError::Listen { address: args.listen, source })?;
@@ -78,27 +80,37 @@ async fn work(
         }
     };
     metrics.leader.set(1);
-    let (stores, triggers) = Stores::new(&client, args.namespace.as_deref());
-    let context =
-        Context::new(client, stores, Arc::clone(metrics), args, identity).map_err(RunError::Http)?;
+    let pod_monitors = Served::default();
+    let (stores, triggers) = Stores::new(&client, args.namespace.as_deref(), pod_monitors.once());
+    let context = Context::new(client, stores, pod_monitors, Arc::clone(metrics), args, identity);
+    let context = context.map_err(RunError::Http)?;
     let stop = CancellationToken::new();
     let turns = controller::run(Arc::new(context), triggers, args.concurrency, stop.clone());
     tokio::pin!(turns);
-    let lost = async {
-        match &mut leadership {
-            Some(leadership) => leadership.lost().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = &mut turns => {}
-        () = lost => return Err(RunError::LeaseLost),
-        () = &mut shutdown => {
-            tracing::info!("shutdown: finishing what has begun");
-            stop.cancel();
-            if timeout(FINISH_WITHIN, turns).await.is_err() {
-                tracing::warn!("some reconciles are cut; the next replica does them again");
+    {
+        let lost = async {
+            match &mut leadership {
+                Some(leadership) => leadership.lost().await,
+                None => std::future::pending().await,
             }
+        };
+        tokio::pin!(lost);
+        tokio::select! {
+            // Before the turns, which do nothing from that moment on.
+            biased;
+            () = &mut lost => return Err(RunError::LeaseLost),
+            () = &mut shutdown => {
+                tracing::info!("shutdown: finishing what has begun");
+                stop.cancel();
+                tokio::select! {
+                    biased;
+                    () = &mut lost => return Err(RunError::LeaseLost),
+                    finished = timeout(FINISH_WITHIN, &mut turns) => if finished.is_err() {
+                        tracing::warn!("some reconciles are cut; the next replica does them again");
+                    },
+                }
+            }
+            () = &mut turns => {}
         }
     }
     metrics.leader.set(0);
@@ -106,4 +118,11 @@ async fn work(
         leadership.give_back().await;
     }
     Ok(())
+}
+
+/// A name that no other replica has, even if both are process 1 of their container.
+fn some_identity() -> String {
+    // The keys of each are random.
+    let number = RandomState::new().build_hasher().finish();
+    format!("disagg-operator-{number:016x}")
 }

@@ -22,7 +22,9 @@ use kube::runtime::reflector::{self, Lookup, ObjectRef, Store};
 use kube::runtime::{Predicate as _, WatchStreamExt as _, predicates, watcher};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
+use crate::prometheus::PodMonitor;
 use crate::reconcile::MANAGED_BY;
 
 /// How long a watch may take until its first list is there.
@@ -52,6 +54,8 @@ pub(crate) struct Stores {
     pub role_bindings: Store<PartialObjectMeta<RoleBinding>>,
     pub disruption_budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
     pub network_policies: Store<PartialObjectMeta<NetworkPolicy>>,
+    /// Empty until a resource asks for PodMonitors in a cluster that serves them.
+    pub pod_monitors: Store<PartialObjectMeta<PodMonitor>>,
 }
 
 /// A kind of child, and where its copies are.
@@ -87,11 +91,17 @@ children! {
     RoleBinding: role_bindings,
     PodDisruptionBudget: disruption_budgets,
     NetworkPolicy: network_policies,
+    PodMonitor: pod_monitors,
 }
 
 impl Stores {
-    /// Sets the watches up; they run while the triggers are polled.
-    pub(crate) fn new(client: &Client, namespace: Option<&str>) -> (Self, Triggers) {
+    /// Sets the watches up; they run while the triggers are polled. That of PodMonitors begins when `pod_monitors_served`
+    /// is cancelled.
+    pub(crate) fn new(
+        client: &Client,
+        namespace: Option<&str>,
+        pod_monitors_served: CancellationToken,
+    ) -> (Self, Triggers) {
         let mut triggers = Vec::new();
         let stores = Self {
             resources: resources(scoped(client, namespace), &mut triggers),
@@ -105,11 +115,12 @@ impl Stores {
             role_bindings: watched(scoped(client, namespace), &mut triggers),
             disruption_budgets: watched(scoped(client, namespace), &mut triggers),
             network_policies: watched(scoped(client, namespace), &mut triggers),
+            pod_monitors: watched_later(scoped(client, namespace), pod_monitors_served, &mut triggers),
         };
         (stores, stream::select_all(triggers).boxed())
     }
 
-    /// Resolves when every watch has its first list.
+    /// Resolves when every watch has its first list. That of PodMonitors may never begin and is not waited for.
     pub(crate) async fn ready(&self) -> Result<(), NotReady> {
         ready(&self.resources).await?;
         ready(&self.config_maps).await?;
@@ -173,10 +184,43 @@ where
         + Sync
         + 'static,
 {
+    let (store, changes) = watch(api);
+    triggers.push(changes);
+    store
+}
+
+/// As [`watched`], from when `begin` is cancelled.
+fn watched_later<K>(api: Api<K>, begin: CancellationToken, triggers: &mut Vec<Triggers>) -> Store<K>
+where
+    K: Resource<DynamicType = ()>
+        + Lookup<DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let (store, changes) = watch(api);
+    let wait = stream::once(begin.cancelled_owned()).filter_map(|()| std::future::ready(None));
+    triggers.push(wait.chain(changes).boxed());
+    store
+}
+
+fn watch<K>(api: Api<K>) -> (Store<K>, Triggers)
+where
+    K: Resource<DynamicType = ()>
+        + Lookup<DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
     let (store, writer) = reflector::store();
     let changes = watcher(api, ours()).default_backoff().reflect(writer).touched_objects();
-    triggers.push(owners(changes));
-    store
+    (store, owners(changes))
 }
 
 fn owners<K: Resource<DynamicType = ()> + Send + 'static>(

@@ -1,6 +1,7 @@
 //! The `disagg-router` binary: arguments, logging, signals; the rest is the library's.
 
 use std::future::Future;
+use std::io::IsTerminal as _;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -23,7 +24,9 @@ fn main() -> anyhow::Result<()> {
 async fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A pod's log is no terminal.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     disagg_router::run(cli.router, terminated()?).await
 }
 

@@ -1,7 +1,9 @@
 //! Flags of a worker, and the checked configuration that the rest of the crate runs on.
 
 mod device;
+mod dtype;
 
+use std::net::Ipv6Addr;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use crate::hub::ModelRef;
 use crate::model::LoadFormat;
 
 pub use device::{BadDevice, Device};
+pub use dtype::Dtype;
 
 /// Longest worker name, in bytes; the length of a Kubernetes pod name.
 const NAME_BYTES_MAX: usize = 253;
@@ -59,11 +62,12 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_ROLE", default_value = "both", value_name = "prefill|decode|both")]
     pub role: Role,
 
-    /// Address of the gRPC server; port 0 takes a free one
+    /// Address of the gRPC server; port 0 takes a free one, [::] is every address, of IPv4 as well
     #[arg(long, env = "DISAGG_LISTEN", default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     pub listen: String,
 
-    /// Address under which other workers reach this one [default: the address it listens on]
+    /// Address under which other workers reach this one; an IPv6 address may lack its brackets, as a pod's does
+    /// [default: the address it listens on]
     #[arg(long, env = "DISAGG_ADVERTISE", value_name = "HOST:PORT")]
     pub advertise: Option<String>,
 
@@ -93,6 +97,11 @@ pub struct WorkerArgs {
     /// nothing: it takes the time of `sim:prefill-tokens-per-second=20000,decode-step-ms=10`, or what you write there
     #[arg(long, env = "DISAGG_DEVICE", default_value_t, value_name = "auto|cpu|cuda:N|sim")]
     pub device: Device,
+
+    /// Number format to compute in. The CPU has float32 and a GPU bfloat16, whatever the weights are stored in; another
+    /// one than the device's is refused
+    #[arg(long, env = "DISAGG_DTYPE", value_enum, default_value_t)]
+    pub dtype: Dtype,
 
     /// Share of a GPU's memory that weights, KV and everything else of this worker may take, over 0 and up to 1
     #[arg(long, env = "DISAGG_GPU_MEMORY_UTILIZATION", default_value_t = 0.9, value_name = "SHARE")]
@@ -204,6 +213,8 @@ pub struct ModelConfig {
     pub seed: u64,
     /// What computes.
     pub device: Device,
+    /// The number format asked for.
+    pub dtype: Dtype,
     /// Share of a GPU's memory to take.
     pub gpu_memory_utilization: f64,
     /// How to wait for a GPU.
@@ -301,6 +312,15 @@ impl WorkerArgs {
         if let Some(address) = &self.metrics_listen {
             host_port("metrics-listen", address)?;
         }
+        let on_gpu = match self.device {
+            Device::Cpu | Device::Sim(_) => Some(false),
+            Device::Cuda(_) => Some(true),
+            // Known when the GPUs have been looked for.
+            Device::Auto => None,
+        };
+        if let Some(problem) = on_gpu.and_then(|on_gpu| self.dtype.problem(on_gpu)) {
+            return Err(ArgsError::new("dtype", problem));
+        }
         at_least_one("max-num-batched-tokens", self.max_num_batched_tokens)?;
         at_least_one("max-num-seqs", self.max_num_seqs)?;
         at_least_one("max-waiting", self.max_waiting)?;
@@ -353,6 +373,7 @@ impl WorkerArgs {
                 load_format: self.load_format,
                 seed: self.seed,
                 device: self.device,
+                dtype: self.dtype,
                 gpu_memory_utilization: self.gpu_memory_utilization,
                 gpu_wait: self.gpu_wait,
                 max_model_len: self.max_model_len,
@@ -364,7 +385,7 @@ impl WorkerArgs {
                 name: WorkerId::new(name),
                 role: self.role,
                 listen: self.listen,
-                advertise: self.advertise,
+                advertise: self.advertise.map(bracketed),
                 limits: EngineLimits {
                     max_num_batched_tokens: self.max_num_batched_tokens,
                     max_num_seqs: self.max_num_seqs,
@@ -392,6 +413,14 @@ fn host_port(flag: &'static str, address: &str) -> Result<u16, ArgsError> {
         .ok_or_else(|| {
             ArgsError::new(flag, format!("{address:?} is not HOST:PORT, for example 127.0.0.1:9000"))
         })
+}
+
+/// HOST:PORT as a URL has it. What Kubernetes puts for `$(POD_IP)` has no brackets, of either family.
+fn bracketed(address: String) -> String {
+    match address.rsplit_once(':') {
+        Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => format!("[{host}]:{port}"),
+        _ => address,
+    }
 }
 
 fn at_least_one(flag: &'static str, value: u32) -> Result<(), ArgsError> {
@@ -455,6 +484,20 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_a_pod_is_one_that_peers_can_use() {
+        let cases = [
+            ("10.0.0.1:9000", "10.0.0.1:9000"),
+            ("fd00::1:9000", "[fd00::1]:9000"),
+            ("[fd00::1]:9000", "[fd00::1]:9000"),
+            ("worker-0.example:9000", "worker-0.example:9000"),
+        ];
+        for (given, used) in cases {
+            let config = parse(&["--advertise", given]).unwrap();
+            assert_eq!(config.serve.advertise.as_deref(), Some(used));
+        }
+    }
+
+    #[test]
     fn bad_values_name_the_flag() {
         let cases: &[(&[&str], &str)] = &[
             (&["--listen", "9000"], "--listen"),
@@ -464,6 +507,10 @@ mod tests {
             (&["--block-size", "0"], "--block-size"),
             (&["--num-blocks", "0"], "--num-blocks"),
             (&["--device", "gpu"], "--device"),
+            (&["--device", "cpu", "--dtype", "bfloat16"], "--dtype"),
+            (&["--device", "cuda:0", "--dtype", "float32"], "--dtype"),
+            (&["--device", "cpu", "--dtype", "float16"], "--dtype"),
+            (&["--dtype", "int4"], "--dtype"),
             (&["--device", "cuda:"], "cuda:N"),
             (&["--device", "sim:decode-step-ms=-1"], "decode-step-ms"),
             (&["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),

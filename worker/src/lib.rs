@@ -140,6 +140,9 @@ fn load(
         }
         _ => gpu,
     };
+    if let Some(problem) = config.dtype.problem(gpu.is_some()) {
+        return Err(ArgsError::new("dtype", problem).into());
+    }
     let backend: Box<dyn Backend> = match (gpu, config.device) {
         (Some(ordinal), _) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
         (None, Device::Sim(speed)) => Box::new(sim_backend(config, &model, speed)?),

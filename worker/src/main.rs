@@ -1,5 +1,7 @@
 //! `disagg-worker`: one worker process. Everything is in the library; this sets up logs, the runtime and signals.
 
+use std::io::IsTerminal as _;
+
 use clap::Parser;
 use disagg_worker::WorkerArgs;
 use tracing_subscriber::EnvFilter;
@@ -16,7 +18,9 @@ fn main() -> anyhow::Result<()> {
     disagg_malloc::set_up();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A pod's log is no terminal.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     disagg_malloc::give_back_when_idle();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));

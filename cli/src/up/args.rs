@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
-use disagg_api::crd::{LoadFormat, Routing, limits};
+use disagg_api::crd::{Dtype, LoadFormat, Routing, limits};
 use disagg_worker::args::Device;
 use disagg_worker::hub::ModelRef;
 
@@ -95,6 +95,10 @@ pub(crate) struct UpArgs {
     /// Where weights come from: the model's folder, or random numbers of the right shapes
     #[arg(long, value_name = "FORMAT")]
     pub(crate) load_format: Option<Format>,
+
+    /// Number format to compute in: float32 on a CPU, bfloat16 on a GPU [default: the file's, or auto]
+    #[arg(long, value_name = "auto|float32|bfloat16")]
+    pub(crate) dtype: Option<Dtype>,
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

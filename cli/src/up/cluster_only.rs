@@ -12,6 +12,7 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
         decode,
         router,
         disaggregation: _,
+        monitoring,
         images,
         drain_seconds: _,
     } = spec;
@@ -41,6 +42,7 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
     let no_volumes =
         "`disagg up` has no volumes; name the model's folder with spec.model.source.path or --model";
     let no_secrets = "`disagg up` reads no Secrets; put the token into the environment variable HF_TOKEN";
+    let no_objects = "`disagg up` makes no objects of a cluster; the workers' and the router's /metrics are there without it";
     let own = [
         ("spec.model.source.pvc".to_owned(), pvc.is_some(), no_volumes),
         ("spec.model.source.image".to_owned(), image.is_some(), no_volumes),
@@ -48,6 +50,7 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
         ("spec.router.service".to_owned(), !service.is_unset(), no_pods),
         ("spec.router.resources".to_owned(), !resources.is_unset(), no_pods),
         ("spec.router.podTemplate".to_owned(), !pod_template.is_unset(), no_pods),
+        ("spec.monitoring".to_owned(), !monitoring.is_unset(), no_objects),
         ("spec.images".to_owned(), !images.is_unset(), no_pods),
     ];
     own.into_iter()

@@ -3,7 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, LoadFormat, ModelSource, RandomModel, Routing};
+use disagg_api::crd::{
+    DisaggDeployment, Dtype, EngineSpec, Invalid, LoadFormat, ModelSource, RandomModel, Routing,
+};
 use disagg_api::settings::RouterSettings;
 use disagg_worker::args::Device;
 use disagg_worker::hub::{BadHubModel, HubModel, ModelRef};
@@ -40,6 +42,7 @@ pub(crate) struct Plan {
     pub(crate) served_name: String,
     pub(crate) model: Model,
     pub(crate) load_format: LoadFormat,
+    pub(crate) dtype: Option<Dtype>,
     pub(crate) max_length: Option<u32>,
     pub(crate) block_size: Option<u32>,
     pub(crate) prefill: Workers,
@@ -125,6 +128,7 @@ impl Plan {
             served_name,
             model,
             load_format: spec.model.load_format.unwrap_or_default(),
+            dtype: spec.model.dtype,
             max_length: spec.model.max_length.map(number),
             block_size: spec.kv_cache.block_size.map(number),
             prefill,
@@ -213,6 +217,7 @@ impl Worker<'_> {
         args.flag("--model", model_folder);
         args.flag("--served-model-name", &plan.served_name);
         args.flag("--load-format", plan.load_format.as_str());
+        args.option("--dtype", plan.dtype.map(Dtype::as_str));
         if let Some(device) = self.device() {
             // A GPU that was chosen by number is the only one that its worker sees.
             let device = if matches!(device, Device::Cuda(_)) { Device::Cuda(0) } else { device };
@@ -324,6 +329,9 @@ fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
     }
     if let Some(format) = args.load_format {
         spec.model.load_format = Some(format.into());
+    }
+    if let Some(dtype) = args.dtype {
+        spec.model.dtype = Some(dtype);
     }
     set(&mut spec.kv_cache.block_size, args.block_size);
     set(&mut spec.prefill.replicas, args.prefill);

@@ -32,7 +32,14 @@ fn every_sample_is_valid() {
     let files: std::collections::BTreeSet<_> = ours.iter().map(|(file, _)| file.as_str()).collect();
     assert_eq!(
         Vec::from_iter(files),
-        ["demo.yaml", "gateway.yaml", "gpu-xpyd.yaml", "hpa-decode.yaml", "model-folder.yaml"]
+        [
+            "demo.yaml",
+            "gateway.yaml",
+            "gpu-xpyd.yaml",
+            "hpa-decode.yaml",
+            "model-folder.yaml",
+            "pod-monitor.yaml"
+        ]
     );
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use disagg_api::crd::{
-    DisaggDeployment, DisaggDeploymentSpec, EngineSpec, Images, Invalid, LoadFormat, ModelSource, ModelSpec,
-    PodOverrides, Resources, RoleSpec, RouterService, RouterSpec, Routing, SecretKey, ServiceType,
+    DisaggDeployment, DisaggDeploymentSpec, Dtype, EngineSpec, Images, Invalid, LoadFormat, ModelSource,
+    ModelSpec, MonitoringSpec, PodMonitorOptions, PodOverrides, Resources, RoleSpec, RouterService,
+    RouterSpec, Routing, SecretKey, ServiceType,
 };
 use disagg_api::kubernetes::Component;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -41,6 +42,7 @@ pub(crate) struct Wanted {
     pub served_name: String,
     pub model: Model,
     pub max_length: Option<i32>,
+    pub dtype: Option<Dtype>,
     pub load_format: LoadFormat,
     pub block_size: Option<i32>,
     pub prefill: Workers,
@@ -48,6 +50,8 @@ pub(crate) struct Wanted {
     pub router: Router,
     /// Every key of the settings ConfigMap with the value that the resource asks for.
     pub settings: BTreeMap<String, String>,
+    /// Absent: no PodMonitors are wanted.
+    pub pod_monitor: Option<PodMonitorOptions>,
     pub pull_policy: Option<&'static str>,
     pub pull_secrets: Vec<String>,
     pub drain_seconds: i32,
@@ -133,11 +137,12 @@ pub(crate) fn validate(
         decode,
         router,
         disaggregation: _, // It is in the settings.
+        monitoring: MonitoringSpec { pod_monitor },
         images,
         drain_seconds,
     } = resource.spec.clone();
     let Images { worker, router: router_image, pull_policy, pull_secrets } = images;
-    let ModelSpec { source, served_name: _, max_length, dtype: _, load_format, hub_token_secret } = model;
+    let ModelSpec { source, served_name: _, max_length, dtype, load_format, hub_token_secret } = model;
     let workers = |component, role: RoleSpec| {
         let on_gpu = role.wants_gpu();
         let RoleSpec { replicas, tensor_parallel_size: _, engine, resources, pod_template } = role;
@@ -168,6 +173,7 @@ pub(crate) fn validate(
         served_name: resource.served_name().to_owned(),
         model: model_of(source, hub_token_secret),
         max_length,
+        dtype,
         load_format: load_format.unwrap_or_default(),
         block_size: kv_cache.block_size,
         prefill: workers(Component::Prefill, prefill),
@@ -187,6 +193,7 @@ pub(crate) fn validate(
             pod: pod_template,
         },
         settings: settings.to_pairs().map(|(key, value)| (key.to_owned(), value)).into(),
+        pod_monitor,
         pull_policy: pull_policy.map(disagg_api::crd::PullPolicy::as_str),
         pull_secrets: pull_secrets.into_iter().map(|secret| secret.name).collect(),
         drain_seconds: drain_seconds.unwrap_or(DRAIN_SECONDS_DEFAULT),

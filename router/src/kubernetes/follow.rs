@@ -146,3 +146,74 @@ fn describe(error: &watcher::Error) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object(name: &str, data: &Value) -> DeserializeGuard<ConfigMap> {
+        let object = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": data,
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn good(name: &str) -> DeserializeGuard<ConfigMap> {
+        object(name, &json!({ "a": "b" }))
+    }
+
+    fn objects() -> Objects<ConfigMap> {
+        Objects { known: BTreeMap::new(), relisted: None, feed: Feed::ConfigMap }
+    }
+
+    fn names(objects: &Objects<ConfigMap>) -> Vec<&str> {
+        objects.known.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_list_counts_when_it_is_whole() {
+        let mut objects = objects();
+        for part in [Event::Init, Event::InitApply(good("a")), Event::InitApply(good("b"))] {
+            assert!(!objects.take(part), "half a list is not told of");
+            assert!(names(&objects).is_empty());
+        }
+        assert!(objects.take(Event::InitDone));
+        assert_eq!(names(&objects), ["a", "b"]);
+        assert!(objects.take(Event::Apply(good("c"))));
+        assert!(objects.take(Event::Delete(good("a"))));
+        assert_eq!(names(&objects), ["b", "c"]);
+    }
+
+    #[test]
+    fn what_went_while_the_watch_was_away_is_gone_after_the_next_list() {
+        let mut objects = objects();
+        for event in [Event::Init, Event::InitApply(good("a")), Event::InitApply(good("b")), Event::InitDone]
+        {
+            objects.take(event);
+        }
+        objects.take(Event::Init);
+        objects.take(Event::InitApply(good("b")));
+        assert_eq!(names(&objects), ["a", "b"], "what is known stays in force until the list is whole");
+        objects.take(Event::InitDone);
+        assert_eq!(names(&objects), ["b"]);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_as_it_was() {
+        let mut objects = objects();
+        objects.take(Event::Init);
+        objects.take(Event::InitApply(good("a")));
+        objects.take(Event::InitDone);
+        let bad = || json!({ "a": ["no text"] });
+        assert!(objects.take(Event::Apply(object("a", &bad()))));
+        assert_eq!(objects.known["a"].data.as_ref().unwrap()["a"], "b");
+        objects.take(Event::Init);
+        objects.take(Event::InitApply(object("a", &bad())));
+        objects.take(Event::InitApply(object("new", &bad())));
+        objects.take(Event::InitDone);
+        assert_eq!(names(&objects), ["a"], "one that was never read is passed over");
+    }
+}

@@ -74,3 +74,38 @@ impl Health {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feed_is_missing_until_it_was_read_once() {
+        let health = Health::default();
+        assert_eq!(health.missing().as_deref(), Some("reading endpointslices from the Kubernetes API"));
+        health.works(Feed::EndpointSlices, true);
+        assert!(health.failed(Feed::ConfigMap, "forbidden".to_owned()), "a new problem is told");
+        assert!(!health.failed(Feed::ConfigMap, "forbidden".to_owned()), "once");
+        let missing = health.missing().unwrap();
+        assert!(missing.contains("configmap") && missing.ends_with("forbidden"), "{missing}");
+        assert_eq!(health.works(Feed::ConfigMap, false).as_deref(), Some("forbidden"));
+        assert!(health.missing().is_some(), "an answer is not yet all of it");
+        health.works(Feed::ConfigMap, true);
+        assert_eq!(health.missing(), None);
+    }
+
+    #[test]
+    fn a_feed_that_fails_later_is_down_and_not_missing() {
+        let health = Health::default();
+        assert!(!health.is_up(Feed::ConfigMap));
+        health.works(Feed::EndpointSlices, true);
+        health.works(Feed::ConfigMap, true);
+        assert!(health.is_up(Feed::ConfigMap));
+        health.failed(Feed::ConfigMap, "away".to_owned());
+        assert!(!health.is_up(Feed::ConfigMap) && health.is_up(Feed::EndpointSlices));
+        assert_eq!(health.missing(), None, "what was read stays in force");
+        // A list has begun: it is up again, and was never forgotten.
+        health.works(Feed::ConfigMap, false);
+        assert!(health.is_up(Feed::ConfigMap));
+    }
+}

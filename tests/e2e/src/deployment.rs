@@ -22,6 +22,7 @@ pub struct Plan {
     worker_flags: Vec<String>,
     prefill_flags: Vec<String>,
     router: Option<Vec<String>>,
+    ipv6: bool,
 }
 
 /// Everything that was started; all of it ends with this.
@@ -49,7 +50,15 @@ impl Plan {
             worker_flags: flags(["--threads", "1", "--served-model-name", MODEL]),
             prefill_flags: Vec::new(),
             router: None,
+            ipv6: false,
         }
+    }
+
+    /// All between workers and router goes over IPv6.
+    #[must_use]
+    pub fn ipv6(mut self) -> Self {
+        self.ipv6 = true;
+        self
     }
 
     /// So many prefill and decode workers.
@@ -88,7 +97,8 @@ impl Plan {
         worker_flags.extend(self.worker_flags);
         let start = |role: Role, count: usize, more: &[String]| -> Vec<Worker> {
             let flags = [worker_flags.as_slice(), more].concat();
-            (0..count).map(|i| Worker::start(&format!("{role}-{i}"), role, &flags, folder.path())).collect()
+            let start = if self.ipv6 { Worker::start_ipv6 } else { Worker::start };
+            (0..count).map(|i| start(&format!("{role}-{i}"), role, &flags, folder.path())).collect()
         };
         let mut prefill = start(Role::Prefill, self.prefill, &self.prefill_flags);
         let mut decode = start(Role::Decode, self.decode, &[]);

@@ -62,6 +62,14 @@ impl Metrics {
         (!matching.is_empty()).then(|| matching.iter().sum())
     }
 
+    /// Labels and value of every sample of this name.
+    pub fn samples(&self, name: &str) -> impl Iterator<Item = (&BTreeMap<String, String>, f64)> {
+        self.samples
+            .iter()
+            .filter(move |sample| sample.name == name)
+            .map(|sample| (&sample.labels, sample.value))
+    }
+
     /// Names there are.
     pub fn names(&self) -> Vec<&str> {
         self.samples.iter().map(|sample| sample.name.as_str()).collect()

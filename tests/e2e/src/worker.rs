@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::metrics::Metrics;
-use crate::ports::free_address;
+use crate::ports::{free_address, free_port};
 use crate::process::Process;
 use crate::wait::eventually;
 
@@ -42,10 +42,32 @@ pub struct Worker {
 impl Worker {
     /// Starts `disagg worker` with these flags beside name, role and addresses. Logs go to `folder`.
     pub fn start(name: &str, role: Role, flags: &[String], folder: &Path) -> Self {
-        let (address, metrics_address) = (free_address(), free_address());
+        let address = free_address();
+        let listen = ["--listen", &address].map(Into::into);
+        Self::start_at(name, role, address.clone(), &listen, flags, folder)
+    }
+
+    /// As [`Self::start`], as in a pod of an IPv6-only cluster: the worker listens on every address and is told its own
+    /// without brackets. It is reached by IPv6.
+    pub fn start_ipv6(name: &str, role: Role, flags: &[String], folder: &Path) -> Self {
+        let port = free_port();
+        let listen = [format!("--listen=[::]:{port}"), format!("--advertise=::1:{port}")];
+        Self::start_at(name, role, format!("[::1]:{port}"), &listen, flags, folder)
+    }
+
+    fn start_at(
+        name: &str,
+        role: Role,
+        address: String,
+        listen: &[String],
+        flags: &[String],
+        folder: &Path,
+    ) -> Self {
+        let metrics_address = free_address();
         let mut arguments: Vec<String> =
             ["worker", "--name", name, "--role", role.as_str()].map(Into::into).into();
-        arguments.extend(["--listen", &address, "--metrics-listen", &metrics_address].map(Into::into));
+        arguments.extend_from_slice(listen);
+        arguments.extend(["--metrics-listen", &metrics_address].map(Into::into));
         arguments.push("--exit-with-stdin".into());
         arguments.extend_from_slice(flags);
         let process = Process::disagg(name, folder, &arguments);

@@ -155,12 +155,18 @@ fn switches_reach_the_worker_both_ways() {
             "  decode:\n",
             &format!("  decode:\n    engine: {{enableChunkedPrefill: {on}, enablePrefixCaching: {on}}}\n"),
         );
-        let plan = plan_of(&text, &UpArgs { load_format: Some(Format::Dummy), ..UpArgs::default() }).unwrap();
+        let args = UpArgs {
+            load_format: Some(Format::Dummy),
+            dtype: Some(disagg_api::crd::Dtype::Float32),
+            ..UpArgs::default()
+        };
+        let plan = plan_of(&text, &args).unwrap();
         let config = worker_config(&plan, 1);
         assert_eq!(config.serve.limits.enable_chunked_prefill, on);
         assert_eq!(config.serve.limits.enable_prefix_caching, on);
         assert_eq!(config.model.block_size, 16);
         assert_eq!(config.model.load_format, WorkerLoadFormat::Dummy);
+        assert_eq!(config.model.dtype, disagg_worker::args::Dtype::Float32);
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod definition;
 mod model;
+mod monitoring;
 mod pod;
 mod read;
 mod router;
@@ -18,7 +19,9 @@ mod workers;
 
 pub use model::{
     BundledModel, Dtype, ImageSource, LoadFormat, ModelSource, ModelSpec, PvcSource, RandomModel, SecretKey,
+    UnknownDtype,
 };
+pub use monitoring::{MonitoringSpec, PodMonitorOptions};
 pub use pod::{Amount, EnvVar, Images, ObjectName, PodOverrides, PullPolicy, Resources, VolumeMount};
 pub use read::ReadError;
 pub use router::{DisaggregationSpec, RouterService, RouterSpec, Routing, ServiceType};
@@ -70,6 +73,8 @@ pub mod limits {
     pub const MAP_LENGTH: u64 = 64;
     /// Kinds of resources of one container.
     pub const RESOURCES_LENGTH: u64 = 16;
+    /// Characters of a time between scrapes.
+    pub const INTERVAL_LENGTH: u64 = 8;
     /// Secrets for pulling images.
     pub const PULL_SECRETS: u64 = 16;
     /// Characters of a label's value, as Kubernetes bounds them.
@@ -176,6 +181,10 @@ pub struct DisaggDeploymentSpec {
     /// retune a running deployment.
     #[serde(default)]
     pub disaggregation: DisaggregationSpec,
+
+    /// How the metrics of workers and routers are found.
+    #[serde(default, skip_serializing_if = "MonitoringSpec::is_unset")]
+    pub monitoring: MonitoringSpec,
 
     /// Images of the containers. The defaults are those that the operator was installed with.
     #[serde(default, skip_serializing_if = "Images::is_unset")]

@@ -175,13 +175,49 @@ impl SecretKey {
     }
 }
 
-/// The number format to compute in. `auto`, the only value so far, is f32 on a CPU and bf16 on a GPU.
+/// The number format to compute in. `auto` is what the device of each worker computes in: float32 on a CPU, bfloat16 on a
+/// GPU. A worker whose device computes in another format than the one named here says so and does not start. Weights
+/// are converted when they are read.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// What the device computes in.
     #[default]
     Auto,
+    /// 32 bits: workers on CPUs.
+    Float32,
+    /// 16 bits, 8 of them for the exponent: workers on GPUs.
+    Bfloat16,
+}
+
+impl Dtype {
+    /// Every format.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Float32, Self::Bfloat16];
+
+    /// The value of the worker's flag `--dtype`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+        }
+    }
+}
+
+/// Text that names no [`Dtype`].
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is no number format: write auto, float32 or bfloat16")]
+pub struct UnknownDtype(String);
+
+impl std::str::FromStr for Dtype {
+    type Err = UnknownDtype;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|dtype| dtype.as_str() == text)
+            .ok_or_else(|| UnknownDtype(text.to_owned()))
+    }
 }
 
 /// `auto` reads the weights of the source. `dummy` makes random weights of the shape that the source's config states,

@@ -14,8 +14,8 @@ pub struct DisaggDeploymentStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Ready`, `PrefillAvailable`, `DecodeAvailable`, `RouterAvailable`, `SettingsValid` and `Progressing`, each with
-    /// the reason in one word and in one sentence.
+    /// `Ready`, `PrefillAvailable`, `DecodeAvailable`, `RouterAvailable`, `SettingsValid`, `Progressing` and, where PodMonitors
+    /// are asked for, `MonitoringAvailable`, each with the reason in one word and in one sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

@@ -64,6 +64,7 @@ pub fn rows() -> Vec<Row> {
     model(&mut add);
     workers(&mut add);
     router(&mut add);
+    monitoring(&mut add);
     containers(&mut add);
     pods(&mut add);
     rows
@@ -166,7 +167,7 @@ fn model(add: Add<'_>) {
     add("spec.model.servedName", "maxLength", None, json!(long("m", 201)), json!(long("m", 200)));
     add("spec.model.maxLength", "minimum", None, json!(1), json!(2));
     add("spec.model.maxLength", "maximum", None, json!(16_777_217), json!(16_777_216));
-    add("spec.model.dtype", "enum", None, json!("bfloat16"), json!("auto"));
+    add("spec.model.dtype", "enum", None, json!("float16"), json!("bfloat16"));
     add("spec.model.loadFormat", "enum", None, json!("safetensors"), json!("dummy"));
 
     let at = Some("spec.model");
@@ -252,6 +253,21 @@ fn router(add: Add<'_>) {
     add("spec.router.routing", "enum", None, json!("prefix"), json!("least-loaded"));
     add("spec.router.service.type", "enum", None, json!("ExternalName"), json!("ClusterIP"));
     text_map_rules(add, "spec.router.service.annotations", 4096);
+}
+
+fn monitoring(add: Add<'_>) {
+    let monitor = "spec.monitoring.podMonitor";
+    let interval = "spec.monitoring.podMonitor.interval";
+    add(interval, "pattern", None, json!("30"), json!("30s"));
+    add(interval, "maxLength", None, json!("1000000ms"), json!("100000ms"));
+    text_map_rules(add, "spec.monitoring.podMonitor.labels", 63);
+    add(
+        monitor,
+        "labels below disagg.dev/ and app.kubernetes.io/ are set by the operator",
+        None,
+        json!({ "labels": { "disagg.dev/role": "mine" } }),
+        json!({ "labels": { "release": "prometheus" } }),
+    );
 }
 
 fn containers(add: Add<'_>) {

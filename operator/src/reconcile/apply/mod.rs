@@ -4,16 +4,20 @@
 //! before and has not been touched since is not sent again.
 
 mod child;
+mod monitoring;
 mod replicas;
 mod settings;
+
+use std::sync::atomic::AtomicBool;
 
 use disagg_api::DisaggDeployment;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 
 pub(crate) use child::{Applied, Problem};
+pub(crate) use monitoring::MonitoringState;
 pub(crate) use settings::SettingsState;
 
-use super::build::Children;
+use super::build::{Children, pod_monitor_names};
 use super::dereference::Observed;
 use super::validate::Wanted;
 use crate::context::Context;
@@ -28,6 +32,8 @@ pub(crate) enum ApplyError {
     Read { kind: &'static str, name: String, source: kube::Error },
     #[error("cannot apply {kind} {name}: {source}")]
     Write { kind: &'static str, name: String, source: kube::Error },
+    #[error("cannot delete {kind} {name}: {source}")]
+    Delete { kind: &'static str, name: String, source: kube::Error },
     #[error("the settings ConfigMap {name} is changed faster than it can be read")]
     Contended { name: String },
 }
@@ -35,9 +41,26 @@ pub(crate) enum ApplyError {
 impl ApplyError {
     /// The namespace is going away, and everything in it: there is nothing left to do.
     pub(crate) fn namespace_is_ending(&self) -> bool {
-        let (Self::Read { source, .. } | Self::Write { source, .. }) = self else { return false };
-        matches!(source, kube::Error::Api(status)
-            if status.code == 403 && status.message.contains("is being terminated"))
+        self.status()
+            .is_some_and(|status| status.code == 403 && status.message.contains("is being terminated"))
+    }
+
+    /// There is no such object, or no such kind.
+    fn is_not_found(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 404)
+    }
+
+    /// What the API server said.
+    fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } | Self::Delete { source, .. } => {
+                match source {
+                    kube::Error::Api(status) => Some(status),
+                    _ => None,
+                }
+            }
+            Self::Contended { .. } => None,
+        }
     }
 }
 
@@ -48,6 +71,10 @@ pub(crate) struct Outcome {
     pub problems: Vec<Problem>,
     /// Nothing, if the ConfigMap is not ours.
     pub settings: Option<SettingsState>,
+    /// Nothing, if no PodMonitors are asked for.
+    pub monitoring: Option<MonitoringState>,
+    /// Children were made that the watches have yet to show.
+    pub made: bool,
 }
 
 /// Applies `children`. Problems that only a person can solve do not keep the other children from being applied.
@@ -58,13 +85,13 @@ pub(crate) async fn apply(
     observed: &Observed,
     context: &Context,
 ) -> Result<Outcome, ApplyError> {
-    let run = child::Run { context, resource, namespace: &wanted.namespace };
+    let run = child::Run { context, resource, namespace: &wanted.namespace, made: AtomicBool::default() };
     let mut problems = Vec::new();
     for account in &children.service_accounts {
-        problems.extend(run.apply(account).await?.problem());
+        problems.extend(run.apply(account).await?);
     }
-    problems.extend(run.apply(&children.role).await?.problem());
-    problems.extend(run.apply(&children.role_binding).await?.problem());
+    problems.extend(run.apply(&children.role).await?);
+    problems.extend(run.apply(&children.role_binding).await?);
     let settings = match settings::apply(&run, wanted, &children.settings).await? {
         Ok(state) => Some(state),
         Err(problem) => {
@@ -72,12 +99,12 @@ pub(crate) async fn apply(
             None
         }
     };
-    problems.extend(run.apply(&children.network_policy).await?.problem());
+    problems.extend(run.apply(&children.network_policy).await?);
     for budget in &children.disruption_budgets {
-        problems.extend(run.apply(budget).await?.problem());
+        problems.extend(run.apply(budget).await?);
     }
     for service in &children.services {
-        problems.extend(run.apply(service).await?.problem());
+        problems.extend(run.apply(service).await?);
     }
     let sets = [
         (&children.prefill, &observed.prefill, wanted.prefill.replicas),
@@ -90,5 +117,9 @@ pub(crate) async fn apply(
     let live = observed.router.as_deref();
     problems
         .extend(replicas::apply::<Deployment>(&run, &children.router, live, wanted.router.replicas).await?);
-    Ok(Outcome { problems, settings })
+    let monitoring = monitoring::apply(&run, &children.pod_monitors, &pod_monitor_names(wanted)).await?;
+    Ok(Outcome { problems, settings, monitoring, made: run.made.into_inner() })
 }
+
+#[cfg(test)]
+mod tests;

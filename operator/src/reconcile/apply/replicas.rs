@@ -6,11 +6,10 @@
 //! that writes the number owns it from then on.
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use kube::ResourceExt as _;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use serde_json::json;
 
-use super::child::{Fate, Problem, Run, There, kind};
+use super::child::{Problem, Run, There, kind};
 use super::{ApplyError, MANAGER};
 use crate::reconcile::validate::Replicas;
 use crate::stores::Child;
@@ -42,47 +41,34 @@ pub(super) async fn apply<K: Scaled>(
     live: Option<&K>,
     number: Replicas,
 ) -> Result<Option<Problem>, ApplyError> {
-    let name = desired.name_any();
-    let there = match run.look::<K>(&name).await? {
-        There::Foreign(problem) => return Ok(Some(problem)),
-        There::Nothing => None,
-        There::Ours(meta) => Some(meta),
-    };
-    let Replicas::Free { initial } = number else {
-        return Ok(run.send(desired, there.as_deref()).await?.problem());
-    };
-    match (&there, live) {
-        (Some(meta), Some(live)) => {
-            let owners = owners(meta);
-            if owners.is_empty() || owners.contains(&MANAGER) {
-                let uid = meta.uid.clone();
-                hold::<K>(run, &name, uid, live.replicas().unwrap_or(initial)).await?;
+    let meta = match run.find_or_make(desired).await? {
+        There::Bad(problem) => return Ok(Some(problem)),
+        There::New(meta) => {
+            if let Replicas::Free { initial } = number {
+                hold::<K>(run, &meta, initial).await?;
             }
-            Ok(run.send(desired, there.as_deref()).await?.problem())
+            return Ok(None);
         }
+        There::Ours(meta) => meta,
+    };
+    if let Replicas::Free { initial } = number {
         // The watch of the whole object is behind; it will come.
-        (Some(_), None) => Ok(None),
-        (None, _) => match run.send(desired, None).await? {
-            Fate::Bad(problem) => Ok(Some(problem)),
-            Fate::Good(meta) => {
-                hold::<K>(run, &name, meta.and_then(|meta| meta.uid), initial).await?;
-                Ok(None)
-            }
-        },
+        let Some(live) = live else { return Ok(None) };
+        let owners = owners(&meta);
+        if owners.is_empty() || owners.contains(&MANAGER) {
+            hold::<K>(run, &meta, live.replicas().unwrap_or(initial)).await?;
+        }
     }
+    run.update(desired, &meta).await
 }
 
 /// Lets the manager of nobody's numbers own it at `replicas`.
-async fn hold<K: Scaled>(
-    run: &Run<'_>,
-    name: &str,
-    uid: Option<String>,
-    replicas: i32,
-) -> Result<(), ApplyError> {
+async fn hold<K: Scaled>(run: &Run<'_>, meta: &ObjectMeta, replicas: i32) -> Result<(), ApplyError> {
+    let name = meta.name.as_deref().unwrap_or_default();
     let body = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
-        "metadata": { "name": name, "uid": uid },
+        "metadata": { "name": name, "uid": meta.uid },
         "spec": { "replicas": replicas },
     });
     // By force: between reading and this an autoscaler may have written, and then keeps the ownership by its next write.

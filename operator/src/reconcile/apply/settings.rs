@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::reflector::ObjectRef;
 
 use super::ApplyError;
-use super::child::{Fate, Problem, Run, There, kind};
+use super::child::{Problem, Run, There, kind};
 use crate::reconcile::ownership::{Held, Pairs, decide, patch};
 use crate::reconcile::validate::Wanted;
 
@@ -31,20 +31,16 @@ pub(super) async fn apply(
     metadata: &ConfigMap,
 ) -> Result<Result<SettingsState, Problem>, ApplyError> {
     let name = metadata.name_any();
-    let mut live = match run.look::<ConfigMap>(&name).await? {
-        There::Foreign(problem) => return Ok(Err(problem)),
+    let mut live = match run.find_or_make(metadata).await? {
+        There::Bad(problem) => return Ok(Err(problem)),
+        // There is nothing in it yet.
+        There::New(meta) => Some(ConfigMap { metadata: *meta, ..ConfigMap::default() }),
         There::Ours(meta) => {
-            if let Fate::Bad(problem) = run.send(metadata, Some(&meta)).await? {
+            if let Some(problem) = run.update(metadata, &meta).await? {
                 return Ok(Err(problem));
             }
             let key = ObjectRef::new(&name).within(run.namespace);
             run.context.stores.config_maps.get(&key).map(|live| (*live).clone())
-        }
-        There::Nothing => {
-            if let Fate::Bad(problem) = run.send(metadata, None).await? {
-                return Ok(Err(problem));
-            }
-            None
         }
     };
     for _ in 0..ATTEMPTS {

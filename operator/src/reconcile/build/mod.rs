@@ -2,6 +2,7 @@
 
 mod access;
 mod labels;
+mod monitoring;
 mod pod;
 mod policy;
 mod router;
@@ -14,7 +15,9 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 
 use super::validate::Wanted;
+use crate::prometheus::PodMonitor;
 pub(crate) use labels::MANAGED_BY;
+pub(crate) use monitoring::names as pod_monitor_names;
 pub(crate) use router::url;
 
 /// Something that cannot be written down as Kubernetes wants it.
@@ -42,6 +45,8 @@ pub(crate) struct Children {
     pub prefill: StatefulSet,
     pub decode: StatefulSet,
     pub router: Deployment,
+    /// None, where none are asked for.
+    pub pod_monitors: Vec<PodMonitor>,
 }
 
 /// The children of `wanted`.
@@ -61,6 +66,7 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Children, BuildError> {
         prefill: workers::stateful_set(wanted, &wanted.prefill),
         decode: workers::stateful_set(wanted, &wanted.decode),
         router: router::deployment(wanted),
+        pod_monitors: monitoring::pod_monitors(wanted),
     };
     let names = children.services.iter().filter_map(|service| service.metadata.name.as_ref());
     for name in names {

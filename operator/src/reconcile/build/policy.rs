@@ -29,6 +29,18 @@ pub(super) fn disruption_budgets(wanted: &Wanted) -> Vec<PodDisruptionBudget> {
     Component::ALL.map(budget).into()
 }
 
+/// Selects the pods of the workers of both roles.
+pub(super) fn workers(wanted: &Wanted) -> LabelSelector {
+    LabelSelector {
+        match_labels: Some([(LABEL_DEPLOYMENT.to_owned(), wanted.name.clone())].into()),
+        match_expressions: Some(vec![LabelSelectorRequirement {
+            key: LABEL_ROLE.to_owned(),
+            operator: "In".to_owned(),
+            values: Some([Component::Prefill, Component::Decode].map(|role| role.as_str().to_owned()).into()),
+        }]),
+    }
+}
+
 /// Workers take requests and KV from the pods of their own deployment alone. Their metrics are open.
 pub(super) fn network_policy(wanted: &Wanted) -> NetworkPolicy {
     let port = |name: &str| {
@@ -38,26 +50,17 @@ pub(super) fn network_policy(wanted: &Wanted) -> NetworkPolicy {
             ..NetworkPolicyPort::default()
         }])
     };
-    let of_this = || [(LABEL_DEPLOYMENT.to_owned(), wanted.name.clone())].into();
+    let of_this = [(LABEL_DEPLOYMENT.to_owned(), wanted.name.clone())].into();
     NetworkPolicy {
         metadata: metadata(wanted, format!("{}-worker", wanted.name), None),
         spec: Some(NetworkPolicySpec {
-            pod_selector: Some(LabelSelector {
-                match_labels: Some(of_this()),
-                match_expressions: Some(vec![LabelSelectorRequirement {
-                    key: LABEL_ROLE.to_owned(),
-                    operator: "In".to_owned(),
-                    values: Some(
-                        [Component::Prefill, Component::Decode].map(|role| role.as_str().to_owned()).into(),
-                    ),
-                }]),
-            }),
+            pod_selector: Some(workers(wanted)),
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
                 NetworkPolicyIngressRule {
                     from: Some(vec![NetworkPolicyPeer {
                         pod_selector: Some(LabelSelector {
-                            match_labels: Some(of_this()),
+                            match_labels: Some(of_this),
                             ..LabelSelector::default()
                         }),
                         ..NetworkPolicyPeer::default()

@@ -57,7 +57,7 @@ pub(crate) fn url(wanted: &Wanted) -> String {
 pub(super) fn deployment(wanted: &Wanted) -> Deployment {
     let router = &wanted.router;
     let mut args = vec![
-        format!("--listen=0.0.0.0:{ROUTER_HTTP_PORT}"),
+        format!("--listen=[::]:{ROUTER_HTTP_PORT}"),
         format!("--drain-timeout-seconds={}", wanted.drain_seconds),
     ];
     let mut option = |name: &str, value: Option<i32>| {

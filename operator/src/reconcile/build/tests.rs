@@ -49,6 +49,7 @@ fn the_demo() {
         prefill,
         decode,
         router,
+        pod_monitors,
     } = children(DEMO);
     insta::assert_snapshot!("demo_accounts", yaml(&service_accounts));
     insta::assert_snapshot!("demo_role", yaml(&(role, role_binding)));
@@ -59,6 +60,7 @@ fn the_demo() {
     insta::assert_snapshot!("demo_prefill", yaml(&prefill));
     insta::assert_snapshot!("demo_decode", yaml(&decode));
     insta::assert_snapshot!("demo_router", yaml(&router));
+    assert_eq!(pod_monitors, [], "nobody asked for them");
 }
 
 #[test]
@@ -67,6 +69,7 @@ fn a_deployment_with_every_field() {
     insta::assert_snapshot!("full_prefill", yaml(&children.prefill));
     insta::assert_snapshot!("full_decode", yaml(&children.decode));
     insta::assert_snapshot!("full_router", yaml(&children.router));
+    insta::assert_snapshot!("full_pod_monitors", yaml(&children.pod_monitors));
     insta::assert_snapshot!("full_router_service", yaml(&children.services[2]));
 }
 

@@ -114,9 +114,10 @@ fn arguments(wanted: &Wanted, workers: &Workers) -> Vec<String> {
     let mut flag = |name: &str, value: String| args.push(format!("--{name}={value}"));
     flag("name", "$(POD_NAME)".to_owned());
     flag("role", workers.component.as_str().to_owned());
-    flag("listen", format!("0.0.0.0:{WORKER_GRPC_PORT}"));
+    // Every address, since the cluster's may be of either family; kubectl port-forward comes by the loopback.
+    flag("listen", format!("[::]:{WORKER_GRPC_PORT}"));
     flag("advertise", format!("$(POD_IP):{WORKER_GRPC_PORT}"));
-    flag("metrics-listen", format!("0.0.0.0:{WORKER_METRICS_PORT}"));
+    flag("metrics-listen", format!("[::]:{WORKER_METRICS_PORT}"));
     flag("model", model_argument(&wanted.model));
     flag("served-model-name", wanted.served_name.clone());
     flag("load-format", wanted.load_format.as_str().to_owned());
@@ -140,6 +141,7 @@ fn arguments(wanted: &Wanted, workers: &Workers) -> Vec<String> {
             flag(name, value);
         }
     };
+    option("dtype", wanted.dtype.map(|dtype| dtype.as_str().to_owned()));
     let text = |value: &Option<i32>| value.map(|value| value.to_string());
     option("max-model-len", text(&wanted.max_length));
     option("block-size", text(&wanted.block_size));

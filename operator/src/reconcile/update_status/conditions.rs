@@ -7,7 +7,8 @@ use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::diagnose::{Trouble, diagnose, missing_pods};
-use crate::reconcile::apply::{Outcome, Problem, SettingsState};
+use crate::prometheus::GROUP_VERSION;
+use crate::reconcile::apply::{MonitoringState, Outcome, Problem, SettingsState};
 use crate::reconcile::build::url;
 use crate::reconcile::dereference::{Observed, Warning};
 use crate::reconcile::validate::Wanted;
@@ -16,6 +17,8 @@ use crate::reconcile::validate::Wanted;
 pub(crate) const READY: &str = "Ready";
 const PROGRESSING: &str = "Progressing";
 pub(crate) const SETTINGS_VALID: &str = "SettingsValid";
+/// Only there while the resource asks for PodMonitors.
+pub(crate) const MONITORING_AVAILABLE: &str = "MonitoringAvailable";
 
 /// Type of a component's condition.
 const fn available(component: Component) -> &'static str {
@@ -83,6 +86,7 @@ pub(crate) fn status(
     findings.extend(components);
     findings.push(progressing);
     findings.extend(outcome.settings.as_ref().map(validity));
+    findings.extend(outcome.monitoring.as_ref().map(|state| monitoring(state, &wanted.namespace)));
 
     let role = |component: Component, numbers: &Numbers| RoleStatus {
         replicas: numbers.exist,
@@ -193,6 +197,30 @@ fn validity(settings: &SettingsState) -> Finding {
             "Invalid",
             format!("{errors}. The last good values stay in force until the ConfigMap is corrected."),
         ),
+    }
+}
+
+fn monitoring(state: &MonitoringState, namespace: &str) -> Finding {
+    match state {
+        MonitoringState::Applied => Finding::new(
+            MONITORING_AVAILABLE,
+            true,
+            "Applied",
+            "the PodMonitors of workers and routers are there",
+        ),
+        MonitoringState::NotServed => Finding::new(
+            MONITORING_AVAILABLE,
+            false,
+            "PodMonitorNotServed",
+            format!(
+                "spec.monitoring.podMonitor asks for PodMonitors, and the cluster serves no {GROUP_VERSION} PodMonitor. \
+                 Install the definitions of the Prometheus operator, which is noticed by itself, or remove the field"
+            ),
+        ),
+        MonitoringState::Bad(problem) => {
+            let (reason, message) = describe(problem, namespace);
+            Finding::new(MONITORING_AVAILABLE, false, reason, message)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use disagg_api::crd::DisaggDeploymentStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
-use super::conditions::{READY, SETTINGS_VALID};
+use super::conditions::{MONITORING_AVAILABLE, READY, SETTINGS_VALID};
 
 /// Characters of an Event's text that the API server takes.
 const NOTE: usize = 1000;
@@ -66,6 +66,11 @@ fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
         SETTINGS_VALID => {
             let news = was.is_none_or(|was| was.message != now.message);
             news.then(|| event(EventType::Warning, "SettingsInvalid", "ReadSettings", &now.message))
+        }
+        MONITORING_AVAILABLE if is_true => None,
+        MONITORING_AVAILABLE => {
+            let news = was.is_none_or(|was| was.reason != now.reason || was.message != now.message);
+            news.then(|| event(EventType::Warning, &now.reason, "Apply", &now.message))
         }
         "PrefillAvailable" | "DecodeAvailable" | "RouterAvailable" => {
             let news = was.is_none_or(|was| was.reason != now.reason);
@@ -141,6 +146,16 @@ mod tests {
         ]);
         assert_eq!(reasons(Some(&again), &ready), ["Ready", "SettingsValid"]);
         assert_eq!(reasons(Some(&ready), &again), ["NotReady", "CrashLoop", "SettingsInvalid"]);
+    }
+
+    #[test]
+    fn missing_definitions_of_prometheus_are_told_once() {
+        let of = |status_: &str, reason: &str| status(&[("MonitoringAvailable", status_, reason, reason)]);
+        let (missing, there) = (of("False", "PodMonitorNotServed"), of("True", "Applied"));
+        assert_eq!(reasons(None, &missing), ["PodMonitorNotServed"]);
+        assert!(reasons(Some(&missing), &missing).is_empty());
+        assert!(reasons(Some(&missing), &there).is_empty());
+        assert!(reasons(None, &there).is_empty());
     }
 
     #[test]

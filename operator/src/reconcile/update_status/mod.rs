@@ -13,10 +13,10 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::json;
 
-pub(crate) use conditions::READY;
+pub(crate) use conditions::{MONITORING_AVAILABLE, READY};
 pub(crate) use routers::Reports;
 
-use super::apply::Outcome;
+use super::apply::{MonitoringState, Outcome};
 use super::dereference::Observed;
 use super::validate::{ValidateError, Wanted};
 use crate::context::Context;
@@ -36,7 +36,7 @@ pub(crate) enum UpdateStatusError {
 /// When to look again without being told of a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Next {
-    /// A router has yet to say that it applies the settings.
+    /// Children were made just now, or a router has yet to say that it applies the settings.
     Soon,
     /// Something is not as it should be, and pods may tell why without an event of a child.
     Later,
@@ -52,6 +52,10 @@ pub(crate) async fn update_status(
     outcome: &Outcome,
     context: &Context,
 ) -> Result<Next, UpdateStatusError> {
+    // Told of now, they would be told of again as soon as the watches show them.
+    if outcome.made && outcome.problems.is_empty() {
+        return Ok(Next::Soon);
+    }
     let (in_force, pending) = match &outcome.settings {
         Some(settings) => {
             let found = routers::ask(wanted, observed, &settings.resource_version, context).await;
@@ -62,7 +66,8 @@ pub(crate) async fn update_status(
     let status = conditions::status(resource, wanted, observed, outcome, in_force, &now());
     let is =
         |type_: &str| status.conditions.iter().any(|found| found.type_ == type_ && found.status == "True");
-    let next = match (pending, is(READY)) {
+    let waits = outcome.monitoring == Some(MonitoringState::NotServed);
+    let next = match (pending, is(READY) && !waits) {
         (true, _) => Next::Soon,
         (false, false) => Next::Later,
         (false, true) => Next::Rarely,

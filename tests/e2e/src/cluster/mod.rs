@@ -23,7 +23,7 @@ pub use load::{Load, LoadLine, LoadPlan, LoadReport, LoadRequest, PLAN_ENV};
 pub use local::Local;
 pub use namespace::{Namespace, is_ready};
 pub use objects::{deployment_resource, strings};
-pub use operator::{LEASE, Operator};
+pub use operator::{LEASE, Operator, Requests};
 
 /// The variable that names the cluster.
 pub const CLUSTER_ENV: &str = "DISAGG_E2E_CLUSTER";

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::{Cluster, Namespace};
+use crate::metrics::Metrics;
 use crate::process::{Process, disagg};
 use crate::router::http_client;
 use crate::wait::eventually;
@@ -18,6 +19,36 @@ pub const LEASE: &str = "operator";
 
 /// Longest wait for the process to serve its metrics.
 const STARTED: Duration = Duration::from_secs(30);
+
+/// Numbers of requests to the API server, by verb and resource.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Requests(pub BTreeMap<String, u64>);
+
+impl Requests {
+    /// What came after `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let more = |(what, count): (&String, &u64)| {
+            (what.clone(), count - before.0.get(what).copied().unwrap_or_default())
+        };
+        Self(self.0.iter().map(more).filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// All of them but watches, which are begun anew as time goes by.
+    pub fn all(&self) -> u64 {
+        self.0.iter().filter(|(what, _)| !what.starts_with("watch ")).map(|(_, count)| count).sum()
+    }
+
+    /// Those that change something.
+    pub fn writes(&self) -> u64 {
+        let reads = ["watch ", "list ", "get "];
+        self.0
+            .iter()
+            .filter(|(what, _)| !reads.iter().any(|verb| what.starts_with(verb)))
+            .map(|(_, n)| n)
+            .sum()
+    }
+}
 
 /// A running operator.
 pub struct Operator {
@@ -90,14 +121,14 @@ impl Operator {
         self.process.log()
     }
 
-    /// Requests to the API server since it was started last, by method.
-    pub async fn requests(&self) -> BTreeMap<String, u64> {
-        self.counters("disagg_operator_api_requests_total", "method").await
+    /// Requests to the API server since it was started last, by verb and resource: `patch services`.
+    pub async fn requests(&self) -> Requests {
+        Requests(self.counters("disagg_operator_api_requests_total", ["verb", "resource"]).await)
     }
 
     /// Reconciles since it was started last, by outcome.
     pub async fn reconciles(&self) -> BTreeMap<String, u64> {
-        self.counters("disagg_operator_reconciles_total", "outcome").await
+        self.counters("disagg_operator_reconciles_total", ["outcome"]).await
     }
 
     /// Whether it says that it is the one that reconciles.
@@ -105,14 +136,11 @@ impl Operator {
         self.metrics().await.lines().any(|line| line == "disagg_operator_leader 1")
     }
 
-    async fn counters(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
-        let text = self.metrics().await;
-        let prefix = format!("{name}{{{label}=\"");
-        let read = |line: &str| {
-            let (value, count) = line.strip_prefix(&prefix)?.split_once("\"} ")?;
-            Some((value.to_owned(), count.trim().parse().ok()?))
-        };
-        text.lines().filter_map(read).collect()
+    async fn counters<const N: usize>(&self, name: &str, labels: [&str; N]) -> BTreeMap<String, u64> {
+        let metrics = Metrics::parse(&self.metrics().await);
+        let samples = metrics.samples(name);
+        let key = |of: &BTreeMap<String, String>| labels.map(|label| of[label].clone()).join(" ");
+        samples.map(|(of, count)| (key(of), count as u64)).collect()
     }
 
     async fn metrics(&self) -> String {

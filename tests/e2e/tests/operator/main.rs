@@ -8,6 +8,7 @@
 mod broken;
 mod converge;
 mod election;
+mod monitoring;
 mod rules;
 mod settings;
 

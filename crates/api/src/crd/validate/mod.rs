@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 
 use super::{
     DisaggDeployment, DisaggDeploymentSpec, DisaggregationSpec, EngineSpec, ImageSource, ModelSource,
-    ModelSpec, NVIDIA_GPU, NVIDIA_PREFIX, PvcSource, RoleSpec, RouterService, RouterSpec, SecretKey, limits,
+    ModelSpec, MonitoringSpec, NVIDIA_GPU, NVIDIA_PREFIX, PodMonitorOptions, PvcSource, RoleSpec,
+    RouterService, RouterSpec, SecretKey, limits,
 };
 use crate::settings::{
     FALLBACK_POLICY, MAX_LOCAL_PREFILL_LENGTH, MAX_PREFILL_QUEUE_DEPTH, OVERLAP_WEIGHT_PERCENT,
@@ -71,6 +72,7 @@ impl DisaggDeployment {
             decode,
             router,
             disaggregation,
+            monitoring,
             images,
             drain_seconds,
         } = &self.spec;
@@ -80,6 +82,7 @@ impl DisaggDeployment {
         problems.role("spec.decode", decode);
         problems.router(router);
         let settings = problems.settings(disaggregation);
+        problems.monitoring(monitoring);
         problems.images(images);
         problems.range("spec.drainSeconds", *drain_seconds, 0..=limits::DRAIN_SECONDS);
         if problems.found.is_empty() { Ok(settings) } else { Err(Invalid(problems.found)) }
@@ -322,6 +325,20 @@ impl Problems {
         self.range("spec.router.minWorkers", *min_workers, 1..=limits::MIN_WORKERS);
         self.resources("spec.router.resources", resources);
         self.pod("spec.router.podTemplate", pod_template);
+    }
+
+    fn monitoring(&mut self, monitoring: &MonitoringSpec) {
+        let MonitoringSpec { pod_monitor } = monitoring;
+        let Some(PodMonitorOptions { interval, labels }) = pod_monitor else { return };
+        let path = "spec.monitoring.podMonitor";
+        if let Some(interval) = interval {
+            self.length(&format!("{path}.interval"), Some(interval), limits::INTERVAL_LENGTH);
+            if !PodMonitorOptions::is_interval(interval) {
+                self.add(format!("{path}.interval"), "must be a number with ms, s, m or h, for example 30s");
+            }
+        }
+        self.text_map(&format!("{path}.labels"), labels, limits::LABEL_LENGTH);
+        self.no_label_of_ours(path, labels);
     }
 
     /// By the router's own rules, so that a value that seeds the ConfigMap is never refused there.

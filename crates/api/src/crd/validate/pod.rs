@@ -62,9 +62,7 @@ impl Problems {
         self.text_map(&format!("{path}.labels"), labels, limits::LABEL_LENGTH);
         self.text_map(&format!("{path}.annotations"), annotations, limits::VALUE_LENGTH);
         self.text_map(&format!("{path}.nodeSelector"), node_selector, limits::LABEL_LENGTH);
-        if labels.keys().any(|key| key.starts_with("disagg.dev/") || key.starts_with("app.kubernetes.io/")) {
-            self.add(path, "labels below disagg.dev/ and app.kubernetes.io/ are set by the operator");
-        }
+        self.no_label_of_ours(path, labels);
         if annotations.keys().any(|key| key.starts_with("disagg.dev/")) {
             self.add(path, "annotations below disagg.dev/ are set by the operator");
         }
@@ -95,6 +93,12 @@ impl Problems {
         let named = |mount: &VolumeMount| volumes.iter().any(|volume| volume.name == mount.name);
         if !volume_mounts.iter().all(named) {
             self.add(path, "volumeMounts must name volumes of this podTemplate");
+        }
+    }
+
+    pub(super) fn no_label_of_ours(&mut self, path: &str, labels: &BTreeMap<String, String>) {
+        if labels.keys().any(|key| key.starts_with("disagg.dev/") || key.starts_with("app.kubernetes.io/")) {
+            self.add(path, "labels below disagg.dev/ and app.kubernetes.io/ are set by the operator");
         }
     }
 

@@ -61,6 +61,8 @@ fn settled() -> Outcome {
             resource_version: "7".to_owned(),
             verdict: Ok(disagg_api::RouterSettings::default()),
         }),
+        monitoring: None,
+        made: false,
     }
 }
 
@@ -177,14 +179,31 @@ fn problems_of_children_name_the_command_to_run() {
 #[test]
 fn bad_settings_are_a_condition_and_do_not_end_serving() {
     let verdict = disagg_api::RouterSettings::from_pairs([("maxLocalPrefillLength", "x")]);
-    let outcome = Outcome {
-        problems: Vec::new(),
-        settings: Some(SettingsState { resource_version: "7".to_owned(), verdict }),
-    };
+    let settings = Some(SettingsState { resource_version: "7".to_owned(), verdict });
+    let outcome = Outcome { settings, ..settled() };
     let status = status_of(&resource(), &observed((1, 1), (1, 1), (2, 2)), &outcome, 1);
     assert_eq!(shown(&status)[0], "Ready=True Serving");
     assert_eq!(shown(&status)[5], "SettingsValid=False Invalid");
     assert!(status.conditions[5].message.starts_with("maxLocalPrefillLength: \"x\" is not allowed"));
+}
+
+#[test]
+fn monitoring_is_told_of_where_it_is_asked_for_and_keeps_nothing_from_serving() {
+    let of = |state: MonitoringState| {
+        let outcome = Outcome { monitoring: Some(state), ..settled() };
+        let status = status_of(&resource(), &observed((1, 1), (1, 1), (2, 2)), &outcome, 1);
+        assert_eq!(shown(&status)[0], "Ready=True Serving");
+        (shown(&status)[6].clone(), status.conditions[6].message.clone())
+    };
+    assert_eq!(of(MonitoringState::Applied).0, "MonitoringAvailable=True Applied");
+    let (not_served, what_to_do) = of(MonitoringState::NotServed);
+    assert_eq!(not_served, "MonitoringAvailable=False PodMonitorNotServed");
+    assert!(what_to_do.contains("Install the definitions of the Prometheus operator"), "{what_to_do}");
+    let name = "demo-worker".to_owned();
+    let (foreign, _) = of(MonitoringState::Bad(Problem::Foreign { kind: "PodMonitor", name, owner: None }));
+    assert_eq!(foreign, "MonitoringAvailable=False ForeignChild");
+    let silent = status_of(&resource(), &observed((1, 1), (1, 1), (2, 2)), &settled(), 1);
+    assert!(shown(&silent).iter().all(|line| !line.starts_with("Monitoring")), "nobody asked");
 }
 
 #[test]
