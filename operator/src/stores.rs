@@ -158,6 +158,7 @@ fn resources(api: Api<DisaggDeployment>, triggers: &mut Vec<Triggers>) -> Store<
     let (store, writer) = reflector::store();
     let changes = watcher(api, watcher::Config::default())
         .default_backoff()
+        .modify(|resource| resource.metadata.managed_fields = None)
         .reflect(writer)
         .applied_objects()
         .predicate_filter(
@@ -219,7 +220,15 @@ where
         + 'static,
 {
     let (store, writer) = reflector::store();
-    let changes = watcher(api, ours()).default_backoff().reflect(writer).touched_objects();
+    // Who owns which field is only asked of what has a number of pods; elsewhere it is most of an object.
+    let plural = <K as Resource>::plural(&());
+    let keep = ["statefulsets", "deployments"].contains(&plural.as_ref());
+    let slim = move |object: &mut K| {
+        if !keep {
+            object.meta_mut().managed_fields = None;
+        }
+    };
+    let changes = watcher(api, ours()).default_backoff().modify(slim).reflect(writer).touched_objects();
     (store, owners(changes))
 }
 

@@ -315,8 +315,9 @@ fn reading_is_strict() {
     assert!(matches!(DisaggDeployment::from_yaml(&two), Err(ReadError::Syntax(_))));
 }
 
-/// Values at, inside and outside of every bound, absent ones included.
-fn near(min: i64, max: i64) -> impl Strategy<Value = Option<i64>> {
+/// Values at, inside and outside of every bound, absent ones included. Boxed: a tuple of many plain ones is more than the
+/// stack of a test holds where the compiler does not optimise.
+fn near(min: i64, max: i64) -> BoxedStrategy<Option<i64>> {
     prop_oneof![
         3 => Just(None),
         3 => Just(Some(min)),
@@ -324,6 +325,7 @@ fn near(min: i64, max: i64) -> impl Strategy<Value = Option<i64>> {
         1 => Just(Some(min - 1)),
         1 => Just(Some(max + 1)),
     ]
+    .boxed()
 }
 
 proptest! {

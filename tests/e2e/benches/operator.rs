@@ -29,9 +29,9 @@ async fn main() {
         "| resources | all children, s | and a status, s | requests each | of them writes | each, once more | memory, MiB |"
     );
     println!("|---|---|---|---|---|---|---|");
-    for resources in SIZES {
+    for (column, resources) in SIZES.into_iter().enumerate() {
         for (what, each) in measure(&*cluster, resources).await {
-            requests.entry(what).or_default().push(each);
+            requests.entry(what).or_insert_with(|| vec![0.0; SIZES.len()])[column] = each;
         }
     }
     println!("\n| requests for one resource | {} |", SIZES.map(|size| format!("of {size}")).join(" | "));

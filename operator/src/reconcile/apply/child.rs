@@ -3,6 +3,7 @@
 //! A child that is as it was left costs no request. A new one costs one: an apply that cannot change anything that is
 //! there already, so nobody has to look first.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use disagg_api::DisaggDeployment;
@@ -170,20 +171,24 @@ fn body<K: Child>(desired: &K) -> Result<(Value, u64), ApplyError> {
 }
 
 /// Tells states of an object apart, as far as they are ours: its generation, where the API server keeps one (the status
-/// changes often and is not ours), with the metadata that a generation leaves out; its resourceVersion elsewhere. Of an
-/// object of which `applied` has the metadata alone, that is all.
+/// changes often and is not ours), with the metadata of `applied` that a generation leaves out; its resourceVersion
+/// elsewhere. Of an object of which `applied` has the metadata alone, that is all.
 fn mark(applied: &Value, meta: &ObjectMeta) -> String {
     let uid = meta.uid.as_deref().unwrap_or_default();
-    let hash = |metadata: Value| format!("{:x}", xxh3_64(metadata.to_string().as_bytes()));
+    // Kubernetes' own controllers annotate, too.
+    let ours = |field: &str, live: &Option<BTreeMap<String, String>>| -> Vec<Option<String>> {
+        let keys = applied["metadata"][field].as_object().into_iter().flat_map(|map| map.keys());
+        keys.map(|key| live.as_ref()?.get(key).cloned()).collect()
+    };
+    let rest =
+        json!([ours("labels", &meta.labels), ours("annotations", &meta.annotations), meta.owner_references]);
+    let rest = format!("{:x}", xxh3_64(rest.to_string().as_bytes()));
     let content = |key: &String| !["apiVersion", "kind", "metadata"].contains(&key.as_str());
     let has_content = applied.as_object().is_some_and(|applied| applied.keys().any(content));
-    match meta.generation {
-        _ if !has_content => format!("{uid}/{}", hash(json!([meta.labels, meta.owner_references]))),
-        Some(generation) => {
-            let rest = hash(json!([meta.labels, meta.annotations, meta.owner_references]));
-            format!("{uid}/{generation}/{rest}")
-        }
-        None => format!("{uid}/{}", meta.resource_version.as_deref().unwrap_or_default()),
+    match (has_content, meta.generation) {
+        (false, _) => format!("{uid}/{rest}"),
+        (true, Some(generation)) => format!("{uid}/{generation}/{rest}"),
+        (true, None) => format!("{uid}/{}", meta.resource_version.as_deref().unwrap_or_default()),
     }
 }
 
@@ -217,14 +222,15 @@ mod tests {
 
     #[test]
     fn what_others_may_change_is_no_change() {
-        let whole = json!({ "metadata": {}, "spec": {} });
+        let whole = json!({ "metadata": { "labels": { "a": "x" } }, "spec": {} });
         let set = |generation: i64, version: &str, label: &str| {
             meta(&json!({
                 "uid": "u", "generation": generation, "resourceVersion": version, "labels": { "a": label },
+                "annotations": { "deployment.kubernetes.io/revision": version },
             }))
         };
         let before = mark(&whole, &set(1, "7", "x"));
-        assert_eq!(before, mark(&whole, &set(1, "8", "x")), "its status");
+        assert_eq!(before, mark(&whole, &set(1, "8", "x")), "its status, and what its controller notes");
         assert_ne!(before, mark(&whole, &set(2, "8", "x")), "its spec");
         assert_ne!(before, mark(&whole, &set(1, "8", "y")), "its labels, which no generation counts");
     }
@@ -239,7 +245,8 @@ mod tests {
 
     #[test]
     fn of_the_settings_the_metadata_alone_is_applied() {
-        let settings = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": {} });
+        let metadata = json!({ "labels": { "a": "x" } });
+        let settings = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata });
         let of = |version: &str, seeded: &str, label: &str| {
             meta(&json!({
                 "uid": "u", "resourceVersion": version, "labels": { "a": label },

@@ -126,6 +126,8 @@ impl Bench {
             }
         });
         let client = Client::new(service, NAMESPACE);
+        // A test before this one may have been the first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let arguments = ["operator", "--router-image", "r", "--worker-image", "w"];
         let args = OperatorArgs::parse_from(arguments);
         let served = Served::default();
