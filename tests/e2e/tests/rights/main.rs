@@ -7,6 +7,7 @@
 mod audit;
 mod chart;
 mod rules;
+mod seldom;
 
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ async fn the_chart_is_upgraded_its_rights_were_used_and_it_is_uninstalled() {
     namespace.apply(chart::NAME, &spec).await;
     namespace.condition(chart::NAME, "Ready", "True", CONVERGE).await;
     chart::upgraded(&*cluster, &namespace).await;
+    seldom::names_are_taken(&namespace).await;
+    seldom::pod_monitors_come_and_go(&namespace).await;
     match cluster.audit_log() {
         Ok(log) => check(&namespace, &audit::parse(&log), &since).await,
         Err(error @ ClusterError::NotOffered { .. }) => {
