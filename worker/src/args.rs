@@ -98,8 +98,8 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_DEVICE", default_value_t, value_name = "auto|cpu|cuda:N|sim")]
     pub device: Device,
 
-    /// Number format to compute in. The CPU has float32 and a GPU bfloat16, whatever the weights are stored in; another
-    /// one than the device's is refused
+    /// Number format to compute in: float32 on a CPU; on a GPU float16 for models published in it and bfloat16 for all
+    /// others. A format that the device would not compute in is refused
     #[arg(long, env = "DISAGG_DTYPE", value_enum, default_value_t)]
     pub dtype: Dtype,
 
@@ -312,13 +312,15 @@ impl WorkerArgs {
         if let Some(address) = &self.metrics_listen {
             host_port("metrics-listen", address)?;
         }
-        let on_gpu = match self.device {
-            Device::Cpu | Device::Sim(_) => Some(false),
-            Device::Cuda(_) => Some(true),
+        // Which it is, the model decides.
+        let on_gpu = [Dtype::Bfloat16, Dtype::Float16];
+        let computes: &[Dtype] = match self.device {
+            Device::Cpu | Device::Sim(_) => &[Dtype::Float32],
+            Device::Cuda(_) => &on_gpu,
             // Known when the GPUs have been looked for.
-            Device::Auto => None,
+            Device::Auto => &[Dtype::Float32, Dtype::Bfloat16, Dtype::Float16],
         };
-        if let Some(problem) = on_gpu.and_then(|on_gpu| self.dtype.problem(on_gpu)) {
+        if let Some(problem) = self.dtype.problem(computes) {
             return Err(ArgsError::new("dtype", problem));
         }
         at_least_one("max-num-batched-tokens", self.max_num_batched_tokens)?;

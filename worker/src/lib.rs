@@ -31,14 +31,14 @@ use disagg_engine::{Backend, KvLayout};
 use tokio::sync::oneshot;
 
 pub use args::WorkerArgs;
-use args::{ArgsError, Device, EngineLimits, GpuWait, ModelConfig, PoolSize};
+use args::{ArgsError, Device, Dtype, EngineLimits, GpuWait, ModelConfig, PoolSize};
 use backend::candle::CandleBackend;
 use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::weights::Origin;
 use http::Probes;
 use hub::{HubConfig, Lines, ModelRef};
-use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource, memory};
+use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightFormat, WeightsSource, memory};
 use server::Server;
 
 /// KV pool of a CPU worker that was not told a size.
@@ -140,7 +140,12 @@ fn load(
         }
         _ => gpu,
     };
-    if let Some(problem) = config.dtype.problem(gpu.is_some()) {
+    let computes = match (gpu, model.config.weight_format) {
+        (None, _) => Dtype::Float32,
+        (Some(_), WeightFormat::F16) => Dtype::Float16,
+        (Some(_), WeightFormat::Bf16 | WeightFormat::F32) => Dtype::Bfloat16,
+    };
+    if let Some(problem) = config.dtype.problem(&[computes]) {
         return Err(ArgsError::new("dtype", problem).into());
     }
     let backend: Box<dyn Backend> = match (gpu, config.device) {

@@ -96,8 +96,8 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "FORMAT")]
     pub(crate) load_format: Option<Format>,
 
-    /// Number format to compute in: float32 on a CPU, bfloat16 on a GPU [default: the file's, or auto]
-    #[arg(long, value_name = "auto|float32|bfloat16")]
+    /// Number format to compute in: float32 on a CPU, float16 or bfloat16 on a GPU [default: the file's, or auto]
+    #[arg(long, value_name = "auto|float32|bfloat16|float16")]
     pub(crate) dtype: Option<Dtype>,
 
     #[command(flatten)]

@@ -8,27 +8,33 @@ pub enum Dtype {
     Auto,
     /// What the CPU and the simulation compute in
     Float32,
-    /// What a GPU computes in
+    /// What a GPU computes in, unless the model is published in float16
     Bfloat16,
-    /// Not computed in by any device yet
+    /// What a GPU computes in if the model is published in float16
     Float16,
 }
 
 impl Dtype {
-    /// What is wrong with it where a GPU computes (`on_gpu`), or the CPU does.
-    pub(crate) fn problem(self, on_gpu: bool) -> Option<&'static str> {
-        match (self, on_gpu) {
-            (Self::Auto, _) | (Self::Float32, false) | (Self::Bfloat16, true) => None,
-            (Self::Float32, true) => Some(
-                "float32 given, and a GPU computes in bfloat16: use auto or bfloat16, or compute on the CPU with --device cpu",
-            ),
-            (Self::Bfloat16, false) => Some(
-                "bfloat16 given, and the CPU computes in float32: use auto or float32; weights in bfloat16 are converted",
-            ),
-            (Self::Float16, _) => Some(
-                "float16 given, in which no device computes yet: use auto; weights in float16 are converted",
-            ),
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float16 => "float16",
         }
+    }
+
+    /// What is wrong with it where this model is computed in one of `computes`.
+    pub(crate) fn problem(self, computes: &[Self]) -> Option<String> {
+        if self == Self::Auto || computes.contains(&self) {
+            return None;
+        }
+        let computes = computes.iter().map(|dtype| dtype.as_str()).collect::<Vec<_>>().join(" or ");
+        Some(format!(
+            "{} given, and this worker computes in {computes}: the CPU computes in float32, a GPU in float16 for models \
+             published in it and in bfloat16 for all others, and weights are converted. Use auto or another --device",
+            self.as_str()
+        ))
     }
 }
 
@@ -37,11 +43,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_device_computes_in_one_format() {
-        let good = |dtype: Dtype| [false, true].map(|on_gpu| dtype.problem(on_gpu).is_none());
-        assert_eq!(good(Dtype::Auto), [true, true]);
-        assert_eq!(good(Dtype::Float32), [true, false]);
-        assert_eq!(good(Dtype::Bfloat16), [false, true]);
-        assert_eq!(good(Dtype::Float16), [false, false]);
+    fn a_format_that_is_not_computed_in_is_refused_by_name() {
+        use Dtype::{Auto, Bfloat16, Float16, Float32};
+        assert_eq!(Auto.problem(&[Float32]), None);
+        assert_eq!(Float16.problem(&[Bfloat16, Float16]), None);
+        for (asked, computes) in
+            [(Bfloat16, Float32), (Float16, Float32), (Float32, Bfloat16), (Float16, Bfloat16)]
+        {
+            let problem = asked.problem(&[computes]).unwrap();
+            let says = format!("{} given, and this worker computes in {}", asked.as_str(), computes.as_str());
+            assert!(problem.starts_with(&says), "{problem}");
+        }
     }
 }

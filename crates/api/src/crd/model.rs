@@ -175,9 +175,9 @@ impl SecretKey {
     }
 }
 
-/// The number format to compute in. `auto` is what the device of each worker computes in: float32 on a CPU, bfloat16 on a
-/// GPU. A worker whose device computes in another format than the one named here says so and does not start. Weights
-/// are converted when they are read.
+/// The number format to compute in. `auto` is what the device of each worker computes in: float32 on a CPU; on a GPU float16
+/// for models published in it and bfloat16 for all others. A worker that would compute in another format than the one
+/// named here says so and does not start.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -188,11 +188,13 @@ pub enum Dtype {
     Float32,
     /// 16 bits, 8 of them for the exponent: workers on GPUs.
     Bfloat16,
+    /// 16 bits, 5 of them for the exponent: workers on GPUs, for models published in it.
+    Float16,
 }
 
 impl Dtype {
     /// Every format.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Float32, Self::Bfloat16];
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Float32, Self::Bfloat16, Self::Float16];
 
     /// The value of the worker's flag `--dtype`.
     pub const fn as_str(self) -> &'static str {
@@ -200,13 +202,14 @@ impl Dtype {
             Self::Auto => "auto",
             Self::Float32 => "float32",
             Self::Bfloat16 => "bfloat16",
+            Self::Float16 => "float16",
         }
     }
 }
 
 /// Text that names no [`Dtype`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is no number format: write auto, float32 or bfloat16")]
+#[error("{0:?} is no number format: write auto, float32, bfloat16 or float16")]
 pub struct UnknownDtype(String);
 
 impl std::str::FromStr for Dtype {

@@ -167,7 +167,7 @@ fn model(add: Add<'_>) {
     add("spec.model.servedName", "maxLength", None, json!(long("m", 201)), json!(long("m", 200)));
     add("spec.model.maxLength", "minimum", None, json!(1), json!(2));
     add("spec.model.maxLength", "maximum", None, json!(16_777_217), json!(16_777_216));
-    add("spec.model.dtype", "enum", None, json!("float16"), json!("bfloat16"));
+    add("spec.model.dtype", "enum", None, json!("int8"), json!("float16"));
     add("spec.model.loadFormat", "enum", None, json!("safetensors"), json!("dummy"));
 
     let at = Some("spec.model");
