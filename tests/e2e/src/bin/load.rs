@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use disagg_e2e::cluster::{LoadLine, LoadPlan, LoadRequest, PLAN_ENV};
+use disagg_e2e::eventually;
 use futures::StreamExt as _;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
@@ -18,11 +19,15 @@ use tokio::time::Instant;
 /// Longest time of one request.
 const REQUEST: Duration = Duration::from_mins(2);
 
+/// Longest time until a Service that is ready answers on this node.
+const REACHABLE: Duration = Duration::from_secs(30);
+
 #[tokio::main]
 async fn main() {
     let plan = std::env::var(PLAN_ENV).expect(PLAN_ENV);
     let plan: Arc<LoadPlan> = Arc::new(serde_json::from_str(&plan).expect(PLAN_ENV));
     let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    reachable(&plan.url).await;
     let (end, ended) = watch::channel(false);
     let count = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (0..plan.clients)
@@ -34,6 +39,18 @@ async fn main() {
         client.await.expect("a client");
     }
     print(&LoadLine::End(count.load(Ordering::Relaxed)));
+}
+
+/// Waits until something answers. Each node learns by itself that the pods behind a Service are ready, a moment after the
+/// deployment's status tells of them.
+async fn reachable(url: &str) {
+    let http =
+        disagg_worker::https::client_builder(url).no_proxy().timeout(REQUEST).build().expect("a client");
+    eventually("the Service to answer", REACHABLE, async || {
+        let answer = http.get(format!("{url}/v1/models")).send().await;
+        answer.map(|_| ()).map_err(|error| format!("{error:?}"))
+    })
+    .await;
 }
 
 fn print(line: &LoadLine) {
