@@ -22,7 +22,7 @@ use crate::workers::{self, State};
 /// Buckets, in seconds.
 const LATENCY: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const TOKEN_GAP: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-const TEXT_WORK: [f64; 9] = [0.0001, 0.0005, 0.001, 0.0025, 0.01, 0.025, 0.1, 0.5, 2.5];
+const STAGE: [f64; 12] = [1e-5, 5e-5, 0.0001, 0.0005, 0.001, 0.0025, 0.01, 0.025, 0.1, 0.5, 2.5, 30.0];
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct EndpointLabel {
@@ -48,6 +48,11 @@ struct WorkerLabels {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct StageLabel {
+    stage: Name,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct FeedLabel {
     feed: Name,
 }
@@ -59,6 +64,39 @@ struct Name(&'static str);
 impl prometheus_client::encoding::EncodeLabelValue for Name {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
         encoder.write_str(self.0)
+    }
+}
+
+/// What a request goes through before its answer begins.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Stage {
+    /// The body comes in.
+    Read,
+    /// It becomes a valid request.
+    Parse,
+    /// It waits for a thread that works on text.
+    TextQueue,
+    /// The chat template makes a text of it.
+    Render,
+    /// The text becomes token ids.
+    Tokenize,
+    /// Blocks are hashed, and workers chosen.
+    Choose,
+    /// A worker is asked, until it has the first token. The only one that is not the router's work.
+    Worker,
+}
+
+impl Stage {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Parse => "parse",
+            Self::TextQueue => "text_queue",
+            Self::Render => "render",
+            Self::Tokenize => "tokenize",
+            Self::Choose => "choose",
+            Self::Worker => "worker",
+        }
     }
 }
 
@@ -96,7 +134,7 @@ pub(crate) struct Metrics {
     duration: Family<EndpointLabel, Histogram>,
     placements: Family<PlacementLabels, Counter>,
     retries: Counter,
-    text_work: Histogram,
+    stages: Family<StageLabel, Histogram>,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     completion_tokens: Counter,
@@ -113,6 +151,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("disagg_router");
         let latency: fn() -> Histogram = || Histogram::new(LATENCY);
         let gap: fn() -> Histogram = || Histogram::new(TOKEN_GAP);
+        let stage: fn() -> Histogram = || Histogram::new(STAGE);
         let metrics = Self {
             requests: Family::default(),
             in_flight: Gauge::default(),
@@ -121,7 +160,7 @@ impl Metrics {
             duration: Family::new_with_constructor(latency),
             placements: Family::default(),
             retries: Counter::default(),
-            text_work: Histogram::new(TEXT_WORK),
+            stages: Family::new_with_constructor(stage),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             completion_tokens: Counter::default(),
@@ -146,8 +185,8 @@ impl Metrics {
         let help = "Where prompts were prefilled (refused: nowhere), and why";
         registry.register("placements", help, m.placements.clone());
         registry.register("retries", "Requests tried again after a worker failed", m.retries.clone());
-        let help = "Rendering and tokenizing a prompt";
-        registry.register_with_unit("tokenization", help, seconds, m.text_work.clone());
+        let help = "What a request goes through before its answer begins";
+        registry.register_with_unit("request_stage", help, seconds, m.stages.clone());
         registry.register("prompt_tokens", "Tokens of prompts", m.prompt_tokens.clone());
         let help = "Tokens of prompts that workers had cached";
         registry.register("cached_prompt_tokens", help, m.cached_tokens.clone());
@@ -219,9 +258,9 @@ impl Metrics {
         self.retries.inc();
     }
 
-    /// The time that a prompt's text took.
-    pub(crate) fn tokenized(&self, took: Duration) {
-        self.text_work.observe(took.as_secs_f64());
+    /// The time that a request has spent in a stage.
+    pub(crate) fn passed(&self, stage: Stage, took: Duration) {
+        self.stages.get_or_create(&StageLabel { stage: Name(stage.as_str()) }).observe(took.as_secs_f64());
     }
 }
 

@@ -1,8 +1,10 @@
 //! From a valid request and a model to what workers are asked: token ids, and every default filled in.
 
+use std::time::{Duration, Instant};
+
 use disagg_proto::v1;
 
-use crate::model::{Model, Render};
+use crate::model::{Model, Render, TextTokenizer};
 use crate::openai::{ApiError, Endpoint, Input, Params, Request};
 use crate::text::{Decode, TextRules};
 use crate::wire;
@@ -23,6 +25,18 @@ pub(crate) struct Prepared {
     pub text: TextRules,
     /// Text that each choice begins with: the prompt's, if it is to be echoed.
     pub echo: Option<String>,
+    /// Time that the chat template took, if there was one to render.
+    pub rendering: Option<Duration>,
+    /// Time that tokenizing took, if there was text.
+    pub tokenizing: Option<Duration>,
+}
+
+/// The token ids of an input, and what making them took.
+#[derive(Default)]
+struct Tokens {
+    ids: Vec<u32>,
+    rendering: Option<Duration>,
+    tokenizing: Option<Duration>,
 }
 
 /// Turns one input of `request` into token ids and checks it against the model. `max_model_len` is what every worker of the
@@ -35,7 +49,7 @@ pub(crate) fn prepare(
     seed: u64,
 ) -> Result<Prepared, ApiError> {
     let params = &request.params;
-    let token_ids = tokenize(request, input, model, max_model_len)?;
+    let Tokens { ids: token_ids, rendering, tokenizing } = tokenize(request, input, model, max_model_len)?;
     let max_tokens = max_tokens(request, token_ids.len(), max_model_len)?;
     if params.min_tokens > max_tokens {
         let rule = format!("at most the limit on tokens, which is {max_tokens}");
@@ -76,38 +90,37 @@ pub(crate) fn prepare(
         }),
         choices: request.n,
     };
-    Ok(Prepared { prompt, text, echo })
+    Ok(Prepared { prompt, text, echo, rendering, tokenizing })
 }
 
-fn tokenize(
-    request: &Request,
-    input: usize,
-    model: &Model,
-    max_model_len: u32,
-) -> Result<Vec<u32>, ApiError> {
+fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) -> Result<Tokens, ApiError> {
     let failed =
         |error: tokenizers::Error| ApiError::internal(format!("Tokenizing the prompt failed: {error}"));
     let param = request.input_name(input);
     let too_long =
         |tokens: usize, least: &str| too_long(request.endpoint, &param, max_model_len, tokens, least);
-    let ids = match &request.inputs[input] {
+    let encode = |text: &str, encode: fn(&TextTokenizer, &str) -> Result<Vec<u32>, tokenizers::Error>| {
+        // What cannot fit is refused before the work of tokenizing it.
+        let least = model.tokenizer.tokens_min(text);
+        if least >= max_model_len as usize {
+            return Err(too_long(least, "at least "));
+        }
+        let begun = Instant::now();
+        let ids = encode(&model.tokenizer, text).map_err(failed)?;
+        Ok(Tokens { ids, tokenizing: Some(begun.elapsed()), rendering: None })
+    };
+    let tokens = match &request.inputs[input] {
         Input::Tokens(ids) => {
             if let Some(id) = ids.iter().find(|id| **id >= model.vocab_size) {
                 let rule = format!("of token ids below {}", model.vocab_size);
                 return Err(ApiError::bad_value(param, &id.to_string(), &rule));
             }
-            ids.clone()
+            Tokens { ids: ids.clone(), ..Tokens::default() }
         }
-        Input::Text(text) => {
-            // What cannot fit is refused before the work of tokenizing it.
-            let least = model.tokenizer.tokens_min(text);
-            if least >= max_model_len as usize {
-                return Err(too_long(least, "at least "));
-            }
-            model.tokenizer.encode_prompt(text).map_err(failed)?
-        }
+        Input::Text(text) => encode(text, TextTokenizer::encode_prompt)?,
         Input::Conversation(conversation) => {
             let template = model.template.as_ref().ok_or_else(|| ApiError::no_template(&model.name))?;
+            let begun = Instant::now();
             let mut messages = conversation.messages.clone();
             for message in messages.iter_mut().filter(|message| message["role"] == "developer") {
                 message["role"] = template.developer_role().into();
@@ -118,13 +131,11 @@ fn tokenize(
                 kwargs: &conversation.kwargs,
             };
             let text = template.render(&render).map_err(|error| ApiError::template(&error.to_string()))?;
-            let least = model.tokenizer.tokens_min(&text);
-            if least >= max_model_len as usize {
-                return Err(too_long(least, "at least "));
-            }
-            model.tokenizer.encode_rendered(&text).map_err(failed)?
+            let rendering = Some(begun.elapsed());
+            Tokens { rendering, ..encode(&text, TextTokenizer::encode_rendered)? }
         }
     };
+    let ids = &tokens.ids;
     if ids.is_empty() {
         return Err(ApiError::bad_value(param, "no tokens", "at least one token"));
     }
@@ -136,7 +147,7 @@ fn tokenize(
     if ids.len() >= max_model_len as usize {
         return Err(too_long(ids.len(), ""));
     }
-    Ok(ids)
+    Ok(tokens)
 }
 
 /// OpenAI's wording for a prompt that leaves no room for a token.

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::app::App;
-use crate::metrics::{RequestMetrics, Status};
+use crate::metrics::{RequestMetrics, Stage, Status};
 use crate::openai::{ApiError, Endpoint, Request};
 use crate::serving::{self, Call, Part, StreamLimits, placement_header};
 
@@ -75,13 +75,17 @@ async fn begin(
     permit: &mut OwnedSemaphorePermit,
     metrics: &RequestMetrics,
 ) -> Result<Begun, ApiError> {
+    let reading = Instant::now();
     let body = timeout(BODY_TIMEOUT, read(body, app.limits.body_bytes_max));
     let body = body.await.map_err(|_| ApiError::body_timeout())??;
+    app.metrics.passed(Stage::Read, reading.elapsed());
+    let parsing = Instant::now();
     let request = if body.len() <= PARSE_INLINE_BYTES_MAX {
         Request::parse(endpoint, &body)?
     } else {
         app.text_pool.run(move || Request::parse(endpoint, &body)).await??
     };
+    app.metrics.passed(Stage::Parse, parsing.elapsed());
     admit_all(app, &request, permit)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let streamed = request.stream;

@@ -8,6 +8,7 @@ use tokio::time::timeout_at;
 
 use crate::app::App;
 use crate::generation::Started;
+use crate::metrics::Stage;
 use crate::model::Model;
 use crate::openai::{Answer, ApiError, Endpoint, Request, Usage};
 use crate::prepare::{Prepared, prepare};
@@ -127,6 +128,7 @@ impl Call {
         loop {
             let generation = self.generation().await?;
             let prepared = self.prepare(&generation).await?;
+            let choosing = Instant::now();
             let settings = self.app.settings.in_force();
             let strategy = self.app.routing;
             let rules = Rules { strategy, weights: settings.weights(), placement: settings.placement() };
@@ -147,12 +149,15 @@ impl Call {
                 // A generation has decode workers.
                 Err(NoPlan::NoDecodeWorker) => return Err(ApiError::internal("No decode worker to choose.")),
             };
+            self.app.metrics.passed(Stage::Choose, choosing.elapsed());
             self.attempts += 1;
+            let asking = Instant::now();
             let mut prompt = prepared.prompt.clone();
             prompt.request_id = format!("{:032x}-{}-{}", self.id, self.input, self.attempts);
             let fail = rules.placement.fallback == disagg_core::FallbackPolicy::Fail;
             match Upstream::open(&plan, prompt, rules.placement.max_local_prefill_length, fail).await {
                 Ok((started, upstream)) => {
+                    self.app.metrics.passed(Stage::Worker, asking.elapsed());
                     self.app.metrics.placed(started.remote, started.reason);
                     let decode = Arc::clone(&plan.decode.identity);
                     self.failed = None;
@@ -277,7 +282,14 @@ impl Call {
         let started = Instant::now();
         let made = self.app.text_pool.run(move || prepare(&request, input, &for_model, max_model_len, seed));
         let prepared = Arc::new(made.await??);
-        self.app.metrics.tokenized(started.elapsed());
+        let mut waited = started.elapsed();
+        for (stage, took) in [(Stage::Render, prepared.rendering), (Stage::Tokenize, prepared.tokenizing)] {
+            if let Some(took) = took {
+                waited = waited.saturating_sub(took);
+                self.app.metrics.passed(stage, took);
+            }
+        }
+        self.app.metrics.passed(Stage::TextQueue, waited);
         self.prepared = Some((model.fingerprint, max_model_len, Arc::clone(&prepared)));
         Ok(prepared)
     }

@@ -218,7 +218,13 @@ async fn metrics_and_status_tell_what_happened() {
         r#"disagg_router_placements_total{placement="local",reason="below-threshold"} 2"#,
         r#"disagg_router_time_to_first_token_seconds_count{endpoint="completions"} 2"#,
         r#"disagg_router_inter_token_latency_seconds_count{endpoint="completions"} 2"#,
-        "disagg_router_tokenization_seconds_count 2",
+        // The third is refused once it has been read.
+        r#"disagg_router_request_stage_seconds_count{stage="read"} 3"#,
+        r#"disagg_router_request_stage_seconds_count{stage="parse"} 2"#,
+        r#"disagg_router_request_stage_seconds_count{stage="text_queue"} 2"#,
+        r#"disagg_router_request_stage_seconds_count{stage="tokenize"} 2"#,
+        r#"disagg_router_request_stage_seconds_count{stage="choose"} 2"#,
+        r#"disagg_router_request_stage_seconds_count{stage="worker"} 2"#,
         "disagg_router_completion_tokens_total 12",
         r#"disagg_router_workers{role="decode",state="ready"} 1"#,
         "disagg_router_settings_valid 1",
@@ -233,7 +239,7 @@ async fn metrics_and_status_tell_what_happened() {
         ("model", json!("tiny")),
         ("in_flight", json!(0)),
         ("problem", json!(null)),
-        ("transports", json!(["grpc"])),
+        ("transports", json!(["tcp"])),
     ] {
         assert_eq!(status[field], value, "{field}");
     }
