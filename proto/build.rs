@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure()
-        // KV payloads and tokenizer files are reference-counted buffers, not copies.
+        // Tokenizer files are reference-counted buffers, not copies.
         .bytes(".")
         .compile_fds(descriptors)?;
     Ok(())

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# One prefill and one decode worker on one GPU, KV over gRPC; then one worker of role `both` on the same prompts. Prints
-# the time to the first token of both, and how many answers are equal.
+# One prefill and one decode worker, KV through host memory and TCP; then one worker of role `both` on the same prompts.
+# Prints the time to the first token of both, the speed of the pushes, and how many answers are equal.
 #
-#   bench/gpu/handoff.sh DISAGG
+#   bench/gpu/handoff.sh DISAGG [DEVICE OF THE PREFILL WORKER]     # cuda:0 without: both workers on one GPU
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-disagg=$(realpath "$1")
+disagg=$(realpath "$1") prefill_device=${2:-cuda:0}
 scratch=$(mktemp -d)
 children=()
 trap 'kill "${children[@]}" 2>/dev/null || true; wait || true; rm -rf "$scratch"' EXIT
 python3 "$here/model.py" "$scratch/m8b"
 
-worker() { # role, port, share of the GPU's memory
-  "$disagg" worker --model "$scratch/m8b" --load-format dummy --role "$1" --listen "127.0.0.1:$2" --device cuda \
-    --max-model-len 8192 --gpu-memory-utilization "$3" >"$scratch/$1.log" 2>&1 &
+worker() { # role, port, device, share of the GPU's memory
+  "$disagg" worker --model "$scratch/m8b" --load-format dummy --role "$1" --listen "127.0.0.1:$2" --device "$3" \
+    --max-model-len 8192 --gpu-memory-utilization "$4" >"$scratch/$1.log" 2>&1 &
   children+=($!)
 }
 
@@ -23,7 +23,13 @@ serve() { # port of the router, ports of the workers
   "$disagg" router "${workers[@]}" --listen "127.0.0.1:$port" >"$scratch/router-$port.log" 2>&1 &
   children+=($!)
   for _ in $(seq 1200); do
-    if python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$port/ready', timeout=1)" 2>/dev/null; then
+    if python3 - "$port" $# 2>/dev/null <<'P'
+import json, sys, urllib.request
+port, wanted = map(int, sys.argv[1:])
+workers = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/internal/workers", timeout=1))["workers"]
+sys.exit(sum(worker["state"] == "ready" for worker in workers) < wanted)
+P
+    then
       return
     fi
     sleep 0.05
@@ -32,16 +38,23 @@ serve() { # port of the router, ports of the workers
   exit 1
 }
 
-# The second worker counts what the first has taken as used, so its share is of all that both may have.
-worker decode 9001 0.4
+# On one GPU, the second worker counts what the first has taken as used, so its share is of all that both may have.
+worker decode 9001 cuda:0 0.4
 serve 8101 9001
-worker prefill 9002 0.8
+worker prefill 9002 "$prefill_device" 0.8
 serve 8102 9001 9002
 python3 "$here/answers.py" http://127.0.0.1:8102 "$scratch/remote.json"
 curl -s http://127.0.0.1:8102/metrics | grep -E "^disagg_router_(placements|requests)" | head -5 || true
+python3 - <<'P'
+import json, urllib.request
+workers = json.load(urllib.request.urlopen("http://127.0.0.1:8102/internal/workers", timeout=5))["workers"]
+for worker in workers:
+    for peer, speed in worker["transfer_bytes_per_second"].items():
+        print(f"{worker['name']} to {peer}: {speed / 1e9:.1f} GB/s while it pushes, running mean")
+P
 kill "${children[@]}"; wait || true
 children=()
-worker both 9003 0.8
+worker both 9003 cuda:0 0.8
 serve 8103 9003
 python3 "$here/answers.py" http://127.0.0.1:8103 "$scratch/local.json"
 python3 - "$scratch/remote.json" "$scratch/local.json" <<'P'
@@ -50,4 +63,6 @@ remote, local = (json.load(open(path)) for path in sys.argv[1:])
 equal = sum(a == b for a, b in zip(remote, local))
 print(f"{equal} of {len(local)} answers are equal, handed over and local")
 P
-grep -hE "WARN|ERROR" "$scratch"/*.log | head -5 || true
+# With RUST_LOG=disagg_worker=debug: where the time of the last handoff went.
+grep -h DEBUG "$scratch/decode.log" "$scratch/prefill.log" | sort | tail -9 || true
+grep -hE "WARN|ERROR" "$scratch"/{decode,prefill,both}.log | head -5 || true

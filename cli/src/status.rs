@@ -154,7 +154,7 @@ mod tests {
                 name: Some("prefill-0".to_owned()),
                 role: Some("prefill".to_owned()),
                 state: "ready".to_owned(),
-                transports: vec!["grpc".to_owned()],
+                transports: vec!["tcp".to_owned()],
                 epoch: Some("00c0ffee00c0ffee".to_owned()),
                 load: Load {
                     running: 3,

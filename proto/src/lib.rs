@@ -8,7 +8,7 @@ pub mod v1 {
     tonic::include_proto!("disagg.v1");
 }
 
-/// Largest gRPC message either side accepts, in bytes: a 1 MiB chunk and its framing, or a prompt of 10^6 tokens.
+/// Largest gRPC message either side accepts, in bytes: a part of a model card and its framing, or a prompt of 10^6 tokens.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Largest payload of one KV chunk or model card part, in bytes.

@@ -302,7 +302,7 @@ fn check_memory(memory: &dyn KvMemory) -> bool {
     let (layer, block) = (layout.layers - 1, BlockId(memory.num_blocks() - 1));
     let bytes: Vec<u8> = (0..layout.layer_block_bytes()).map(|i| (i * 31 % 251) as u8).collect();
     let read = |layer, block| {
-        let mut out = Vec::new();
+        let mut out = vec![0; layout.layer_block_bytes()];
         memory.read(layer, block, &mut out).unwrap();
         out
     };
@@ -310,7 +310,7 @@ fn check_memory(memory: &dyn KvMemory) -> bool {
     memory.write(layer, block, &bytes).unwrap();
     assert!(
         memory.write(layer, block, &bytes[1..]).is_err()
-            && memory.read(layer + 1, block, &mut Vec::new()).is_err()
+            && memory.read(layer + 1, block, &mut bytes.clone()).is_err()
     );
     let good = read(layer, block) == bytes && read(layer, BlockId(block.0 - 1)) == before;
     println!("  KV through host memory: {}", if good { "equal" } else { "NOT EQUAL" });

@@ -1,4 +1,4 @@
-//! Times KV blocks on their way between the GPU's pool and host memory, as the `grpc` transport reads and writes them:
+//! Times KV blocks on their way between the GPU's pool and host memory, as the `tcp` transport reads and writes them:
 //! the KV of 3000 tokens of the Llama-3.1-8B shape, layer by layer, in chunks of several sizes, on one thread and on four.
 //!
 //!     cargo run --profile ci -p disagg-worker --example cuda_transfer
@@ -8,13 +8,15 @@
 mod gpu;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use disagg_core::BlockId;
-use disagg_engine::Backend;
+use disagg_engine::{Backend, KvMemory, KvStage};
 use disagg_worker::cuda::backend::{CudaBackend, CudaOptions};
 use disagg_worker::cuda::weights::Origin;
 use disagg_worker::model::{DummyWeights, Family, ModelConfig, RopeScaling, WeightFormat};
+use disagg_worker::transport::stages;
 
 /// The KV of the 8B shape with little else: 32 layers, 8 KV heads of 128.
 fn config() -> ModelConfig {
@@ -63,21 +65,14 @@ fn main() -> ExitCode {
         memory.layout().layer_block_bytes() >> 10,
         bytes / 1_000_000
     );
-    for chunk in [1, 4, 16] {
+    // At most the size of a stage.
+    for chunk in [1, 4] {
         for threads in [1, 4] {
-            let read = time(threads, |layer| {
-                let mut out = Vec::with_capacity(chunk * memory.layout().layer_block_bytes());
-                for part in blocks.chunks(chunk) {
-                    out.clear();
-                    memory.read_blocks(layer, part, &mut out).unwrap();
-                }
+            let read = time(threads, &memory, |stage, layer| {
+                blocks.chunks(chunk).for_each(|part| stage.read(layer, part).unwrap());
             });
-            let data = vec![1; chunk * memory.layout().layer_block_bytes()];
-            let written = time(threads, |layer| {
-                for part in blocks.chunks(chunk) {
-                    let len = part.len() * memory.layout().layer_block_bytes();
-                    memory.write_blocks(layer, part, &data[..len]).unwrap();
-                }
+            let written = time(threads, &memory, |stage, layer| {
+                blocks.chunks(chunk).for_each(|part| stage.write(layer, part).unwrap());
             });
             let rate = |seconds: f64| bytes as f64 / seconds / 1e9;
             println!(
@@ -91,13 +86,16 @@ fn main() -> ExitCode {
 }
 
 /// The fastest of five runs over all layers, in seconds.
-fn time(threads: u32, layer: impl Fn(u32) + Sync) -> f64 {
-    let run = || {
+fn time(threads: u32, memory: &Arc<dyn KvMemory>, layer: impl Fn(&mut dyn KvStage, u32) + Sync) -> f64 {
+    let mut made: Vec<_> = (0..threads).map(|_| stages::make(memory).unwrap()).collect();
+    let mut run = || {
         let begun = Instant::now();
         std::thread::scope(|scope| {
-            for first in 0..threads {
+            for (stage, first) in made.iter_mut().zip(0..) {
                 let layer = &layer;
-                scope.spawn(move || (first..32).step_by(threads as usize).for_each(layer));
+                scope.spawn(move || {
+                    (first..32).step_by(threads as usize).for_each(|n| layer(&mut **stage, n));
+                });
             }
         });
         begun.elapsed().as_secs_f64()

@@ -3,6 +3,7 @@
 //! Invariant of this crate: wire messages are checked and converted in [`convert`] and go no deeper; tokio ends at
 //! the channels of the engine thread; only the landing registry writes KV that came from outside.
 
+mod accept;
 pub mod args;
 pub mod backend;
 pub mod convert;

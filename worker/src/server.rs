@@ -10,15 +10,14 @@ use disagg_core::handoff::Timeouts;
 use disagg_engine::Backend;
 use disagg_engine::engine::{ConfigError, Engine, EngineConfig};
 use disagg_proto::MAX_MESSAGE_BYTES;
-use disagg_proto::v1::kv_transfer_server::KvTransferServer;
 use disagg_proto::v1::prefill_server::PrefillServer;
 use disagg_proto::v1::worker_server::WorkerServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::accept::accept;
 use crate::args::ServeConfig;
 use crate::convert::Peer;
 use crate::engine_thread::{self, EngineStatus};
@@ -28,22 +27,14 @@ use crate::metrics::Metrics;
 use crate::model::{ModelCard, kv_compat};
 use crate::service::{PrefillService, WorkerService};
 use crate::state::{Lifecycle, RequestRegistry, WorkerState};
-use crate::transport::grpc::{KvTransferService, Pusher};
 use crate::transport::landing::LandingRegistry;
 use crate::transport::peers::Peers;
 use crate::transport::queue::{PushQueues, QueueingTransport};
+use crate::transport::stages::Stages;
+use crate::transport::tcp::{PushReceiver, Pusher, STAGES};
 
 /// Streams one connection may have open: more than requests may wait on a worker, and bounded.
 const STREAMS_MAX: u32 = 4096;
-
-/// Bytes a stream may have on the way: several chunks, so that a push is not bound by round trips.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-
-/// The same for a connection with several pushes.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-
-/// Bytes of one HTTP/2 frame: a chunk of KV comes in a few of them, not in 64.
-const FRAME_BYTES: u32 = 256 * 1024;
 
 /// Pings that notice callers whose host has vanished.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
@@ -55,8 +46,8 @@ const STOP_MAX: Duration = Duration::from_secs(2);
 /// After a failure of the engine: time for its last events to be read. Nothing more will come of a longer drain.
 const FAILED_DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// Room that a chunk's message needs beside its payload.
-const CHUNK_OVERHEAD_BYTES: usize = 1024;
+/// Most bytes of one block of one layer: what a transfer moves as a whole.
+const LAYER_BLOCK_BYTES_MAX: usize = 8 << 20;
 
 /// Why a worker cannot serve, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +84,7 @@ pub struct Server {
     state: Arc<WorkerState>,
     grpc: TcpListener,
     grpc_address: SocketAddr,
+    pushes: PushReceiver,
     /// Kept, so that they are served until the end.
     probes: Option<Probes>,
     drain: Duration,
@@ -110,9 +102,9 @@ impl Server {
         probes: Option<Probes>,
     ) -> Result<Self, ServeError> {
         let layout = backend.layout();
-        if layout.layer_block_bytes() + CHUNK_OVERHEAD_BYTES > MAX_MESSAGE_BYTES {
+        if layout.layer_block_bytes() > LAYER_BLOCK_BYTES_MAX {
             let message = format!(
-                "{} tokens of one layer are {} bytes, more than a message may have ({MAX_MESSAGE_BYTES})",
+                "{} tokens of one layer are {} bytes, more than is handed over at once ({LAYER_BLOCK_BYTES_MAX})",
                 layout.block_size,
                 layout.layer_block_bytes()
             );
@@ -159,14 +151,15 @@ impl Server {
         let peers = Arc::new(Peers::default());
         let memory = engine.memory();
         let pusher = Pusher {
-            peers: Arc::clone(&peers),
-            memory: Arc::clone(&memory),
+            stages: Stages::new(Arc::clone(&memory), STAGES),
             this_worker: Peer { worker: identity.worker.clone(), epoch: identity.epoch },
             kv_compat: identity.kv_compat,
             metrics: Arc::clone(&metrics),
             speeds: Arc::default(),
         };
-        let landing = Arc::new(LandingRegistry::new(memory, identity.epoch, identity.kv_compat));
+        let landing = Arc::new(LandingRegistry::new(Arc::clone(&memory), identity.epoch, identity.kv_compat));
+        let pushes =
+            PushReceiver::new(Arc::clone(&landing), Stages::new(memory, STAGES), Arc::clone(&metrics));
         let state = WorkerState {
             identity,
             card,
@@ -186,7 +179,7 @@ impl Server {
         if let Some(probes) = &probes {
             probes.loaded(&state);
         }
-        Ok(Self { state, grpc, grpc_address, probes, drain: config.drain, step_max: config.step_max })
+        Ok(Self { state, grpc, grpc_address, pushes, probes, drain: config.drain, step_max: config.step_max })
     }
 
     /// What the services share.
@@ -206,7 +199,7 @@ impl Server {
 
     /// Serves until `shutdown`, then drains; or until the engine fails, which ends what runs and is an error.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { state, grpc, grpc_address: _, probes: _probes, drain, step_max } = self;
+        let Self { state, grpc, grpc_address: _, pushes, probes: _probes, drain, step_max } = self;
         let stopping = CancellationToken::new();
         // However this ends, so do the tasks started here.
         let _stop = stopping.clone().drop_guard();
@@ -219,9 +212,6 @@ impl Server {
         );
         let serving = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
             .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .add_service(health_service)
@@ -231,15 +221,8 @@ impl Server {
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
-            .add_service(
-                KvTransferServer::new(KvTransferService::new(
-                    Arc::clone(&state.landing),
-                    Arc::clone(&state.metrics),
-                ))
-                .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(grpc).with_nodelay(Some(true)),
+                accept(grpc, pushes, stopping.clone()),
                 stopping.clone().cancelled_owned(),
             );
         tokio::pin!(serving);
@@ -313,7 +296,7 @@ async fn engine_trouble(state: &WorkerState, gone_only: bool) -> String {
 async fn report_health(health: &HealthReporter, state: &WorkerState) {
     let status =
         if state.accepts_work().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for service in ["", "disagg.v1.Worker", "disagg.v1.Prefill", "disagg.v1.KvTransfer"] {
+    for service in ["", "disagg.v1.Worker", "disagg.v1.Prefill"] {
         health.set_service_status(service, status).await;
     }
 }

@@ -20,10 +20,10 @@ use crate::engine_thread::{EngineHandle, EngineStatus, SubmitError};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::model::ModelCard;
-use crate::transport::grpc::Pusher;
 use crate::transport::landing::LandingRegistry;
 use crate::transport::peers::Peers;
 use crate::transport::queue::PushQueues;
+use crate::transport::tcp::Pusher;
 
 /// Everything that lives as long as the worker.
 pub struct WorkerState {

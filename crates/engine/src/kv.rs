@@ -90,12 +90,12 @@ pub enum KvAccessError {
         /// Blocks there are.
         blocks: u32,
     },
-    /// The bytes are not one block of one layer.
-    #[error("{got} bytes given for a block of {want} bytes")]
+    /// The bytes are not one block of one layer, or not as many as the blocks have.
+    #[error("{got} bytes given where {want} are needed")]
     WrongSize {
         /// Bytes given.
         got: usize,
-        /// [`KvLayout::layer_block_bytes`].
+        /// Bytes of the blocks.
         want: usize,
     },
     /// The device that holds the pool refused the access.
@@ -115,34 +115,35 @@ pub trait KvMemory: Send + Sync {
     /// Blocks in the pool.
     fn num_blocks(&self) -> u32;
 
-    /// Appends the bytes of one block of one layer to `out`.
-    fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError>;
+    /// Copies one block of one layer to `out`, which is as long as that.
+    fn read(&self, layer: u32, block: BlockId, out: &mut [u8]) -> Result<(), KvAccessError>;
 
     /// Overwrites one block of one layer.
     fn write(&self, layer: u32, block: BlockId, bytes: &[u8]) -> Result<(), KvAccessError>;
 
-    /// Appends the bytes of several blocks of one layer to `out`, in order; `out` is as it was if one cannot be read.
-    /// For pools whose memory is not the host's, where each access costs a call.
-    fn read_blocks(&self, layer: u32, blocks: &[BlockId], out: &mut Vec<u8>) -> Result<(), KvAccessError> {
-        let start = out.len();
-        for &block in blocks {
-            self.read(layer, block, out).inspect_err(|_| out.truncate(start))?;
-        }
-        Ok(())
+    /// A stage of `bytes` bytes, of pools that are not in the host's memory.
+    fn device_stage(&self, bytes: usize) -> Option<Result<Box<dyn KvStage>, KvAccessError>> {
+        let _ = bytes;
+        None
     }
+}
 
-    /// Overwrites several blocks of one layer with `bytes`, one block after the other. If it fails, some of them may
-    /// have been overwritten.
-    fn write_blocks(&self, layer: u32, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvAccessError> {
-        let unit = self.layout().layer_block_bytes();
-        if bytes.len() != blocks.len() * unit {
-            return Err(KvAccessError::WrongSize { got: bytes.len(), want: blocks.len() * unit });
-        }
-        for (&block, bytes) in blocks.iter().zip(bytes.chunks_exact(unit)) {
-            self.write(layer, block, bytes)?;
-        }
-        Ok(())
-    }
+/// Host memory that blocks go through on their way out of a pool or into it, for one user at a time. A pool on a device
+/// gives out memory that the device itself fills and empties, several blocks at once, while a network reads and writes it
+/// in place.
+pub trait KvStage: Send {
+    /// The whole stage.
+    fn bytes(&self) -> &[u8];
+
+    /// The whole stage, to be filled from elsewhere.
+    fn bytes_mut(&mut self) -> &mut [u8];
+
+    /// Fills the beginning of the stage with blocks of one layer, one after the other.
+    fn read(&mut self, layer: u32, blocks: &[BlockId]) -> Result<(), KvAccessError>;
+
+    /// Overwrites blocks of one layer with the beginning of the stage, one after the other. If it fails, some of them
+    /// may have been overwritten.
+    fn write(&mut self, layer: u32, blocks: &[BlockId]) -> Result<(), KvAccessError>;
 }
 
 /// Blocks of one prefill that one step completes and that belong to a handoff.

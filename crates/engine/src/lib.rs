@@ -22,7 +22,7 @@ pub use engine::{
     AdmitError, BlockFate, ConfigError, Engine, EngineConfig, EngineEvent, EngineLoad, NotAwaitingKv,
     RemotePrefill, Reservation,
 };
-pub use kv::{KvAccessError, KvDtype, KvLayout, KvMemory, KvPush, KvTransport, NoTransport};
+pub use kv::{KvAccessError, KvDtype, KvLayout, KvMemory, KvPush, KvStage, KvTransport, NoTransport};
 pub use pool::BlockPool;
 pub use request::{FinishReason, Request, SamplingParams, StopRules};
 pub use sampling::{SampleError, sample};

@@ -84,9 +84,10 @@ pub fn protobuf(bytes: &[u8]) {
         }
         _ => {
             if let Ok(chunk) = v1::KvChunk::decode(bytes)
-                && convert::chunk_shape(&chunk, 8).is_ok()
+                && let Ok(bytes) = convert::chunk_bytes(&chunk, 8)
             {
-                assert_eq!(chunk.payload.len(), chunk.block_count as usize * 8);
+                assert_eq!(bytes, chunk.block_count as usize * 8);
+                assert_eq!(bytes, chunk.payload_bytes as usize);
             }
         }
     }

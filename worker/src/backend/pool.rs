@@ -109,11 +109,14 @@ impl KvMemory for PagedPool {
         self.num_blocks
     }
 
-    fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError> {
-        let guard = self.blocks[self.checked_index(layer, block)?].read();
-        let start = out.len();
-        out.resize(start + self.layout.layer_block_bytes(), 0);
-        for (bytes, element) in out[start..].as_chunks_mut().0.iter_mut().zip(guard.iter()) {
+    fn read(&self, layer: u32, block: BlockId, out: &mut [u8]) -> Result<(), KvAccessError> {
+        let index = self.checked_index(layer, block)?;
+        let want = self.layout.layer_block_bytes();
+        if out.len() != want {
+            return Err(KvAccessError::WrongSize { got: out.len(), want });
+        }
+        let guard = self.blocks[index].read();
+        for (bytes, element) in out.as_chunks_mut().0.iter_mut().zip(guard.iter()) {
             *bytes = element.to_le_bytes();
         }
         Ok(())
@@ -149,7 +152,7 @@ mod tests {
         let values: Vec<f32> = keys.iter().map(|k| k + 100.0).collect();
         // The last slot of block 1, two of block 4, and one of block 0.
         pool.store(1, &[5, 12, 13, 0], Rows::dense(&keys, 8), Rows::dense(&values, 8));
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; 192];
         pool.read(1, BlockId(4), &mut bytes).expect("in range");
         let block: Vec<f32> = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
         // Tokens 1 and 2: head 0 from 8 and 16, head 1 from 12 and 20.
@@ -166,10 +169,12 @@ mod tests {
     #[test]
     fn wrong_accesses_are_refused() {
         let pool = pool();
-        let mut out = vec![1, 2];
+        let mut out = vec![1; 192];
         let outside = KvAccessError::OutOfRange { layer: 2, block: 0, layers: 2, blocks: 5 };
         assert_eq!(pool.read(2, BlockId(0), &mut out), Err(outside));
-        assert_eq!(out, [1, 2]);
+        let short = KvAccessError::WrongSize { got: 191, want: 192 };
+        assert_eq!(pool.read(0, BlockId(0), &mut out[..191]), Err(short));
+        assert!(out.iter().all(|byte| *byte == 1));
         assert!(matches!(pool.write(0, BlockId(5), &[]), Err(KvAccessError::OutOfRange { block: 5, .. })));
         let short = KvAccessError::WrongSize { got: 12, want: 192 };
         assert_eq!(pool.write(0, BlockId(0), &[0; 12]), Err(short));

@@ -13,9 +13,9 @@ use disagg_core::{Epoch, HandoffId, KvCompat, ModelFingerprint, WorkerId};
 use disagg_proto::v1;
 use tonic::Status;
 
-pub(crate) use prefill::GRPC_TRANSPORT;
+pub(crate) use prefill::TCP_TRANSPORT;
 pub use prefill::{
-    FirstTokens, Peer, PushStart, StartPrefill, chunk_shape, first_tokens, push_begin, start_prefill,
+    FirstTokens, Peer, PushStart, StartPrefill, chunk_bytes, first_tokens, push_begin, start_prefill,
 };
 pub use request::{
     Generate, PromptLimits, Remote, RemoteCandidate, ValidPrompt, generate, prompt, request_id,

@@ -10,7 +10,7 @@ use super::request::{PromptLimits, ValidPrompt, prompt};
 use super::{InvalidField, address, count_within, handoff_ref, kv_compat, required, within, worker_ref};
 
 /// The one transport that carries KV between processes so far.
-pub(crate) const GRPC_TRANSPORT: &str = "grpc";
+pub(crate) const TCP_TRANSPORT: &str = "tcp";
 
 /// One life of another worker.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -50,8 +50,8 @@ pub fn start_prefill(
 ) -> Result<StartPrefill, InvalidField> {
     let prompt = prompt(start.prompt, limits)?;
     let landing = required("landing", start.landing)?;
-    if landing.transport != GRPC_TRANSPORT {
-        let allowed = format!("this worker pushes by {GRPC_TRANSPORT:?}");
+    if landing.transport != TCP_TRANSPORT {
+        let allowed = format!("this worker pushes by {TCP_TRANSPORT:?}");
         return Err(InvalidField::new("landing.transport", format!("{:?}", landing.transport), allowed));
     }
     let blocks = (prompt.request.prompt.len() as u32).div_ceil(block_size);
@@ -134,24 +134,22 @@ pub fn push_begin(begin: v1::PushBegin) -> Result<PushStart, InvalidField> {
     })
 }
 
-/// Checks that a chunk's payload is as long as it says, and within the limit. `layer_block_bytes` are those of one
-/// block of one layer.
-pub fn chunk_shape(chunk: &v1::KvChunk, layer_block_bytes: usize) -> Result<(), InvalidField> {
+/// Checks that a chunk's payload is as long as its blocks are, and within the limit; gives its bytes.
+/// `layer_block_bytes` are those of one block of one layer.
+pub fn chunk_bytes(chunk: &v1::KvChunk, layer_block_bytes: usize) -> Result<usize, InvalidField> {
     if chunk.block_count == 0 {
         return Err(InvalidField::new("chunk.block_count", 0, "at least 1"));
     }
     let wanted = (chunk.block_count as usize).saturating_mul(layer_block_bytes);
-    if chunk.payload.len() != wanted {
-        let given = format!("{} bytes", chunk.payload.len());
+    if chunk.payload_bytes as usize != wanted {
         let allowed = format!("{} blocks have {wanted} bytes", chunk.block_count);
-        return Err(InvalidField::new("chunk.payload", given, allowed));
+        return Err(InvalidField::new("chunk.payload_bytes", chunk.payload_bytes, allowed));
     }
     if chunk.block_count > 1 && wanted > MAX_CHUNK_BYTES {
-        let given = format!("{wanted} bytes");
         let allowed = format!("at most {MAX_CHUNK_BYTES} bytes in a chunk of several blocks");
-        return Err(InvalidField::new("chunk.payload", given, allowed));
+        return Err(InvalidField::new("chunk.payload_bytes", wanted, allowed));
     }
-    Ok(())
+    Ok(wanted)
 }
 
 #[cfg(test)]
@@ -176,7 +174,7 @@ mod tests {
             prompt: Some(good_prompt()),
             landing: Some(v1::Landing {
                 address: "d:80".into(),
-                transport: "grpc".into(),
+                transport: "tcp".into(),
                 first_block: 0,
                 block_ids: vec![5, 6],
             }),
@@ -259,19 +257,19 @@ mod tests {
 
     #[test]
     fn a_chunk_is_as_long_as_it_says() {
-        let chunk = |block_count, bytes| v1::KvChunk {
+        let chunk = |block_count, bytes: usize| v1::KvChunk {
             layer: 0,
             first_block: 0,
             block_count,
-            payload: vec![0; bytes].into(),
+            payload_bytes: bytes as u32,
             checksum: None,
         };
-        assert!(chunk_shape(&chunk(2, 32), 16).is_ok());
-        assert_eq!(chunk_shape(&chunk(0, 0), 16).unwrap_err().field, "chunk.block_count");
-        assert_eq!(chunk_shape(&chunk(2, 31), 16).unwrap_err().field, "chunk.payload");
+        assert_eq!(chunk_bytes(&chunk(2, 32), 16), Ok(32));
+        assert_eq!(chunk_bytes(&chunk(0, 0), 16).unwrap_err().field, "chunk.block_count");
+        assert_eq!(chunk_bytes(&chunk(2, 31), 16).unwrap_err().field, "chunk.payload_bytes");
         // A block that alone is larger than the limit may come alone.
         let large = MAX_CHUNK_BYTES + 1;
-        assert!(chunk_shape(&chunk(1, large), large).is_ok());
-        assert!(chunk_shape(&chunk(2, 2 * large), large).is_err());
+        assert_eq!(chunk_bytes(&chunk(1, large), large), Ok(large));
+        assert!(chunk_bytes(&chunk(2, 2 * large), large).is_err());
     }
 }

@@ -114,6 +114,8 @@ struct UnderWay {
     slot: usize,
     done: CudaEvent,
     around: Option<Around>,
+    /// The end of each layer, if there is something to push and the step was no graph.
+    layers: Vec<CudaEvent>,
     samples: Vec<Wanted>,
     pushes: Vec<KvPush>,
 }
@@ -232,22 +234,30 @@ impl CudaBackend {
         if let Some(fault) = &self.fault {
             fault.strike(&self.model.device, self.launched)?;
         }
-        let stream = self.model.device.stream.clone();
-        let timed = self.clock.is_some();
-        let compute = || match graph_rows {
-            Some(padded) => self.replay(padded, &step),
-            None => self.model.step(&step, |_, _| Ok(())),
-        };
-        let around = Around::issue(&stream, timed, compute)?;
-        self.fetch(slot, &step, &samples)?;
         let kind = if self.blocking_wait {
             CUevent_flags::CU_EVENT_BLOCKING_SYNC
         } else {
             CUevent_flags::CU_EVENT_DISABLE_TIMING
         };
+        let mut layers = Vec::new();
+        let stream = self.model.device.stream.clone();
+        let timed = self.clock.is_some();
+        let compute = || match graph_rows {
+            Some(padded) => self.replay(padded, &step),
+            None => self.model.step(&step, |device, _| {
+                if !batch.pushes.is_empty() {
+                    layers
+                        .push(device.stream.record_event(Some(kind)).doing("recording the end of a layer")?);
+                }
+                Ok(())
+            }),
+        };
+        let around = Around::issue(&stream, timed, compute)?;
+        self.fetch(slot, &step, &samples)?;
         let done = stream.record_event(Some(kind)).doing("recording the end of a step")?;
         self.first_draws = samples.iter().map(|wanted| wanted.draws.start as u32).collect();
-        self.under_way.push_back(UnderWay { slot, done, around, samples, pushes: batch.pushes.to_vec() });
+        let pushes = batch.pushes.to_vec();
+        self.under_way.push_back(UnderWay { slot, done, around, layers, samples, pushes });
         self.launched += 1;
         Ok(())
     }
@@ -347,15 +357,20 @@ impl Backend for CudaBackend {
         let Some(mut step) = self.under_way.pop_front() else {
             return Err(error("no step is under way".to_owned()));
         };
-        let waited = step.done.synchronize().doing("computing a step");
-        waited.map_err(|cause| error(cause.to_string()))?;
-        if let (Some(clock), Some(around)) = (&mut self.clock, step.around.take()) {
-            clock.collected(around).map_err(|cause| error(cause.to_string()))?;
-        }
+        let wait = |event: &CudaEvent| {
+            let waited = event.synchronize().doing("computing a step");
+            waited.map_err(|cause| error(cause.to_string()))
+        };
         if !step.pushes.is_empty() {
+            // A layer leaves while those behind it are computed.
             for layer in 0..self.layout.layers {
+                wait(step.layers.get(layer as usize).unwrap_or(&step.done))?;
                 transport.push_layer(layer, &step.pushes);
             }
+        }
+        wait(&step.done)?;
+        if let (Some(clock), Some(around)) = (&mut self.clock, step.around.take()) {
+            clock.collected(around).map_err(|cause| error(cause.to_string()))?;
         }
         Ok(self.take(&step))
     }

@@ -50,10 +50,7 @@ impl Device {
 
     /// `elements` of uninitialised device memory.
     pub fn buffer<T: DeviceRepr>(&self, elements: usize) -> Result<Buffer<T>, CudaError> {
-        // SAFETY: the memory is written by a kernel or a copy before anything reads it; that is each caller's task.
-        let slice = unsafe { self.stream.alloc::<T>(elements.max(1)) }
-            .doing(format!("allocating {} bytes on the GPU", elements * size_of::<T>()))?;
-        Ok(Buffer::new(slice))
+        Buffer::on(&self.stream, elements)
     }
 
     /// Waits for everything issued so far.
@@ -66,6 +63,16 @@ impl Device {
 pub struct Buffer<T> {
     slice: CudaSlice<T>,
     address: CUdeviceptr,
+}
+
+impl<T: DeviceRepr> Buffer<T> {
+    /// `elements` of uninitialised device memory, there once `stream` has come so far.
+    pub(super) fn on(stream: &Arc<CudaStream>, elements: usize) -> Result<Self, CudaError> {
+        // SAFETY: the memory is written by a kernel or a copy before anything reads it; that is each caller's task.
+        let slice = unsafe { stream.alloc::<T>(elements.max(1)) }
+            .doing(format!("allocating {} bytes on the GPU", elements * size_of::<T>()))?;
+        Ok(Self::new(slice))
+    }
 }
 
 impl<T> Buffer<T> {

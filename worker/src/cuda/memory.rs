@@ -1,18 +1,18 @@
 //! Host access to the KV pool on the GPU, for transports that go through host memory.
 //!
-//! A kernel gathers the blocks of one layer straight into pinned host memory, or scatters them from there: one launch
-//! for a whole chunk of a transfer. A few such lanes, each with a stream and a piece of pinned memory, let transfers run
-//! beside each other and beside the model; the GPU's bus takes over 50 GB/s each way, so that the copy between pinned
-//! memory and the transport's own is what bounds a lane.
+//! A stage is pinned host memory that blocks of a layer are gathered into or scattered from, and that the network reads and
+//! writes in place. Each has a stream of its own, so that transfers run beside each other and beside the model. Large
+//! blocks are moved by the GPU's copy engines, which take nothing from the model's multiprocessors; small ones, of which
+//! each would cost a call, by one kernel for all of them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cudarc::driver::result::{memcpy_dtoh_async, memcpy_htod_async, stream::get_priority_range};
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaStream};
 use disagg_core::BlockId;
-use disagg_engine::{KvAccessError, KvLayout, KvMemory};
-use parking_lot::{Mutex, MutexGuard};
+use disagg_engine::{KvAccessError, KvLayout, KvMemory, KvStage};
+use parking_lot::Mutex;
 
 use super::compile::{self, Target};
 use super::device::{Arg, Buffer, Device, Kernel};
@@ -20,10 +20,8 @@ use super::format::Bits;
 use super::staging::Pinned;
 use super::{CudaError, Doing};
 
-/// Transfers that copy at the same time.
-const LANES: usize = 4;
-/// Pinned memory of a lane, at least one unit.
-const LANE_BYTES: usize = 4 << 20;
+/// Units of so many bytes go by the copy engines.
+const COPY_ENGINE_BYTES: usize = 64 << 10;
 /// Grid and block of the copying kernels: enough to fill the bus, few enough to leave the model its multiprocessors.
 const GRID: (u32, u32) = (16, 1);
 const BLOCK: u32 = 512;
@@ -32,14 +30,18 @@ const PIECE_BYTES: usize = 16;
 
 /// The pool of one GPU. One (layer, block) pair, a unit, is contiguous there.
 pub(super) struct DevicePool {
+    copies: Arc<Copies>,
+    /// For single blocks.
+    single: Mutex<DeviceStage>,
+}
+
+/// What stages share.
+struct Copies {
     layout: KvLayout,
     blocks: u32,
     pool: Arc<Buffer<Bits>>,
     gather: Kernel,
     scatter: Kernel,
-    lanes: Vec<Mutex<Lane>>,
-    /// Which lane to wait for when all are taken.
-    next: AtomicUsize,
     context: Arc<CudaContext>,
 }
 
@@ -50,8 +52,9 @@ enum Direction {
     Scatter,
 }
 
-/// One copy under way: its stream, and the memory it goes through.
-struct Lane {
+/// A stream, and the memory that its copies go through.
+struct DeviceStage {
+    copies: Arc<Copies>,
     stream: Arc<CudaStream>,
     bytes: Pinned<u8>,
     host_ids: Pinned<u32>,
@@ -68,39 +71,39 @@ impl DevicePool {
         blocks: u32,
     ) -> Result<Self, CudaError> {
         let module = device.load(compile::COPY_BLOCKS, target)?;
-        let units = (LANE_BYTES / layout.layer_block_bytes()).max(1);
-        let lane = || -> Result<Mutex<Lane>, CudaError> {
-            Ok(Mutex::new(Lane {
-                stream: device.context.new_stream().doing("making a stream for copies")?,
-                bytes: Pinned::new(device, units * layout.layer_block_bytes())?,
-                host_ids: Pinned::new(device, units)?,
-                ids: device.buffer(units)?,
-            }))
-        };
-        let lanes = (0..LANES).map(|_| lane()).collect::<Result<_, _>>()?;
-        // The lanes' buffers are allocated in order on the device's stream, and used on others.
-        device.synchronize()?;
-        Ok(Self {
+        let copies = Arc::new(Copies {
             layout,
             blocks,
             pool,
             gather: Kernel::new(&module, "gather_blocks", 0)?,
             scatter: Kernel::new(&module, "scatter_blocks", 0)?,
-            lanes,
-            next: AtomicUsize::new(0),
             context: device.context.clone(),
+        });
+        let single = Mutex::new(Copies::stage(&copies, layout.layer_block_bytes())?);
+        Ok(Self { copies, single })
+    }
+}
+
+impl Copies {
+    fn stage(copies: &Arc<Self>, bytes: usize) -> Result<DeviceStage, CudaError> {
+        let context = &copies.context;
+        context.bind_to_thread().doing("using the GPU")?;
+        let (_lowest, highest) = get_priority_range().doing("asking for the priorities of streams")?;
+        // Copies are short and someone waits for them.
+        let stream = context.new_stream_with_priority(highest).doing("making a stream for copies")?;
+        let units = (bytes / copies.layout.layer_block_bytes()).max(1);
+        let ids = Buffer::on(&stream, units)?;
+        stream.synchronize().doing("making a stage")?;
+        Ok(DeviceStage {
+            copies: Arc::clone(copies),
+            stream,
+            bytes: Pinned::within(context, bytes)?,
+            host_ids: Pinned::within(context, units)?,
+            ids,
         })
     }
 
-    /// A lane that is free, or else the next in turn.
-    fn lane(&self) -> MutexGuard<'_, Lane> {
-        self.lanes.iter().find_map(Mutex::try_lock).unwrap_or_else(|| {
-            let turn = self.next.fetch_add(1, Ordering::Relaxed);
-            self.lanes[turn % self.lanes.len()].lock()
-        })
-    }
-
-    /// Start of a layer's part of the pool.
+    /// Start of a layer's part of the pool, in which all of `blocks` are.
     fn layer(&self, layer: u32, blocks: &[BlockId]) -> Result<CUdeviceptr, KvAccessError> {
         let outside = |block: u32| KvAccessError::OutOfRange {
             layer,
@@ -117,46 +120,84 @@ impl DevicePool {
         let units = u64::from(layer) * u64::from(self.blocks);
         Ok(self.pool.address() + units * self.layout.layer_block_bytes() as u64)
     }
+}
 
-    /// Sends the ids of `blocks` and runs one copying kernel between the layer and the lane's memory, to its end.
-    fn copy(
-        &self,
-        lane: &mut Lane,
+impl DeviceStage {
+    /// Copies between blocks of a layer and the beginning of the stage, and waits.
+    fn copy(&mut self, direction: Direction, layer: u32, blocks: &[BlockId]) -> Result<(), KvAccessError> {
+        let address = self.copies.layer(layer, blocks)?;
+        let unit = self.copies.layout.layer_block_bytes();
+        let (got, want) = (blocks.len() * unit, self.bytes.as_slice().len());
+        if got > want {
+            return Err(KvAccessError::WrongSize { got, want });
+        }
+        let context = &self.copies.context;
+        context.bind_to_thread().doing("using the GPU").map_err(|error| device_error(&error))?;
+        let issued = if unit >= COPY_ENGINE_BYTES {
+            self.copy_one_by_one(direction, address, blocks)
+        } else {
+            self.copy_together(direction, address, blocks)
+        };
+        // Also when not all could be issued: what was must not touch the stage later.
+        let done = self.stream.synchronize().doing("copying KV blocks");
+        issued.and(done).map_err(|error| device_error(&error))
+    }
+
+    fn copy_one_by_one(
+        &mut self,
         direction: Direction,
         layer: CUdeviceptr,
         blocks: &[BlockId],
     ) -> Result<(), CudaError> {
-        let (layer, stretch) = (Arg::Address(layer), Arg::Address(lane.bytes.address()));
+        let unit = self.copies.layout.layer_block_bytes();
+        let stream = self.stream.cu_stream();
+        for (block, bytes) in blocks.iter().zip(self.bytes.as_mut_slice().chunks_exact_mut(unit)) {
+            let address = layer + u64::from(block.0) * unit as u64;
+            // SAFETY: the unit lies in the pool; the stage is touched again only after the stream is done.
+            unsafe {
+                match direction {
+                    Direction::Gather => memcpy_dtoh_async(bytes, address, stream),
+                    Direction::Scatter => memcpy_htod_async(address, bytes, stream),
+                }
+            }
+            .doing("copying a KV block")?;
+        }
+        Ok(())
+    }
+
+    fn copy_together(
+        &mut self,
+        direction: Direction,
+        layer: CUdeviceptr,
+        blocks: &[BlockId],
+    ) -> Result<(), CudaError> {
+        for (id, block) in self.host_ids.as_mut_slice().iter_mut().zip(blocks) {
+            *id = block.0;
+        }
+        let copies = &self.copies;
+        let (layer, stage) = (Arg::Address(layer), Arg::Address(self.bytes.address()));
         let (kernel, first, second) = match direction {
-            Direction::Gather => (&self.gather, stretch, layer),
-            Direction::Scatter => (&self.scatter, layer, stretch),
+            Direction::Gather => (&copies.gather, stage, layer),
+            Direction::Scatter => (&copies.scatter, layer, stage),
         };
         let args = [
             first,
             second,
-            Arg::Address(lane.ids.address()),
+            Arg::Address(self.ids.address()),
             Arg::Int(blocks.len() as i32),
-            Arg::Int((self.layout.layer_block_bytes() / PIECE_BYTES) as i32),
+            Arg::Int((copies.layout.layer_block_bytes() / PIECE_BYTES) as i32),
         ];
-        for (id, block) in lane.host_ids.as_mut_slice().iter_mut().zip(blocks) {
-            *id = block.0;
-        }
-        // SAFETY: `blocks` are at most as many as the lane has room for and lie in the pool; host memory is touched
+        // SAFETY: `blocks` are at most as many as the stage has room for and lie in the pool; host memory is touched
         // again only after the stream is done.
         unsafe {
-            cudarc::driver::result::memcpy_htod_async(
-                lane.ids.address(),
-                &lane.host_ids.as_slice()[..blocks.len()],
-                lane.stream.cu_stream(),
+            memcpy_htod_async(
+                self.ids.address(),
+                &self.host_ids.as_slice()[..blocks.len()],
+                self.stream.cu_stream(),
             )
             .doing("sending block numbers")?;
-            kernel.launch_on(&lane.stream, GRID, BLOCK, &args)?;
+            kernel.launch_on(&self.stream, GRID, BLOCK, &args)
         }
-        lane.stream.synchronize().doing("copying KV blocks")
-    }
-
-    fn bind(&self) -> Result<(), KvAccessError> {
-        self.context.bind_to_thread().doing("using the GPU").map_err(|error| device_error(&error))
     }
 }
 
@@ -164,53 +205,56 @@ fn device_error(error: &CudaError) -> KvAccessError {
     KvAccessError::Device(error.to_string())
 }
 
+impl KvStage for DeviceStage {
+    fn bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.bytes.as_mut_slice()
+    }
+
+    fn read(&mut self, layer: u32, blocks: &[BlockId]) -> Result<(), KvAccessError> {
+        self.copy(Direction::Gather, layer, blocks)
+    }
+
+    fn write(&mut self, layer: u32, blocks: &[BlockId]) -> Result<(), KvAccessError> {
+        self.copy(Direction::Scatter, layer, blocks)
+    }
+}
+
 impl KvMemory for DevicePool {
     fn layout(&self) -> KvLayout {
-        self.layout
+        self.copies.layout
     }
 
     fn num_blocks(&self) -> u32 {
-        self.blocks
+        self.copies.blocks
     }
 
-    fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError> {
-        self.read_blocks(layer, &[block], out)
+    fn read(&self, layer: u32, block: BlockId, out: &mut [u8]) -> Result<(), KvAccessError> {
+        let mut stage = self.single.lock();
+        let (got, want) = (out.len(), stage.bytes().len());
+        if got != want {
+            return Err(KvAccessError::WrongSize { got, want });
+        }
+        stage.read(layer, &[block])?;
+        out.copy_from_slice(stage.bytes());
+        Ok(())
     }
 
     fn write(&self, layer: u32, block: BlockId, bytes: &[u8]) -> Result<(), KvAccessError> {
-        self.write_blocks(layer, &[block], bytes)
+        let mut stage = self.single.lock();
+        let (got, want) = (bytes.len(), stage.bytes().len());
+        if got != want {
+            return Err(KvAccessError::WrongSize { got, want });
+        }
+        stage.bytes_mut().copy_from_slice(bytes);
+        stage.write(layer, &[block])
     }
 
-    fn read_blocks(&self, layer: u32, blocks: &[BlockId], out: &mut Vec<u8>) -> Result<(), KvAccessError> {
-        let address = self.layer(layer, blocks)?;
-        self.bind()?;
-        let unit = self.layout.layer_block_bytes();
-        let mut lane = self.lane();
-        let start = out.len();
-        out.reserve(blocks.len() * unit);
-        for part in blocks.chunks(lane.host_ids.as_slice().len()) {
-            if let Err(error) = self.copy(&mut lane, Direction::Gather, address, part) {
-                out.truncate(start);
-                return Err(device_error(&error));
-            }
-            out.extend_from_slice(&lane.bytes.as_slice()[..part.len() * unit]);
-        }
-        Ok(())
-    }
-
-    fn write_blocks(&self, layer: u32, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvAccessError> {
-        let address = self.layer(layer, blocks)?;
-        let unit = self.layout.layer_block_bytes();
-        if bytes.len() != blocks.len() * unit {
-            return Err(KvAccessError::WrongSize { got: bytes.len(), want: blocks.len() * unit });
-        }
-        self.bind()?;
-        let mut lane = self.lane();
-        let most = lane.host_ids.as_slice().len();
-        for (part, bytes) in blocks.chunks(most).zip(bytes.chunks(most * unit)) {
-            lane.bytes.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
-            self.copy(&mut lane, Direction::Scatter, address, part).map_err(|error| device_error(&error))?;
-        }
-        Ok(())
+    fn device_stage(&self, bytes: usize) -> Option<Result<Box<dyn KvStage>, KvAccessError>> {
+        let stage = Copies::stage(&self.copies, bytes);
+        Some(stage.map(|stage| Box::new(stage) as _).map_err(|error| device_error(&error)))
     }
 }

@@ -1,5 +1,6 @@
 //! Inputs of a step: written into pinned host memory, sent with one copy, read by kernels at the addresses given out.
 
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::device::{Buffer, Device};
@@ -80,7 +81,11 @@ unsafe impl<T: Send> Send for Pinned<T> {}
 
 impl<T: Copy + Default> Pinned<T> {
     pub(super) fn new(gpu: &Device, len: usize) -> Result<Self, CudaError> {
-        gpu.context.bind_to_thread().doing("using the GPU")?;
+        Self::within(&gpu.context, len)
+    }
+
+    pub(super) fn within(context: &CudaContext, len: usize) -> Result<Self, CudaError> {
+        context.bind_to_thread().doing("using the GPU")?;
         // SAFETY: filled below, freed once on drop.
         let pointer = unsafe { cudarc::driver::result::malloc_host(len.max(1) * size_of::<T>(), 0) }
             .doing("allocating pinned memory")?

@@ -18,7 +18,7 @@ use tonic::{Status, Streaming};
 
 use crate::convert::{FirstTokens, PromptLimits, first_tokens};
 use crate::transport::landing::Landed;
-use crate::transport::peers::{Lane, Peers};
+use crate::transport::peers::Peers;
 
 /// Commands on their way: a start, heartbeats, a cancel.
 const COMMANDS_MAX: usize = 8;
@@ -68,7 +68,7 @@ pub(super) async fn run(
     cancel: CancellationToken,
 ) {
     let Spec { attempt, address, start, landed, heartbeat_every, drain, choices, limits } = spec;
-    let channel = match peers.channel(Lane::Control, &address) {
+    let channel = match peers.channel(&address) {
         Ok(channel) => channel,
         Err(error) => {
             let refused = Report::Refused(Status::invalid_argument(error.to_string()));

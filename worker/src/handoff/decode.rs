@@ -16,7 +16,7 @@ use super::attempt::{self, Report};
 use super::first_token;
 use super::timers::Timers;
 use crate::convert::{
-    GRPC_TRANSPORT, Remote, ValidPrompt, handoff_to_wire, hash, prompt_to_wire, worker_ref_to_wire,
+    Remote, TCP_TRANSPORT, ValidPrompt, handoff_to_wire, hash, prompt_to_wire, worker_ref_to_wire,
 };
 use crate::engine_thread::{Reserved, SequenceEvent, SubmitError};
 use crate::state::{WorkerState, submit_status};
@@ -50,7 +50,7 @@ pub async fn run(
     outcome: oneshot::Sender<Result<Placed, Status>>,
 ) {
     let plan = Plan {
-        // The grpc transport: this worker writes what it receives.
+        // The tcp transport: this worker writes what it receives.
         candidates: vec![Writer::Us; remote.candidates.len()],
         fallback: remote.fallback,
         timeouts: worker.timeouts,
@@ -152,9 +152,13 @@ impl Driver {
         match report {
             Report::Accepted => Fact::PrefillAccepted { attempt },
             Report::Progress => Fact::Progress { attempt },
-            Report::Landed => Fact::Landed { attempt },
+            Report::Landed => {
+                tracing::debug!(prefill_worker = %name, "all blocks have landed");
+                Fact::Landed { attempt }
+            }
             Report::Drained => Fact::Drained { attempt },
             Report::Completed(first) => {
+                tracing::debug!(prefill_worker = %name, "the prompt is computed");
                 if let Some(live) = self.attempts.get_mut(&attempt) {
                     live.first_tokens = Some(first.tokens);
                 }
@@ -297,7 +301,7 @@ impl Driver {
             prompt: Some(prompt_to_wire(&self.prompt)),
             landing: Some(v1::Landing {
                 address: worker.advertise.clone(),
-                transport: GRPC_TRANSPORT.to_owned(),
+                transport: TCP_TRANSPORT.to_owned(),
                 first_block: held.first_block,
                 block_ids: held.blocks.iter().map(|block| block.0).collect(),
             }),

@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 use crate::convert::{StartPrefill, token_to_wire};
 use crate::engine_thread::{PrefillEvents, PrefillFailed};
 use crate::state::{WorkerState, submit_status};
-use crate::transport::grpc::{PushError, PushTarget};
+use crate::transport::tcp::{PushError, PushTarget};
 
 /// Events on their way to the decode worker. Progress is left out when there is no more room than the others need.
 pub const EVENTS_MAX: usize = 16;
@@ -60,9 +60,8 @@ pub async fn run(
     let stop_push = CancellationToken::new();
     let push = (to_push > 0).then(|| {
         let peer = decode_worker.worker;
-        let push = worker.pusher.clone().push(PushTarget { handoff, peer, address: landing_address }, ready);
-        let stop = stop_push.clone();
-        tokio::spawn(async move { stop.run_until_cancelled_owned(push).await })
+        let target = PushTarget { handoff, peer, address: landing_address };
+        tokio::spawn(worker.pusher.clone().push(target, ready, stop_push.clone()))
     });
     let (machine, actions) = PrefillLease::start(lease, &worker.timeouts);
     let queue_depth = worker.engine.load().borrow().engine.prefill_queue.saturating_sub(1);
@@ -187,6 +186,7 @@ impl Driver {
     ) -> SourceFact {
         match done {
             Ok(Ok(first_tokens)) => {
+                tracing::debug!(handoff = %self.handoff, tokens = self.net_new, "the prompt is computed");
                 self.worker.metrics.prefilled(self.net_new);
                 self.first_tokens = Some(first_tokens);
                 SourceFact::Computed

@@ -56,7 +56,7 @@ impl Worker for WorkerService {
             kv_compat: Some(convert::hash(identity.kv_compat.0)),
             block_size: identity.layout.block_size,
             max_model_len: identity.max_model_len,
-            transports: vec![convert::GRPC_TRANSPORT.to_owned()],
+            transports: vec![convert::TCP_TRANSPORT.to_owned()],
             version: env!("CARGO_PKG_VERSION").to_owned(),
             backend: identity.backend.clone(),
             kv_block_bytes: identity.layout.block_bytes() as u64,

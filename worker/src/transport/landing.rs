@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use disagg_core::{BlockId, HandoffId, KvCompat};
-use disagg_engine::{KvAccessError, KvMemory};
+use disagg_engine::{KvAccessError, KvMemory, KvStage};
 use disagg_proto::v1::KvChunk;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::convert::{InvalidField, Peer, PushStart, chunk_shape};
+use crate::convert::{InvalidField, Peer, PushStart, chunk_bytes};
 
 /// Why a push or a chunk of it was refused. Nothing of a refused chunk was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -112,25 +113,6 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for tonic::Status {
-    fn from(refusal: Refusal) -> Self {
-        let code = match &refusal {
-            Refusal::UnknownHandoff(_) => tonic::Code::NotFound,
-            Refusal::Fenced => tonic::Code::Aborted,
-            Refusal::WrongEpoch(_) | Refusal::WrongWorker { .. } | Refusal::WrongCompat { .. } => {
-                tonic::Code::FailedPrecondition
-            }
-            Refusal::Duplicate { .. }
-            | Refusal::OutOfRange { .. }
-            | Refusal::WrongSize(_)
-            | Refusal::BadChecksum { .. }
-            | Refusal::Short { .. } => tonic::Code::InvalidArgument,
-            Refusal::Memory(_) => tonic::Code::Internal,
-        };
-        tonic::Status::new(code, refusal.to_string())
-    }
-}
-
 /// How much of a zone has landed, in (layer, block) pairs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Landed {
@@ -153,49 +135,92 @@ pub struct Zone {
     prefill_worker: Peer,
     blocks: Vec<BlockId>,
     state: Mutex<ZoneState>,
+    /// Told whenever a write has ended.
+    written: Condvar,
+    closed: CancellationToken,
 }
 
 struct ZoneState {
-    /// Cleared by the fence. Writes happen under this lock, so whoever clears it has waited for the last one.
+    /// Cleared by the fence. No write begins once it is.
     open: bool,
-    /// `[layer][block]`.
-    landed: Vec<bool>,
+    /// Writes under way. They go on beside each other, and whoever clears `open` waits for them.
+    writing: u32,
+    /// `[layer][block]`: written, or being written.
+    taken: Vec<bool>,
     progress: watch::Sender<Landed>,
 }
 
 impl Zone {
-    /// Checks one chunk and writes it, all or nothing.
-    pub fn land(&self, chunk: &KvChunk) -> Result<(), Refusal> {
+    /// Checks one chunk before its payload is there; gives the bytes of that.
+    pub fn check(&self, chunk: &KvChunk) -> Result<usize, Refusal> {
         let layout = self.memory.layout();
-        let bytes = layout.layer_block_bytes();
-        chunk_shape(chunk, bytes)?;
-        let (first, end) = (chunk.first_block, u64::from(chunk.first_block) + u64::from(chunk.block_count));
+        let bytes = chunk_bytes(chunk, layout.layer_block_bytes())?;
+        let end = u64::from(chunk.first_block) + u64::from(chunk.block_count);
         if chunk.layer >= layout.layers || end > self.blocks.len() as u64 {
             return Err(Refusal::OutOfRange {
                 layer: chunk.layer,
-                first,
+                first: chunk.first_block,
                 end,
                 layers: layout.layers,
                 blocks: self.blocks.len() as u32,
             });
         }
-        if chunk.checksum.is_some_and(|sent| sent != xxh3_64(&chunk.payload)) {
-            return Err(Refusal::BadChecksum { layer: chunk.layer, first });
-        }
+        Ok(bytes)
+    }
 
+    /// Checks one chunk, whose payload is at the beginning of `stage`, and writes it, all or nothing.
+    pub fn land(&self, chunk: &KvChunk, stage: &mut dyn KvStage) -> Result<(), Refusal> {
+        let bytes = self.check(chunk)?;
+        let (layer, first) = (chunk.layer, chunk.first_block);
+        let got = stage.bytes().len();
+        let payload = stage.bytes().get(..bytes).ok_or(KvAccessError::WrongSize { got, want: bytes })?;
+        if chunk.checksum.is_some_and(|sent| sent != xxh3_64(payload)) {
+            return Err(Refusal::BadChecksum { layer, first });
+        }
+        let range = first as usize..(first + chunk.block_count) as usize;
+        let row = layer as usize * self.blocks.len();
+        {
+            let mut state = self.state.lock();
+            if !state.open {
+                return Err(Refusal::Fenced);
+            }
+            if let Some(block) = range.clone().find(|block| state.taken[row + block]) {
+                return Err(Refusal::Duplicate { layer, block: block as u32 });
+            }
+            state.taken[row + range.start..row + range.end].fill(true);
+            state.writing += 1;
+        }
+        // Not under the lock: connections land beside each other.
+        let result = stage.write(layer, &self.blocks[range.clone()]);
         let mut state = self.state.lock();
-        if !state.open {
-            return Err(Refusal::Fenced);
+        state.writing -= 1;
+        if result.is_ok() {
+            state.progress.send_modify(|landed| landed.units += range.len());
         }
-        let row = chunk.layer as usize * self.blocks.len();
-        let range = first as usize..end as usize;
-        if let Some(block) = range.clone().find(|block| state.landed[row + block]) {
-            return Err(Refusal::Duplicate { layer: chunk.layer, block: block as u32 });
+        drop(state);
+        self.written.notify_all();
+        Ok(result?)
+    }
+
+    /// Whether everything has landed.
+    pub fn is_complete(&self) -> bool {
+        self.state.lock().progress.borrow().complete()
+    }
+
+    /// Waits until the zone is closed.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// No write begins any more, and when this returns none is under way.
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.open = false;
+        while state.writing > 0 {
+            self.written.wait(&mut state);
         }
-        self.memory.write_blocks(chunk.layer, &self.blocks[range.clone()], &chunk.payload)?;
-        state.landed[row + range.start..row + range.end].fill(true);
-        state.progress.send_modify(|landed| landed.units += range.len());
-        Ok(())
+        drop(state);
+        self.closed.cancel();
     }
 }
 
@@ -223,9 +248,15 @@ impl LandingRegistry {
     ) -> watch::Receiver<Landed> {
         let total = self.memory.layout().layers as usize * blocks.len();
         let (progress, receiver) = watch::channel(Landed { units: 0, total });
-        let state = ZoneState { open: true, landed: vec![false; total], progress };
-        let zone =
-            Zone { memory: Arc::clone(&self.memory), prefill_worker, blocks, state: Mutex::new(state) };
+        let state = ZoneState { open: true, writing: 0, taken: vec![false; total], progress };
+        let zone = Zone {
+            memory: Arc::clone(&self.memory),
+            prefill_worker,
+            blocks,
+            state: Mutex::new(state),
+            written: Condvar::new(),
+            closed: CancellationToken::new(),
+        };
         let before = self.zones.lock().insert(handoff, Arc::new(zone));
         debug_assert!(before.is_none(), "handoff {handoff} was numbered twice");
         receiver
@@ -235,7 +266,7 @@ impl LandingRegistry {
     pub fn close(&self, handoff: HandoffId) {
         let zone = self.zones.lock().remove(&handoff);
         if let Some(zone) = zone {
-            zone.state.lock().open = false;
+            zone.close();
         }
     }
 

@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::stages;
 
 const EPOCH: Epoch = Epoch(5);
 const COMPAT: KvCompat = KvCompat(6);
@@ -32,9 +33,9 @@ impl KvMemory for Pool {
         BLOCKS
     }
 
-    fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError> {
+    fn read(&self, layer: u32, block: BlockId, out: &mut [u8]) -> Result<(), KvAccessError> {
         if let Some(bytes) = self.units.read().get(&(layer, block)) {
-            out.extend_from_slice(bytes);
+            out.copy_from_slice(bytes);
         }
         Ok(())
     }
@@ -59,9 +60,22 @@ fn push(number: u64) -> PushStart {
     PushStart { handoff: handoff(number), prefill_worker: peer("p"), kv_compat: COMPAT }
 }
 
+fn payload(block_count: u32, fill: u8) -> Vec<u8> {
+    vec![fill; block_count as usize * LAYOUT.layer_block_bytes()]
+}
+
 fn chunk(layer: u32, first_block: u32, block_count: u32, fill: u8) -> KvChunk {
-    let payload = vec![fill; block_count as usize * LAYOUT.layer_block_bytes()];
-    KvChunk { layer, first_block, block_count, checksum: Some(xxh3_64(&payload)), payload: payload.into() }
+    let payload = payload(block_count, fill);
+    let payload_bytes = payload.len() as u32;
+    KvChunk { layer, first_block, block_count, checksum: Some(xxh3_64(&payload)), payload_bytes }
+}
+
+/// Lands a chunk of blocks that are full of `fill`.
+fn land(zone: &Zone, chunk: &KvChunk, fill: u8) -> Result<(), Refusal> {
+    let mut stage = stages::make(&zone.memory)?;
+    let payload = payload(chunk.block_count, fill);
+    stage.bytes_mut()[..payload.len()].copy_from_slice(&payload);
+    zone.land(chunk, &mut *stage)
 }
 
 fn registry() -> (Arc<Pool>, LandingRegistry) {
@@ -77,8 +91,8 @@ fn blocks_land_where_they_were_reserved() {
     let zone = registry.begin(&push(1)).unwrap();
     for layer in 0..LAYOUT.layers {
         assert!(!progress.borrow().complete());
-        zone.land(&chunk(layer, 1, 1, 20 + layer as u8)).unwrap();
-        zone.land(&chunk(layer, 0, 1, 60 + layer as u8)).unwrap();
+        land(&zone, &chunk(layer, 1, 1, 20 + layer as u8), 20 + layer as u8).unwrap();
+        land(&zone, &chunk(layer, 0, 1, 60 + layer as u8), 60 + layer as u8).unwrap();
     }
     assert!(progress.borrow().complete());
     let units = pool.units.read();
@@ -100,33 +114,72 @@ fn what_does_not_belong_is_refused_and_not_written() {
     assert_eq!(begin(PushStart { kv_compat: KvCompat(7), ..push(1) }), "wrong-compat");
 
     let zone = registry.begin(&push(1)).unwrap();
-    let land = |chunk: &KvChunk| zone.land(chunk).unwrap_err().label();
-    assert_eq!(land(&chunk(3, 0, 1, 1)), "out-of-range");
-    assert_eq!(land(&chunk(0, 1, 2, 1)), "out-of-range");
-    assert_eq!(land(&KvChunk { first_block: u32::MAX, ..chunk(0, 0, 1, 1) }), "out-of-range");
-    assert_eq!(land(&KvChunk { block_count: 2, ..chunk(0, 0, 1, 1) }), "wrong-size");
-    assert_eq!(land(&KvChunk { block_count: 0, ..chunk(0, 0, 1, 1) }), "wrong-size");
-    assert_eq!(land(&KvChunk { checksum: Some(1), ..chunk(0, 0, 1, 1) }), "bad-checksum");
+    let refused = |chunk: &KvChunk, fill| land(&zone, chunk, fill).unwrap_err().label();
+    assert_eq!(refused(&chunk(3, 0, 1, 1), 1), "out-of-range");
+    assert_eq!(refused(&chunk(0, 1, 2, 1), 1), "out-of-range");
+    assert_eq!(refused(&KvChunk { first_block: u32::MAX, ..chunk(0, 0, 1, 1) }, 1), "out-of-range");
+    assert_eq!(refused(&KvChunk { block_count: 2, ..chunk(0, 0, 1, 1) }, 1), "wrong-size");
+    assert_eq!(refused(&KvChunk { block_count: 0, ..chunk(0, 0, 1, 1) }, 1), "wrong-size");
+    assert_eq!(refused(&chunk(0, 0, 1, 1), 2), "bad-checksum");
     assert!(pool.units.read().is_empty());
 
-    zone.land(&chunk(0, 1, 1, 1)).unwrap();
+    land(&zone, &chunk(0, 1, 1, 1), 1).unwrap();
     // One of the two has landed: neither is written.
-    assert_eq!(land(&chunk(0, 0, 2, 2)), "duplicate");
+    assert_eq!(refused(&chunk(0, 0, 2, 2), 2), "duplicate");
     assert_eq!(pool.units.read().len(), 1);
 
     registry.close(handoff(1));
-    assert_eq!(land(&chunk(1, 0, 1, 1)), "fenced");
+    assert_eq!(refused(&chunk(1, 0, 1, 1), 1), "fenced");
     assert_eq!(begin(push(1)), "unknown-handoff");
     assert!(registry.is_empty());
 }
 
+/// A pool in which a write ends only once another has begun.
+#[derive(Default)]
+struct Meeting {
+    writers: Mutex<u32>,
+    changed: Condvar,
+}
+
+impl KvMemory for Meeting {
+    fn layout(&self) -> KvLayout {
+        LAYOUT
+    }
+
+    fn num_blocks(&self) -> u32 {
+        BLOCKS
+    }
+
+    fn read(&self, _layer: u32, _block: BlockId, _out: &mut [u8]) -> Result<(), KvAccessError> {
+        Ok(())
+    }
+
+    fn write(&self, _layer: u32, _block: BlockId, _bytes: &[u8]) -> Result<(), KvAccessError> {
+        let mut writers = self.writers.lock();
+        *writers += 1;
+        self.changed.notify_all();
+        let waited = self.changed.wait_while_for(
+            &mut writers,
+            |writers| *writers < 2,
+            std::time::Duration::from_secs(30),
+        );
+        assert!(!waited.timed_out(), "one connection's write waits for another's");
+        Ok(())
+    }
+}
+
 #[test]
-fn refusals_have_the_status_codes_of_the_contract() {
-    use tonic::{Code, Status};
-    assert_eq!(Status::from(Refusal::UnknownHandoff(handoff(1))).code(), Code::NotFound);
-    assert_eq!(Status::from(Refusal::Fenced).code(), Code::Aborted);
-    assert_eq!(Status::from(Refusal::Duplicate { layer: 0, block: 0 }).code(), Code::InvalidArgument);
-    assert_eq!(Status::from(Refusal::WrongEpoch(handoff(1))).code(), Code::FailedPrecondition);
+fn chunks_of_several_connections_are_written_beside_each_other() {
+    let registry = LandingRegistry::new(Arc::new(Meeting::default()), EPOCH, COMPAT);
+    let progress = registry.open(handoff(1), peer("p"), vec![BlockId(0), BlockId(1)]);
+    let zone = registry.begin(&push(1)).unwrap();
+    std::thread::scope(|scope| {
+        for block in 0..2 {
+            let zone = &zone;
+            scope.spawn(move || land(zone, &chunk(0, block, 1, 1), 1).unwrap());
+        }
+    });
+    assert_eq!(progress.borrow().units, 2);
 }
 
 #[derive(Clone, Debug)]
@@ -172,7 +225,7 @@ proptest! {
                     let fill = index as u8;
                     let landed = registry
                         .begin(&push(number))
-                        .and_then(|zone| zone.land(&chunk(layer, first, count, fill)));
+                        .and_then(|zone| land(&zone, &chunk(layer, first, count, fill), fill));
                     let units: Vec<_> = (first..first + count).map(|block| (layer, block)).collect();
                     let fits = layer < LAYOUT.layers && first + count <= RESERVED;
                     let expected = open
@@ -210,7 +263,7 @@ fn nothing_is_written_once_close_has_returned() {
                     start.wait();
                     for layer in 0..LAYOUT.layers {
                         for block in 0..BLOCKS / 2 {
-                            let _ = zone.land(&chunk(layer, half * BLOCKS / 2 + block, 1, 1));
+                            let _ = land(zone, &chunk(layer, half * BLOCKS / 2 + block, 1, 1), 1);
                         }
                     }
                 });

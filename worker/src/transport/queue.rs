@@ -1,5 +1,8 @@
-//! What the engine thread hands to pushes: per handoff a queue of finished (layer, blocks), bounded by what the
-//! handoff can have in all, so that the engine thread never waits and never loses anything.
+//! What the engine thread hands to pushes: per handoff queues of finished (layer, blocks), bounded by what the handoff can
+//! have in all, so that the engine thread never waits and never loses anything.
+//!
+//! There is a queue for each connection, filled in turn. One that all took from would have to be handed from one to the next,
+//! which tokio does on the thread of whoever had it: they would work one after the other.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,6 +13,12 @@ use disagg_engine::{KvLayout, KvPush, KvTransport};
 use disagg_proto::MAX_CHUNK_BYTES;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+
+/// Queues of one handoff, and connections that it is spread over: one is bound by what a core copies to and from the kernel.
+pub const LANES: usize = 4;
+
+/// The other ends of one handoff's queues.
+pub type ReadyQueues = [mpsc::Receiver<ReadyBlocks>; LANES];
 
 /// Blocks of one layer that are ready to be sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,7 +41,7 @@ pub struct PushQueues {
 
 #[derive(Debug)]
 struct Queue {
-    sender: mpsc::Sender<ReadyBlocks>,
+    lanes: [mpsc::Sender<ReadyBlocks>; LANES],
     chunks: u64,
 }
 
@@ -43,22 +52,27 @@ impl PushQueues {
         Self { blocks_per_chunk, layers: layout.layers, queues: Mutex::default() }
     }
 
-    /// Begins a queue for a handoff that will push `blocks` blocks of every layer. To be called before the engine
+    /// Begins the queues of a handoff that will push `blocks` blocks of every layer. To be called before the engine
     /// knows of the handoff. `None`: the handoff is known already.
-    pub fn open(&self, handoff: HandoffId, blocks: u32) -> Option<mpsc::Receiver<ReadyBlocks>> {
+    pub fn open(&self, handoff: HandoffId, blocks: u32) -> Option<ReadyQueues> {
         // Each entry has at least one block of one layer, and each of those is pushed once.
         let capacity = (self.layers as usize * blocks as usize).max(1);
-        let (sender, receiver) = mpsc::channel(capacity);
+        let mut receivers = Vec::with_capacity(LANES);
+        let lanes = std::array::from_fn(|_| {
+            let (sender, receiver) = mpsc::channel(capacity);
+            receivers.push(receiver);
+            sender
+        });
         match self.queues.lock().entry(handoff) {
             Entry::Occupied(_) => None,
             Entry::Vacant(vacant) => {
-                vacant.insert(Queue { sender, chunks: 0 });
-                Some(receiver)
+                vacant.insert(Queue { lanes, chunks: 0 });
+                receivers.try_into().ok()
             }
         }
     }
 
-    /// Nothing will follow for the handoff: its queue ends when it is empty. Returns the chunks that were queued.
+    /// Nothing will follow for the handoff: its queues end when they are empty. Returns the chunks that were queued.
     pub fn finish(&self, handoff: HandoffId) -> u64 {
         self.queues.lock().remove(&handoff).map_or(0, |queue| queue.chunks)
     }
@@ -78,7 +92,8 @@ impl KvTransport for QueueingTransport {
             for (index, blocks) in push.blocks.chunks(per_chunk).enumerate() {
                 let first = push.first + (index * per_chunk) as u32;
                 let ready = ReadyBlocks { layer, first, blocks: blocks.to_vec() };
-                match queue.sender.try_send(ready) {
+                let lane = queue.chunks as usize % LANES;
+                match queue.lanes[lane].try_send(ready) {
                     Ok(()) => queue.chunks += 1,
                     // The push has ended and told whoever drives the handoff.
                     Err(mpsc::error::TrySendError::Closed(_)) => break,
@@ -123,12 +138,12 @@ mod tests {
             transport.push_layer(layer, &pushes);
         }
         assert_eq!(queues.finish(handoff(1)), 4);
-        let mut got = Vec::new();
-        while let Ok(entry) = ready.try_recv() {
-            got.push((entry.layer, entry.first, entry.blocks.len()));
-        }
+        let got = ready.each_mut().map(|lane| {
+            let entry = lane.try_recv().unwrap();
+            assert_eq!(lane.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+            (entry.layer, entry.first, entry.blocks.len())
+        });
         assert_eq!(got, [(0, 0, 4), (0, 4, 2), (1, 0, 4), (1, 4, 2)]);
-        assert_eq!(ready.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl<F: FnMut(Block<'_>) + Send> KvTransport for Copy<F> {
         for push in pushes {
             for (offset, &source) in push.blocks.iter().enumerate() {
                 let index = push.first as usize + offset;
-                let mut bytes = Vec::new();
+                let mut bytes = vec![0; self.from.layout().layer_block_bytes()];
                 self.from.read(layer, source, &mut bytes).expect("in the pool");
                 (self.change)(Block { layer, index, bytes: &mut bytes });
                 self.to.write(layer, self.reserved[&push.handoff][index], &bytes).expect("in the pool");

@@ -10,5 +10,6 @@ mod generate;
 mod handoff;
 mod harness;
 mod lifecycle;
+mod pushes;
 mod watch;
 mod wire;

@@ -23,7 +23,7 @@ async fn hello_and_the_model_card_describe_the_worker() {
     assert_eq!(hello.role(), v1::Role::Decode);
     assert_eq!(hello.model_fingerprint, Some(hash(FINGERPRINT.0)));
     assert_eq!((hello.block_size, hello.max_model_len), (BLOCK_SIZE, MAX_MODEL_LEN));
-    assert_eq!(hello.transports, ["grpc"]);
+    assert_eq!(hello.transports, ["tcp"]);
 
     let mut parts = client.get_model_card(v1::GetModelCardRequest {}).await.unwrap().into_inner();
     let header = parts.message().await.unwrap().unwrap().header.unwrap();

@@ -1,19 +1,18 @@
-//! The two services between workers, spoken by hand: what a well-behaved worker never sends.
+//! What workers say to each other, spoken by hand: what a well-behaved worker never sends.
 
 use std::time::Duration;
 
-use disagg_core::{BlockId, Epoch, HandoffId, Role, WorkerId};
+use disagg_core::{BlockId, HandoffId, Role};
 use disagg_proto::v1;
-use disagg_proto::v1::kv_transfer_client::KvTransferClient;
 use disagg_proto::v1::prefill_client::PrefillClient;
 use disagg_proto::v1::prefill_server::{Prefill, PrefillServer};
-use disagg_worker::convert::Peer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status, Streaming};
 
 use crate::harness::*;
+use crate::pushes::HandPush;
 
 /// A start that `prefill` takes, into blocks of `decode` that are open for it.
 fn start(prefill: &TestWorker, decode: &TestWorker, request: &disagg_engine::Request) -> v1::PrefillStart {
@@ -29,7 +28,7 @@ fn start(prefill: &TestWorker, decode: &TestWorker, request: &disagg_engine::Req
         prompt: Some(prompt("r", request)),
         landing: Some(v1::Landing {
             address: decode.address.to_string(),
-            transport: "grpc".into(),
+            transport: "tcp".into(),
             first_block: 0,
             block_ids: (0..blocks).collect(),
         }),
@@ -172,97 +171,6 @@ async fn a_handoff_is_taken_once() {
     prefill.idle().await;
 }
 
-async fn push(decode: &TestWorker, messages: Vec<v1::push_request::Message>) -> Status {
-    let (sender, outgoing) = mpsc::channel(messages.len().max(1));
-    for message in messages {
-        sender.send(v1::PushRequest { message: Some(message) }).await.unwrap();
-    }
-    let mut client = KvTransferClient::new(decode.channel().await);
-    match client.push(ReceiverStream::new(outgoing)).await {
-        Ok(answers) => end(answers.into_inner()).await,
-        Err(status) => status,
-    }
-}
-
-#[tokio::test]
-async fn pushes_that_nobody_asked_for_are_refused_and_counted() {
-    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
-    let begin = |epoch: u64, compat: u128| {
-        v1::push_request::Message::Begin(v1::PushBegin {
-            handoff: Some(v1::HandoffRef { epoch, number: 1 }),
-            prefill_worker: Some(v1::WorkerRef { name: "p".into(), epoch: 5 }),
-            kv_compat: Some(hash(compat)),
-        })
-    };
-    let (epoch, compat) = (decode.state.identity.epoch.0, decode.state.identity.kv_compat.0);
-    let end = v1::push_request::Message::End(v1::PushEnd { chunks: 0 });
-    for (reason, code, first) in [
-        ("unknown-handoff", Code::NotFound, begin(epoch, compat)),
-        ("wrong-epoch", Code::FailedPrecondition, begin(epoch ^ 1, compat)),
-        ("wrong-compat", Code::FailedPrecondition, begin(epoch, compat ^ 1)),
-    ] {
-        let status = push(&decode, vec![first]).await;
-        assert_eq!(status.code(), code, "{reason}: {status}");
-        let counted = decode.metric(&format!(r#"disagg_worker_chunks_refused_total{{reason="{reason}"}}"#));
-        assert_eq!(counted, 1, "{reason}");
-    }
-    assert_eq!(push(&decode, vec![end]).await.code(), Code::InvalidArgument);
-}
-
-#[tokio::test]
-async fn chunks_of_an_open_handoff_land_once_and_only_until_the_fence() {
-    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
-    let identity = &decode.state.identity;
-    let layout = identity.layout;
-    let handoff = |number| HandoffId { epoch: identity.epoch, number };
-    let peer = Peer { worker: WorkerId::new("p"), epoch: Epoch(5) };
-    let begin = |number| {
-        v1::push_request::Message::Begin(v1::PushBegin {
-            handoff: Some(v1::HandoffRef { epoch: identity.epoch.0, number }),
-            prefill_worker: Some(v1::WorkerRef { name: "p".into(), epoch: 5 }),
-            kv_compat: Some(hash(identity.kv_compat.0)),
-        })
-    };
-    let chunk = |layer, first_block| {
-        v1::push_request::Message::Chunk(v1::KvChunk {
-            layer,
-            first_block,
-            block_count: 1,
-            payload: vec![1; layout.layer_block_bytes()].into(),
-            checksum: None,
-        })
-    };
-    let end = |chunks| v1::push_request::Message::End(v1::PushEnd { chunks });
-
-    let landed = decode.state.landing.open(handoff(1), peer.clone(), vec![BlockId(3)]);
-    assert_eq!(push(&decode, vec![begin(1), chunk(0, 0), chunk(0, 0)]).await.code(), Code::InvalidArgument);
-    assert_eq!(push(&decode, vec![begin(1), chunk(1, 1)]).await.code(), Code::InvalidArgument);
-    assert_eq!(push(&decode, vec![begin(1), end(1)]).await.code(), Code::InvalidArgument);
-    assert_eq!(landed.borrow().units, 1);
-    // Another stream may bring the rest.
-    let rest = (1..layout.layers).map(|layer| chunk(layer, 0));
-    let messages =
-        [begin(1)].into_iter().chain(rest).chain([end(u64::from(layout.layers) - 1)]).collect::<Vec<_>>();
-    assert_eq!(push(&decode, messages).await.code(), Code::Ok);
-    assert!(landed.borrow().complete());
-    for reason in ["duplicate", "out-of-range", "short"] {
-        let counted = decode.metric(&format!(r#"disagg_worker_chunks_refused_total{{reason="{reason}"}}"#));
-        assert_eq!(counted, 1, "{reason}");
-    }
-    decode.state.landing.close(handoff(1));
-    assert_eq!(push(&decode, vec![begin(1), chunk(0, 0)]).await.code(), Code::NotFound);
-
-    // Fenced while the stream is open.
-    let _landed = decode.state.landing.open(handoff(2), peer, vec![BlockId(3)]);
-    let (sender, outgoing) = mpsc::channel(4);
-    sender.send(v1::PushRequest { message: Some(begin(2)) }).await.unwrap();
-    let mut client = KvTransferClient::new(decode.channel().await);
-    let answers = client.push(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-    decode.state.landing.close(handoff(2));
-    sender.send(v1::PushRequest { message: Some(chunk(0, 0)) }).await.unwrap();
-    assert_eq!(self::end(answers).await.code(), Code::Aborted);
-}
-
 /// A prefill worker that says it has done everything, and leaves the pushing to the test.
 struct Hasty {
     start: mpsc::Sender<v1::PrefillStart>,
@@ -322,21 +230,14 @@ async fn blocks_that_land_after_the_lease_has_ended_well_still_count() {
             prefill_worker: Some(worker),
             kv_compat: Some(hash(identity.kv_compat.0)),
         };
-        let chunks = (0..identity.layout.layers).map(|layer| {
-            v1::push_request::Message::Chunk(v1::KvChunk {
-                layer,
-                first_block: 0,
-                block_count: 3,
-                payload: vec![1; 3 * identity.layout.layer_block_bytes()].into(),
-                checksum: None,
-            })
-        });
         // Time for the end of the stream to arrive first; either order has to do.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let mut messages = vec![v1::push_request::Message::Begin(begin)];
-        messages.extend(chunks);
-        messages.push(v1::push_request::Message::End(v1::PushEnd { chunks: identity.layout.layers.into() }));
-        assert_eq!(self::push(&decode, messages).await.code(), Code::Ok);
+        let mut push = HandPush::open(&decode, begin).await;
+        for layer in 0..identity.layout.layers {
+            push.chunk(layer, 0, &vec![1; 3 * identity.layout.layer_block_bytes()]).await;
+        }
+        push.end(identity.layout.layers.into()).await;
+        assert_eq!(push.answer().await, Ok(u64::from(identity.layout.layers)));
     };
     let (answer, ()) = tokio::join!(call, push);
     let answer = answer.unwrap();

@@ -87,10 +87,14 @@ impl KvMemory for FakeMemory {
         self.num_blocks
     }
 
-    fn read(&self, layer: u32, block: BlockId, out: &mut Vec<u8>) -> Result<(), KvAccessError> {
+    fn read(&self, layer: u32, block: BlockId, out: &mut [u8]) -> Result<(), KvAccessError> {
         let index = self.index(layer, block)?;
         self.reachable()?;
-        out.extend_from_slice(&self.lock()[index]);
+        let want = self.layout.layer_block_bytes();
+        if out.len() != want {
+            return Err(KvAccessError::WrongSize { got: out.len(), want });
+        }
+        out.copy_from_slice(&self.lock()[index]);
         Ok(())
     }
 

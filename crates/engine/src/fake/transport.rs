@@ -34,7 +34,7 @@ impl FakeTransport {
 
     /// Reads a pushed block as late as a real transport may. Asserts that it is what it was when it was pushed.
     pub fn read(&self, pushed: &PushedBlock) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; self.source.layout().layer_block_bytes()];
         self.source.read(pushed.layer, pushed.source, &mut bytes).expect("a block of the pool");
         assert_eq!(bytes, pushed.bytes, "a block changed before its push had drained");
         bytes
@@ -46,7 +46,7 @@ impl KvTransport for FakeTransport {
         for push in pushes {
             assert!(!push.blocks.is_empty(), "an empty push");
             for (&source, position) in push.blocks.iter().zip(push.first..) {
-                let mut bytes = Vec::new();
+                let mut bytes = vec![0; self.source.layout().layer_block_bytes()];
                 self.source.read(layer, source, &mut bytes).expect("a block of the pool");
                 self.pushed.push(PushedBlock { handoff: push.handoff, layer, position, source, bytes });
             }

@@ -297,7 +297,7 @@ impl worker_server::Worker for Service {
             kv_compat: Some(v1::Hash128 { high: 0, low: options.kv_compat }),
             block_size: 4,
             max_model_len: 512,
-            transports: vec!["grpc".to_owned()],
+            transports: vec!["tcp".to_owned()],
             version: "0".to_owned(),
             backend: "fake".to_owned(),
             kv_block_bytes: 1000,

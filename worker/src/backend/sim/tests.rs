@@ -113,7 +113,7 @@ proptest! {
         let table = [8, 6, 4, 2, 0, 1, 3, 5, 7, 9, 10, 11, 12, 13, 14];
         compute(&mut backend, &history, 0, &table);
         let (memory, target) = (backend.memory(), BlockId(table[block]));
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; memory.layout().layer_block_bytes()];
         memory.read(layer, target, &mut bytes).expect("in the pool");
         bytes[byte] ^= 1 << bit;
         memory.write(layer, target, &bytes).expect("in the pool");
