@@ -176,7 +176,7 @@ mod tests {
         ];
         let expected = "\
 NAME       ROLE     STATE  RUNNING  WAITING  BLOCKS                 TRANSPORT  EPOCH             ADDRESS
-prefill-0  prefill  ready  3        3        7/100 (4 quarantined)  grpc       00c0ffee00c0ffee  127.0.0.1:20001
+prefill-0  prefill  ready  3        3        7/100 (4 quarantined)  tcp        00c0ffee00c0ffee  127.0.0.1:20001
 -          -        gone   0        0        0/0                    -          -                 127.0.0.1:20002
 127.0.0.1:20002: connection refused
 ";

@@ -13,15 +13,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// could hold them all while each waits for the other to receive.
 pub struct Stages {
     memory: Arc<dyn KvMemory>,
+    count: usize,
     permits: Arc<Semaphore>,
-    /// Made when first needed, kept after use.
-    free: Mutex<Vec<Box<dyn KvStage>>>,
+    free: Mutex<Free>,
+}
+
+/// Stages that nobody uses. Made when first needed, kept after use.
+#[derive(Default)]
+struct Free {
+    stages: Vec<Box<dyn KvStage>>,
+    /// Those in main memory were made.
+    made: bool,
 }
 
 impl Stages {
     /// At most `count` stages of the pool.
     pub fn new(memory: Arc<dyn KvMemory>, count: usize) -> Arc<Self> {
-        Arc::new(Self { memory, permits: Arc::new(Semaphore::new(count)), free: Mutex::default() })
+        Arc::new(Self { memory, count, permits: Arc::new(Semaphore::new(count)), free: Mutex::default() })
     }
 
     /// The pool.
@@ -33,21 +41,40 @@ impl Stages {
     pub async fn take(self: &Arc<Self>) -> Result<Stage, KvAccessError> {
         let closed = || KvAccessError::Device("the worker ends".to_owned());
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| closed())?;
-        let free = self.free.lock().pop();
+        let free = self.free.lock().stages.pop();
         let stage = match free {
             Some(stage) => stage,
-            None => make(&self.memory)?,
+            None => self.another()?,
         };
         Ok(Stage { inner: Some(stage), stages: Arc::clone(self), _permit: permit })
     }
+
+    /// A stage when none is free. In main memory all are made at once: how much a process holds then says whether it has
+    /// pushed or received, not how many chunks were ever under way together.
+    fn another(&self) -> Result<Box<dyn KvStage>, KvAccessError> {
+        let bytes = stage_bytes(&self.memory);
+        if let Some(stage) = self.memory.device_stage(bytes) {
+            return stage;
+        }
+        let mut free = self.free.lock();
+        if !free.made {
+            free.made = true;
+            let host = || Box::new(HostStage::new(&self.memory, bytes)) as Box<dyn KvStage>;
+            free.stages.extend(std::iter::repeat_with(host).take(self.count));
+        }
+        Ok(free.stages.pop().expect("there are as many as permits"))
+    }
+}
+
+/// Room for the largest chunk.
+fn stage_bytes(memory: &Arc<dyn KvMemory>) -> usize {
+    MAX_CHUNK_BYTES.max(memory.layout().layer_block_bytes())
 }
 
 /// A stage outside any [`Stages`].
 pub fn make(memory: &Arc<dyn KvMemory>) -> Result<Box<dyn KvStage>, KvAccessError> {
-    let bytes = MAX_CHUNK_BYTES.max(memory.layout().layer_block_bytes());
-    memory
-        .device_stage(bytes)
-        .unwrap_or_else(|| Ok(Box::new(HostStage { memory: Arc::clone(memory), bytes: vec![0; bytes] })))
+    let bytes = stage_bytes(memory);
+    memory.device_stage(bytes).unwrap_or_else(|| Ok(Box::new(HostStage::new(memory, bytes))))
 }
 
 /// A stage that goes back when it is dropped.
@@ -75,7 +102,7 @@ impl DerefMut for Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        self.stages.free.lock().extend(self.inner.take());
+        self.stages.free.lock().stages.extend(self.inner.take());
     }
 }
 
@@ -86,6 +113,11 @@ struct HostStage {
 }
 
 impl HostStage {
+    fn new(memory: &Arc<dyn KvMemory>, bytes: usize) -> Self {
+        // Not zeros, which the system would hand out page by page when they are first written.
+        Self { memory: Arc::clone(memory), bytes: vec![0xff; bytes] }
+    }
+
     /// Bytes of a block, if there is room for so many.
     fn unit(&self, blocks: &[BlockId]) -> Result<usize, KvAccessError> {
         let unit = self.memory.layout().layer_block_bytes();
