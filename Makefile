@@ -71,7 +71,7 @@ GO_CHECK := CGO_ENABLED=0 GOFLAGS="-mod=readonly -trimpath" go -C tests/cluster
 
 cluster: ## build the executables of the test cluster (Kubernetes, etcd) and helm; once, into the cache
 	$(CLUSTER_PY) build
-	test -z "$$(gofmt -l tests/cluster | tee /dev/stderr)"
+	test -z "$$(gofmt -l tests/cluster | tee -a /dev/stderr)"
 	$(GO_CHECK) vet ./dns ./pod
 	$(GO_CHECK) test -vet=off ./dns ./pod
 
