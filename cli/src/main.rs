@@ -18,12 +18,11 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    disagg_malloc::set_up();
+    disagg_process::malloc::set_up();
     // Parsed before anything else: help and mistakes need no runtime.
     let called = if kubectl::is_called(std::env::args_os().next().as_deref()) {
         Called::Plugin(Box::new(kubectl::Cli::parse()))
@@ -60,13 +59,13 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Threshold(args) => threshold::run(&args).await,
         Command::Router(args) => {
             log_to_stderr();
-            disagg_malloc::give_back_when_idle();
+            disagg_process::malloc::give_back_when_idle();
             disagg_router::run(*args, disagg_worker::terminated()).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(args) => {
             log_to_stderr();
-            disagg_malloc::give_back_when_idle();
+            disagg_process::malloc::give_back_when_idle();
             let ended = disagg_worker::run(*args, disagg_worker::terminated()).await;
             disagg_worker::end_in_any_case();
             ended.map(|()| ExitCode::SUCCESS)
@@ -76,9 +75,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Logs of the long-running parts, `info` unless `RUST_LOG` says otherwise.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let colour = console::colour_is_wanted();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    disagg_process::log_to_stderr(console::colour_is_wanted());
 }
 
 /// The one place where an error is shown: itself and its causes in one line, unless it has several of its own.

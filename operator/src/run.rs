@@ -49,7 +49,7 @@ pub enum RunError {
 pub async fn run(args: OperatorArgs, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::new());
     let identity = args.identity.clone().unwrap_or_else(some_identity);
-    let listener = observe::listen(args.listen)
+    let listener = disagg_process::listen(&args.listen.to_string())
         .await
         .map_err(|source| RunError::Listen { address: args.listen, source })?;
     if let Ok(address) = listener.local_addr() {

@@ -4,7 +4,6 @@ use std::future::Future;
 use std::io::IsTerminal as _;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 /// OpenAI-compatible HTTP in front of disaggregated prefill and decode workers.
 #[derive(Parser)]
@@ -15,18 +14,16 @@ struct Cli {
 }
 
 fn main() -> anyhow::Result<()> {
-    disagg_malloc::set_up();
-    disagg_malloc::give_back_when_idle();
+    disagg_process::malloc::set_up();
+    disagg_process::malloc::give_back_when_idle();
     run()
 }
 
 #[tokio::main]
 async fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // A pod's log is no terminal.
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    disagg_process::log_to_stderr(std::io::stderr().is_terminal());
     disagg_router::run(cli.router, terminated()?).await
 }
 

@@ -1,6 +1,5 @@
 //! The router's life: start, serve, drain.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,22 +26,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Runs the router until `shutdown` resolves (or standard input ends, with `--exit-with-stdin`), then finishes the
 /// answers that are open, within `--drain-timeout-seconds`.
 pub async fn run(args: RouterArgs, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-    let listener =
-        bind(&args.listen).await.with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
+    let listener = disagg_process::listen(&args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
     serve(args, listener, shutdown).await
-}
-
-/// Listens on HOST:PORT. `[::]` is every address, those of IPv4 as well; on a machine without IPv6, those alone.
-async fn bind(address: &str) -> std::io::Result<TcpListener> {
-    match address.strip_prefix("[::]:").and_then(|port| port.parse::<u16>().ok()) {
-        Some(port) => {
-            let every: [SocketAddr; 2] =
-                [(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()];
-            // The first that works.
-            TcpListener::bind(&every[..]).await
-        }
-        None => TcpListener::bind(address).await,
-    }
 }
 
 /// As [`run`], on a listener of the caller's.

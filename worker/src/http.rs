@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
 use crate::engine_thread::EngineStatus;
-use crate::server::{ServeError, bind};
+use crate::server::ServeError;
 use crate::state::WorkerState;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -32,7 +32,7 @@ impl Probes {
     /// Serves on `address`, of a worker that still loads.
     pub async fn listen(address: &str) -> Result<Self, ServeError> {
         let bind = async {
-            let listener = bind(address).await?;
+            let listener = disagg_process::listen(address).await?;
             let bound = listener.local_addr()?;
             Ok((listener, bound))
         };

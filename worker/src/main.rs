@@ -4,7 +4,6 @@ use std::io::IsTerminal as _;
 
 use clap::Parser;
 use disagg_worker::WorkerArgs;
-use tracing_subscriber::EnvFilter;
 
 /// One worker of disaggregated LLM serving.
 #[derive(Parser)]
@@ -15,13 +14,11 @@ struct Cli {
 }
 
 fn main() -> anyhow::Result<()> {
-    disagg_malloc::set_up();
+    disagg_process::malloc::set_up();
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // A pod's log is no terminal.
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    disagg_malloc::give_back_when_idle();
+    disagg_process::log_to_stderr(std::io::stderr().is_terminal());
+    disagg_process::malloc::give_back_when_idle();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));
     // Whatever a task still holds ends with the process.

@@ -1,7 +1,7 @@
 //! A worker as a whole: engine thread, services, listeners, health, and an orderly end.
 
 use std::future::Future;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -110,7 +110,9 @@ impl Server {
             );
             return Err(ConfigError { field: "block-size", message }.into());
         }
-        let grpc = bind(&config.listen).await.map_err(|source| cannot_listen(&config.listen, source))?;
+        let grpc = disagg_process::listen(&config.listen)
+            .await
+            .map_err(|source| cannot_listen(&config.listen, source))?;
         let grpc_address = local_address(&config.listen, &grpc)?;
         let advertise = match config.advertise {
             Some(address) => address,
@@ -254,19 +256,6 @@ impl Server {
 /// Prompts may be long.
 fn sized(server: WorkerServer<WorkerService>) -> WorkerServer<WorkerService> {
     server.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
-}
-
-/// Listens on HOST:PORT. `[::]` is every address, those of IPv4 as well; on a machine without IPv6, those alone.
-pub(crate) async fn bind(address: &str) -> std::io::Result<TcpListener> {
-    match address.strip_prefix("[::]:").and_then(|port| port.parse::<u16>().ok()) {
-        Some(port) => {
-            let every: [SocketAddr; 2] =
-                [(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()];
-            // The first that works.
-            TcpListener::bind(&every[..]).await
-        }
-        None => TcpListener::bind(address).await,
-    }
 }
 
 fn local_address(address: &str, listener: &TcpListener) -> Result<SocketAddr, ServeError> {

@@ -1,0 +1,10 @@
+//! What every process that runs for months begins with: how its allocator is set up, where it logs, how it listens.
+//!
+//! Invariant of this crate: it knows nothing of what the processes do.
+
+mod listen;
+mod log;
+pub mod malloc;
+
+pub use listen::listen;
+pub use log::log_to_stderr;
