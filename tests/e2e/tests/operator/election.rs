@@ -7,7 +7,7 @@ use disagg_e2e::eventually;
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::json;
 
-use super::converge::{all_children, events, settled_children, trouble_is_told, versions};
+use super::converge::{all_children, events, force_reconcile, settled_children, trouble_is_told, versions};
 use super::{SOON, cluster, no_workers, no_workers_with};
 
 /// The shortest that the operator takes.
@@ -44,6 +44,8 @@ async fn another_replica_takes_over_and_changes_nothing() {
     assert_eq!(holder(&namespace).await.as_deref(), Some("first"));
     assert!(first.leads().await && !second.leads().await);
     assert!(second.reconciles().await.is_empty(), "a replica that waits does nothing");
+    // Its Events follow the status; one turn more, and the one that wrote it has ended.
+    force_reconcile(&namespace, &first, "led", first.reconciles().await["success"]).await;
     let before = (versions(&settled_children(&namespace).await), events(&namespace).await);
 
     // It vanishes, as with its node: nobody gives the Lease back.
