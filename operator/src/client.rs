@@ -26,3 +26,8 @@ pub(crate) async fn connect(metrics: &Arc<Metrics>) -> Result<Client, kube::Erro
     });
     Ok(ClientBuilder::try_from(config)?.with_layer(&count).build())
 }
+
+/// Whether the object is there already, or has another version than the request was bound to.
+pub(crate) fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}

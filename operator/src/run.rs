@@ -81,7 +81,7 @@ async fn work(
     };
     metrics.leader.set(1);
     let pod_monitors = Served::default();
-    let (stores, triggers) = Stores::new(&client, args.namespace.as_deref(), pod_monitors.once());
+    let (stores, triggers) = Stores::new(&client, args.namespace.as_deref(), &pod_monitors.once());
     let context = Context::new(client, stores, pod_monitors, Arc::clone(metrics), args, identity);
     let context = context.map_err(RunError::Http)?;
     let stop = CancellationToken::new();

@@ -100,9 +100,9 @@ impl Stores {
     pub(crate) fn new(
         client: &Client,
         namespace: Option<&str>,
-        pod_monitors_served: CancellationToken,
+        pod_monitors_served: &CancellationToken,
     ) -> (Self, Triggers) {
-        let mut triggers = Vec::new();
+        let (mut triggers, mut later) = (Vec::new(), Vec::new());
         let stores = Self {
             resources: resources(scoped(client, namespace), &mut triggers),
             config_maps: watched(scoped(client, namespace), &mut triggers),
@@ -115,8 +115,9 @@ impl Stores {
             role_bindings: watched(scoped(client, namespace), &mut triggers),
             disruption_budgets: watched(scoped(client, namespace), &mut triggers),
             network_policies: watched(scoped(client, namespace), &mut triggers),
-            pod_monitors: watched_later(scoped(client, namespace), pod_monitors_served, &mut triggers),
+            pod_monitors: watched(scoped(client, namespace), &mut later),
         };
+        triggers.extend(later.into_iter().map(|changes| from_then_on(pod_monitors_served.clone(), changes)));
         (stores, stream::select_all(triggers).boxed())
     }
 
@@ -174,41 +175,8 @@ fn ours() -> watcher::Config {
     watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGED_BY}"))
 }
 
+/// Watches our objects of a kind, copies them, and requests to reconcile those that they belong to.
 fn watched<K>(api: Api<K>, triggers: &mut Vec<Triggers>) -> Store<K>
-where
-    K: Resource<DynamicType = ()>
-        + Lookup<DynamicType = ()>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    let (store, changes) = watch(api);
-    triggers.push(changes);
-    store
-}
-
-/// As [`watched`], from when `begin` is cancelled.
-fn watched_later<K>(api: Api<K>, begin: CancellationToken, triggers: &mut Vec<Triggers>) -> Store<K>
-where
-    K: Resource<DynamicType = ()>
-        + Lookup<DynamicType = ()>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    let (store, changes) = watch(api);
-    let wait = stream::once(begin.cancelled_owned()).filter_map(|()| std::future::ready(None));
-    triggers.push(wait.chain(changes).boxed());
-    store
-}
-
-fn watch<K>(api: Api<K>) -> (Store<K>, Triggers)
 where
     K: Resource<DynamicType = ()>
         + Lookup<DynamicType = ()>
@@ -229,7 +197,14 @@ where
         }
     };
     let changes = watcher(api, ours()).default_backoff().modify(slim).reflect(writer).touched_objects();
-    (store, owners(changes))
+    triggers.push(owners(changes));
+    store
+}
+
+/// `changes`, of a watch that begins when `begin` is cancelled.
+fn from_then_on(begin: CancellationToken, changes: Triggers) -> Triggers {
+    let wait = stream::once(begin.cancelled_owned()).filter_map(|()| std::future::ready(None));
+    wait.chain(changes).boxed()
 }
 
 fn owners<K: Resource<DynamicType = ()> + Send + 'static>(

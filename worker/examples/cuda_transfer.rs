@@ -6,6 +6,8 @@
 
 #[path = "support/gpu.rs"]
 mod gpu;
+#[path = "support/shape.rs"]
+mod shape;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,30 +17,18 @@ use disagg_core::BlockId;
 use disagg_engine::{Backend, KvMemory, KvStage};
 use disagg_worker::cuda::backend::{CudaBackend, CudaOptions};
 use disagg_worker::cuda::weights::Origin;
-use disagg_worker::model::{DummyWeights, Family, ModelConfig, RopeScaling, WeightFormat};
+use disagg_worker::model::{DummyWeights, ModelConfig};
 use disagg_worker::transport::stages;
 
 /// The KV of the 8B shape with little else: 32 layers, 8 KV heads of 128.
 fn config() -> ModelConfig {
     ModelConfig {
-        family: Family::Llama,
         vocab_size: 1024,
         hidden_size: 256,
         intermediate_size: 256,
-        num_layers: 32,
         num_heads: 8,
-        num_kv_heads: 8,
-        head_dim: 128,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
         tie_word_embeddings: true,
-        qkv_bias: false,
-        attention_output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        max_model_len: 4096,
-        weight_format: WeightFormat::Bf16,
+        ..shape::llama_8b(32)
     }
 }
 

@@ -6,6 +6,9 @@
 //!     cargo run --profile ci -p disagg-worker --example kv_transfer [TOKENS] [HANDOFFS]
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
+#[path = "support/shape.rs"]
+mod shape;
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use disagg_worker::args::{EngineLimits, ServeConfig};
 use disagg_worker::backend::sim::{SimBackend, Speed};
 use disagg_worker::convert::Peer;
 use disagg_worker::metrics::Metrics;
-use disagg_worker::model::{Family, ModelCard, ModelConfig, RopeScaling, WeightFormat};
+use disagg_worker::model::{ModelCard, ModelConfig};
 use disagg_worker::server::Server;
 use disagg_worker::transport::queue::{PushQueues, QueueingTransport};
 use disagg_worker::transport::stages::Stages;
@@ -29,26 +32,7 @@ const BLOCK_SIZE: u32 = 64;
 
 /// The KV of the 8B shape, with elements of 4 bytes and heads of half the size.
 fn config() -> ModelConfig {
-    ModelConfig {
-        family: Family::Llama,
-        vocab_size: 1024,
-        hidden_size: 512,
-        intermediate_size: 512,
-        num_layers: 32,
-        num_heads: 8,
-        num_kv_heads: 8,
-        head_dim: 64,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: true,
-        qkv_bias: false,
-        attention_output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        max_model_len: 131_072,
-        weight_format: WeightFormat::Bf16,
-    }
+    ModelConfig { head_dim: 64, ..shape::llama_8b(32) }
 }
 
 fn backend(blocks: u32) -> SimBackend {

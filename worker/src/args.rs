@@ -1,11 +1,12 @@
-//! Flags of a worker, and the checked configuration that the rest of the crate runs on.
+//! Flags of a worker, and how they are checked.
 
+mod config;
 mod device;
 mod dtype;
+mod size;
 
 use std::net::Ipv6Addr;
 use std::num::NonZeroUsize;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
@@ -14,38 +15,13 @@ use disagg_core::{Role, WorkerId};
 use crate::hub::ModelRef;
 use crate::model::LoadFormat;
 
+pub use config::{EngineLimits, ModelConfig, PoolSize, ServeConfig, WorkerConfig};
 pub use device::{BadDevice, Device};
 pub use dtype::Dtype;
+pub use size::{BadByteSize, ByteSize};
 
 /// Longest worker name, in bytes; the length of a Kubernetes pod name.
 const NAME_BYTES_MAX: usize = 253;
-
-/// A number of bytes, written as `1073741824`, `512MiB` or `1GiB`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ByteSize(pub u64);
-
-/// Text that is no number of bytes.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is no size: write bytes as a whole number, or with KiB, MiB, GiB, for example 512MiB")]
-pub struct BadByteSize(String);
-
-impl FromStr for ByteSize {
-    type Err = BadByteSize;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || BadByteSize(text.to_owned());
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let unit = match text[digits.len()..].trim() {
-            "" | "B" => 1,
-            "Ki" | "KiB" => 1 << 10,
-            "Mi" | "MiB" => 1 << 20,
-            "Gi" | "GiB" => 1 << 30,
-            _ => return Err(bad()),
-        };
-        let number: u64 = digits.parse().map_err(|_| bad())?;
-        number.checked_mul(unit).map(Self).ok_or_else(bad)
-    }
-}
 
 /// Run one worker: it loads a model and serves prefill, decode or both over gRPC.
 ///
@@ -187,97 +163,6 @@ pub enum GpuWait {
     Sleep,
     /// It looks all the time: the earliest notice, for one core.
     Spin,
-}
-
-/// Size of the KV pool.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PoolSize {
-    /// So many blocks.
-    Blocks(u32),
-    /// As many blocks as fit these bytes.
-    Bytes(u64),
-    /// 512 MiB on a CPU, what is left of [`ModelConfig::gpu_memory_utilization`] on a GPU.
-    Default,
-}
-
-/// Which model, and how to get it into memory.
-#[derive(Clone, PartialEq, Debug)]
-pub struct ModelConfig {
-    /// Where it is.
-    pub model: ModelRef,
-    /// Name that clients use.
-    pub served_model_name: String,
-    /// Where weights come from.
-    pub load_format: LoadFormat,
-    /// Seed of dummy weights.
-    pub seed: u64,
-    /// What computes.
-    pub device: Device,
-    /// The number format asked for.
-    pub dtype: Dtype,
-    /// Share of a GPU's memory to take.
-    pub gpu_memory_utilization: f64,
-    /// How to wait for a GPU.
-    pub gpu_wait: GpuWait,
-    /// Limit asked for, in tokens.
-    pub max_model_len: Option<u32>,
-    /// Tokens in one KV block.
-    pub block_size: u32,
-    /// Size of the KV pool.
-    pub pool: PoolSize,
-    /// Threads of the CPU backend.
-    pub threads: Option<NonZeroUsize>,
-}
-
-/// Bounds and switches of the engine that flags set; the rest comes from the model.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct EngineLimits {
-    /// Tokens in one step.
-    pub max_num_batched_tokens: u32,
-    /// Sequences in one step.
-    pub max_num_seqs: u32,
-    /// Requests that may wait.
-    pub max_waiting: u32,
-    /// Remote prefills queued or running.
-    pub max_prefill_queue: u32,
-    /// Split prompts over steps.
-    pub enable_chunked_prefill: bool,
-    /// Reuse blocks of earlier prompts.
-    pub enable_prefix_caching: bool,
-}
-
-/// How the process serves; independent of the model.
-#[derive(Clone, PartialEq, Debug)]
-pub struct ServeConfig {
-    /// Stable name.
-    pub name: WorkerId,
-    /// What it does.
-    pub role: Role,
-    /// gRPC listen address.
-    pub listen: String,
-    /// Address peers use, if not the listen address.
-    pub advertise: Option<String>,
-    /// Engine limits.
-    pub limits: EngineLimits,
-    /// Silence that ends a handoff.
-    pub lease: Duration,
-    /// Bound of a drain.
-    pub drain: Duration,
-    /// A step that takes longer hangs.
-    pub step_max: Duration,
-}
-
-/// Checked flags.
-#[derive(Clone, PartialEq, Debug)]
-pub struct WorkerConfig {
-    /// The model to load.
-    pub model: ModelConfig,
-    /// How to serve it.
-    pub serve: ServeConfig,
-    /// HTTP address of metrics and probes.
-    pub metrics_listen: Option<String>,
-    /// Whether closing standard input ends the process.
-    pub exit_with_stdin: bool,
 }
 
 /// A flag whose value cannot work.
@@ -472,16 +357,6 @@ mod tests {
     fn chunked_prefill_can_be_turned_off_in_both_ways() {
         for flags in [&["--enable-chunked-prefill", "false"][..], &["--no-enable-chunked-prefill"]] {
             assert!(!parse(flags).unwrap().serve.limits.enable_chunked_prefill, "{flags:?}");
-        }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!("1GiB".parse(), Ok(ByteSize(1 << 30)));
-        assert_eq!("3 Mi".parse(), Ok(ByteSize(3 << 20)));
-        assert_eq!("17".parse(), Ok(ByteSize(17)));
-        for bad in ["", "GiB", "1GB", "-1", "99999999999GiB"] {
-            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
     }
 

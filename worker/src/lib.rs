@@ -36,10 +36,11 @@ use args::{ArgsError, Device, Dtype, EngineLimits, GpuWait, ModelConfig, PoolSiz
 use backend::candle::CandleBackend;
 use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
+use cuda::format::Format;
 use cuda::weights::Origin;
 use http::Probes;
 use hub::{HubConfig, Lines, ModelRef};
-use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightFormat, WeightsSource, memory};
+use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource, memory};
 use server::Server;
 
 /// KV pool of a CPU worker that was not told a size.
@@ -141,10 +142,10 @@ fn load(
         }
         _ => gpu,
     };
-    let computes = match (gpu, model.config.weight_format) {
-        (None, _) => Dtype::Float32,
-        (Some(_), WeightFormat::F16) => Dtype::Float16,
-        (Some(_), WeightFormat::Bf16 | WeightFormat::F32) => Dtype::Bfloat16,
+    let computes = match gpu.map(|_| Format::of(&model.config)) {
+        None => Dtype::Float32,
+        Some(Format::F16) => Dtype::Float16,
+        Some(Format::Bf16) => Dtype::Bfloat16,
     };
     if let Some(problem) = config.dtype.problem(&[computes]) {
         return Err(ArgsError::new("dtype", problem).into());

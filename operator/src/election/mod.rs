@@ -20,6 +20,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::OperatorArgs;
+use crate::client::is_conflict;
 use candidate::{Candidate, Next, Record};
 
 /// How long giving the Lease back may take.
@@ -255,10 +256,6 @@ fn record(lease: &Lease) -> Record {
         transitions: spec.and_then(|spec| spec.lease_transitions).unwrap_or_default(),
         version: lease.metadata.resource_version.clone().unwrap_or_default(),
     }
-}
-
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
 /// Time will not change it: this replica may not, or the namespace is not there.

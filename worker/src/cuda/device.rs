@@ -239,6 +239,13 @@ pub enum Arg {
 }
 
 impl Arg {
+    /// The address of a buffer that some models lack; null where it lacks.
+    pub fn optional<T>(buffer: &Option<Buffer<T>>) -> Self {
+        Self::Address(buffer.as_ref().map_or(0, Buffer::address))
+    }
+}
+
+impl Arg {
     /// Where the value lies.
     fn pointer(&self) -> *mut std::ffi::c_void {
         match self {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
-/// Longest time to connect. A worker that is there answers within a round trip.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Longest time to connect, for KV too. A worker that is there answers within a round trip.
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// A process that dies closes its connections, which is noticed at once. These pings notice a host that vanishes.
 pub(crate) const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(250);

@@ -11,5 +11,7 @@ mod handoff;
 mod harness;
 mod lifecycle;
 mod pushes;
+#[path = "../../examples/support/shape.rs"]
+mod shape;
 mod watch;
 mod wire;

@@ -11,7 +11,6 @@ use disagg_proto::v1::push_request::Message;
 use disagg_worker::backend::sim::{SimBackend, Speed};
 use disagg_worker::convert::Peer;
 use disagg_worker::metrics::Metrics;
-use disagg_worker::model::{Family, ModelConfig, RopeScaling, WeightFormat};
 use disagg_worker::transport::landing::{Landed, LandingRegistry};
 use disagg_worker::transport::queue::{PushQueues, QueueingTransport};
 use disagg_worker::transport::stages::Stages;
@@ -22,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::*;
+use crate::shape;
 
 /// A push connection, written byte by byte.
 pub struct HandPush {
@@ -209,29 +209,9 @@ async fn connections_whose_handoff_was_activated_may_still_end_well() {
     assert_eq!(push.answer().await, Ok(u64::from(identity.layout.layers)));
 }
 
-/// 16 layers, 128 KiB a token over all of them.
+/// 16 layers, 128 KiB a token over all of them: numbers have 4 bytes here.
 fn large() -> SimBackend {
-    let config = ModelConfig {
-        family: Family::Llama,
-        vocab_size: 300,
-        hidden_size: 512,
-        intermediate_size: 512,
-        num_layers: 16,
-        num_heads: 8,
-        num_kv_heads: 8,
-        head_dim: 128,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: true,
-        qkv_bias: false,
-        attention_output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        max_model_len: 4096,
-        weight_format: WeightFormat::Bf16,
-    };
-    SimBackend::new(&config, Speed::default(), 64, BLOCKS).unwrap()
+    SimBackend::new(&shape::llama_8b(16), Speed::default(), 64, BLOCKS).unwrap()
 }
 
 /// 134 MB.

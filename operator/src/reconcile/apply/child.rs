@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{ApplyError, MANAGER};
+use crate::client::is_conflict;
 use crate::context::{Context, Key};
 use crate::reconcile::dereference::is_owned;
 use crate::stores::Child;
@@ -143,10 +144,6 @@ impl Run<'_> {
         tracing::debug!(kind = kind::<K>(), name, "applied");
         Ok(now)
     }
-}
-
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
 pub(super) fn kind<K: Child>() -> &'static str {

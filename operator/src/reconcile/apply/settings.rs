@@ -9,6 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use super::ApplyError;
 use super::child::{Problem, Run, There, kind};
+use crate::client::is_conflict;
 use crate::reconcile::ownership::{Held, Pairs, decide, patch};
 use crate::reconcile::validate::Wanted;
 
@@ -70,7 +71,7 @@ pub(super) async fn apply(
                 return Ok(Ok(state(now.resource_version().unwrap_or_default())));
             }
             // Somebody was quicker: read it again.
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) if is_conflict(&error) => {}
             Err(source) => {
                 return Err(ApplyError::Write { kind: kind::<ConfigMap>(), name, source });
             }

@@ -131,7 +131,7 @@ impl Bench {
         let arguments = ["operator", "--router-image", "r", "--worker-image", "w"];
         let args = OperatorArgs::parse_from(arguments);
         let served = Served::default();
-        let (stores, _triggers) = Stores::new(&client, None, served.once());
+        let (stores, _triggers) = Stores::new(&client, None, &served.once());
         let metrics = Arc::new(Metrics::new());
         let context = Context::new(client, stores, served, metrics, &args, "me".to_owned()).unwrap();
         let text = format!(

@@ -223,20 +223,18 @@ impl Chain<'_> {
     fn rope_append(&self, index: usize, layer: &Layer, qkv: Computed<'_>) -> Result<(), CudaError> {
         let (model, step) = (self.model, self.step);
         let (heads, kv_heads) = (model.config.num_heads as i32, model.config.num_kv_heads as i32);
-        let optional =
-            |vector: &Option<Buffer<Bits>>| Arg::Address(vector.as_ref().map_or(0, Buffer::address));
         let items = step.tokens * (heads + 2 * kv_heads) as u32;
         let [k_blocks, units, ctas] = qkv.args();
         let args = [
             Arg::Address(model.activations.qkv.address()),
             Arg::Address(model.layer_pool(index).1),
             self.parts(),
-            optional(&layer.qkv.bias),
+            Arg::optional(&layer.qkv.bias),
             Arg::Address(step.positions),
             Arg::Address(step.slots),
             Arg::Address(model.rope.address()),
-            optional(&layer.q_norm),
-            optional(&layer.k_norm),
+            Arg::optional(&layer.q_norm),
+            Arg::optional(&layer.k_norm),
             Arg::Int(step.tokens as i32),
             Arg::Int(heads),
             Arg::Int(kv_heads),

@@ -110,7 +110,6 @@ impl Model {
         let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
         let layer_pool = self.layer_pool(index).1;
         let items = step.tokens * (heads + 2 * kv_heads) as u32;
-        let address = |norm: &Option<Buffer<Bits>>| Arg::Address(norm.as_ref().map_or(0, Buffer::address));
         // SAFETY: see `Model::step`.
         unsafe {
             kernels.rope_append.launch(
@@ -123,8 +122,8 @@ impl Model {
                     Arg::Address(step.positions),
                     Arg::Address(step.slots),
                     Arg::Address(self.rope.address()),
-                    address(&layer.q_norm),
-                    address(&layer.k_norm),
+                    Arg::optional(&layer.q_norm),
+                    Arg::optional(&layer.k_norm),
                     Arg::Int(step.tokens as i32),
                     Arg::Int(heads),
                     Arg::Int(kv_heads),

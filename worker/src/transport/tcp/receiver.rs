@@ -92,8 +92,7 @@ impl PushReceiver {
 
     /// Lands chunks until the sender ends or is refused. Gives the chunks that have landed.
     async fn receive(&self, stream: &mut (impl AsyncRead + Unpin)) -> Result<u64, Failure> {
-        let begin = tokio::time::timeout(BEGIN_MAX, opening(stream)).await;
-        let begin = begin.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "`begin` did not come"))??;
+        let begin = in_time(BEGIN_MAX, "`begin` did not come", opening(stream)).await??;
         let Some(push_request::Message::Begin(begin)) = begin.message else {
             return Err(Failure::OutOfTurn("message: `begin` has to be the first"));
         };
@@ -109,9 +108,7 @@ impl PushReceiver {
             return Err(Refusal::Fenced.into());
         }
         // The handoff is activated with the last block, which may be before its connections have said that they end.
-        tokio::time::timeout(END_MAX, landing)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "`end` did not come"))?
+        in_time(END_MAX, "`end` did not come", landing).await?
     }
 
     async fn land_all(&self, zone: &Zone, stream: &mut (impl AsyncRead + Unpin)) -> Result<u64, Failure> {
@@ -129,9 +126,7 @@ impl PushReceiver {
                     waited += begun.elapsed();
                     let begun = Instant::now();
                     let payload = stream.read_exact(&mut stage.bytes_mut()[..bytes]);
-                    tokio::time::timeout(CHUNK_MAX, payload)
-                        .await
-                        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "a chunk did not come in"))??;
+                    in_time(CHUNK_MAX, "a chunk did not come in", payload).await??;
                     received += begun.elapsed();
                     let begun = Instant::now();
                     zone.land(&chunk, &mut *stage)?;
@@ -153,6 +148,11 @@ impl PushReceiver {
             }
         }
     }
+}
+
+/// What `wait` gives; an error that says `late` if it takes longer than `limit`.
+async fn in_time<T>(limit: Duration, late: &'static str, wait: impl Future<Output = T>) -> io::Result<T> {
+    tokio::time::timeout(limit, wait).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, late))
 }
 
 /// What a connection begins with, and the first message.

@@ -18,12 +18,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{MAGIC, frame};
 use crate::convert::{Peer, handoff_to_wire, hash, worker_ref_to_wire};
 use crate::metrics::Metrics;
+use crate::transport::peers::CONNECT_MAX;
 use crate::transport::queue::{ReadyBlocks, ReadyQueues};
 use crate::transport::speed::TransferSpeeds;
 use crate::transport::stages::Stages;
-
-/// Longest time to connect. A worker that is there answers within a round trip.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Longest wait for the receiver to take a chunk, or to confirm the end. It lands chunks as they come, so a receiver
 /// that takes longer is not well.
@@ -188,14 +186,10 @@ impl Pusher {
             sent => sent?,
         };
         let begun = Instant::now();
-        match within("confirm the end", answer).await??.message {
-            Some(push_response::Message::Done(done)) if done.chunks == sent.chunks => {}
-            Some(push_response::Message::Done(done)) => {
-                let (confirmed, sent) = (done.chunks, sent.chunks);
-                return Err(PushError::Protocol(format!("{confirmed} chunks confirmed, {sent} sent")));
-            }
-            Some(push_response::Message::Refused(refused)) => return Err(PushError::Refused(refused.reason)),
-            None => return Err(PushError::Protocol("an answer that this version does not know".to_owned())),
+        let confirmed = confirmed(within("confirm the end", answer).await?)?;
+        if confirmed != sent.chunks {
+            let sent = sent.chunks;
+            return Err(PushError::Protocol(format!("{confirmed} chunks confirmed, {sent} sent")));
         }
         sent.busy += connecting + begun.elapsed();
         Ok(sent)
@@ -268,12 +262,19 @@ async fn within<T>(what: &'static str, wait: impl Future<Output = T>) -> Result<
     tokio::time::timeout(ANSWER_MAX, wait).await.map_err(|_| PushError::Silent { what })
 }
 
+/// The chunks that the receiver says have landed.
+fn confirmed(answer: io::Result<PushResponse>) -> Result<u64, PushError> {
+    match answer?.message {
+        Some(push_response::Message::Done(done)) => Ok(done.chunks),
+        Some(push_response::Message::Refused(refused)) => Err(PushError::Refused(refused.reason)),
+        None => Err(PushError::Protocol("an answer that this version does not know".to_owned())),
+    }
+}
+
 /// An answer before the end was sent.
 fn early_end(answer: io::Result<PushResponse>) -> PushError {
-    match answer.map(|answer| answer.message) {
-        Ok(Some(push_response::Message::Refused(refused))) => PushError::Refused(refused.reason),
-        Ok(Some(push_response::Message::Done(_))) => PushError::Protocol("`done` before `end`".to_owned()),
-        Ok(None) => PushError::Protocol("an answer that this version does not know".to_owned()),
-        Err(error) => PushError::Broken(error),
+    match confirmed(answer) {
+        Ok(_) => PushError::Protocol("`done` before `end`".to_owned()),
+        Err(error) => error,
     }
 }
