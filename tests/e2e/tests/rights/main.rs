@@ -62,10 +62,9 @@ async fn the_chart_is_upgraded_its_rights_were_used_and_it_is_uninstalled() {
         json!({"model": {"source": {"random": {}}}, "prefill": {"replicas": 1}, "decode": {"replicas": 1}});
     namespace.apply(chart::NAME, &spec).await;
     namespace.condition(chart::NAME, "Ready", "True", CONVERGE).await;
-    // Before the upgrade, which ends the operator's watches: the log has a watch when it has ended.
     let other = Namespace::create(&*cluster, "e2e-seldom").await;
     seldom::names_are_taken(&other).await;
-    seldom::pod_monitors_come_and_go(&other).await;
+    seldom::pod_monitors_come_and_go(&*cluster, &other).await;
     other.delete().await;
     chart::upgraded(&*cluster, &namespace).await;
     match cluster.audit_log() {

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use disagg_e2e::cluster::{Namespace, repository};
+use disagg_e2e::cluster::{Cluster, Namespace, repository};
 use disagg_e2e::eventually;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::CONVERGE;
+use crate::audit::{self, Request};
 
 /// A spec without pods that run.
 fn nothing_runs() -> Value {
@@ -69,7 +70,7 @@ pub(crate) async fn names_are_taken(namespace: &Namespace) {
 }
 
 /// PodMonitors come, are watched, and go again.
-pub(crate) async fn pod_monitors_come_and_go(namespace: &Namespace) {
+pub(crate) async fn pod_monitors_come_and_go(cluster: &dyn Cluster, namespace: &Namespace) {
     let definition = "podmonitors.monitoring.coreos.com";
     let file = repository().join("tests/e2e/tests/operator/podmonitors.yaml");
     let file = file.to_str().expect("UTF-8");
@@ -81,6 +82,13 @@ pub(crate) async fn pod_monitors_come_and_go(namespace: &Namespace) {
     watched["monitoring"] = json!({ "podMonitor": {} });
     namespace.apply("watched", &watched).await;
     namespace.condition("watched", "MonitoringAvailable", "True", CONVERGE).await;
+    // A definition this new is not served to everybody at once: the first list may be refused, and is tried again later.
+    eventually("a watch of PodMonitors", CONVERGE, async || {
+        let Ok(log) = cluster.audit_log() else { return Ok(()) };
+        let watch = |request: &Request| request.verb == "watch" && request.resource == "podmonitors";
+        if audit::parse(&log).iter().any(watch) { Ok(()) } else { Err("not in the audit log".to_owned()) }
+    })
+    .await;
     // Seen by the watch, it is put back.
     namespace.kubectl(&["delete", "podmonitor", "watched-router"]).expect("a deletion");
     eventually("the PodMonitor again", CONVERGE, async || {
