@@ -1,6 +1,6 @@
 """Greedy answers to a fixed list of prompts of 3000 tokens, one at a time; writes them and prints the time to the first token.
 
-    python3 bench/gpu/answers.py URL FILE
+    python3 bench/gpu/answers.py URL FILE [COUNT]             # 12
 
 Standard library only.
 """
@@ -11,10 +11,11 @@ import sys
 import time
 import urllib.request
 
-url, path = sys.argv[1:]
+url, path = sys.argv[1:3]
+count = int(sys.argv[3]) if len(sys.argv) > 3 else 12
 rng = random.Random(5)
 answers, firsts = [], []
-for _ in range(12):
+for _ in range(count):
     prompt = [rng.randrange(3, 128000) for _ in range(3000)]
     body = {"model": "m8b", "prompt": prompt, "max_tokens": 32, "ignore_eos": True, "temperature": 0, "stream": True}
     request = urllib.request.Request(

@@ -2,18 +2,23 @@
 # One prefill and one decode worker, KV through host memory and TCP; then one worker of role `both` on the same prompts.
 # Prints the time to the first token of both, the speed of the pushes, and how many answers are equal.
 #
-#   bench/gpu/handoff.sh DISAGG [DEVICE OF THE PREFILL WORKER]     # cuda:0 without: both workers on one GPU
+#   bench/gpu/handoff.sh DISAGG [DEVICE OF THE PREFILL WORKER [DEVICE OF THE DECODE WORKER]]
+#
+# Both are cuda:0 unless told otherwise. With `cpu` for one of them the model is small, and keys and values are rounded to
+# the GPU's format there; answers then are equal up to where rounding makes another token likelier.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-disagg=$(realpath "$1") prefill_device=${2:-cuda:0}
+disagg=$(realpath "$1") prefill_device=${2:-cuda:0} decode_device=${3:-cuda:0}
+shape=() count=12
+if [[ $prefill_device$decode_device == *cpu* ]]; then shape=(4 1024) count=4; fi
 scratch=$(mktemp -d)
 children=()
 trap 'kill "${children[@]}" 2>/dev/null || true; wait || true; rm -rf "$scratch"' EXIT
-python3 "$here/model.py" "$scratch/m8b"
+python3 "$here/model.py" "$scratch/m8b" "${shape[@]}"
 
 worker() { # role, port, device, share of the GPU's memory
   "$disagg" worker --model "$scratch/m8b" --load-format dummy --role "$1" --listen "127.0.0.1:$2" --device "$3" \
-    --max-model-len 8192 --gpu-memory-utilization "$4" >"$scratch/$1.log" 2>&1 &
+    --max-model-len 8192 --gpu-memory-utilization "$4" --kv-cache-dtype bfloat16 >"$scratch/$1.log" 2>&1 &
   children+=($!)
 }
 
@@ -39,11 +44,11 @@ P
 }
 
 # On one GPU, the second worker counts what the first has taken as used, so its share is of all that both may have.
-worker decode 9001 cuda:0 0.4
+worker decode 9001 "$decode_device" 0.4
 serve 8101 9001
 worker prefill 9002 "$prefill_device" 0.8
 serve 8102 9001 9002
-python3 "$here/answers.py" http://127.0.0.1:8102 "$scratch/remote.json"
+python3 "$here/answers.py" http://127.0.0.1:8102 "$scratch/remote.json" "$count"
 curl -s http://127.0.0.1:8102/metrics | grep -E "^disagg_router_(placements|requests)" | head -5 || true
 python3 - <<'P'
 import json, urllib.request
@@ -56,12 +61,14 @@ kill "${children[@]}"; wait || true
 children=()
 worker both 9003 cuda:0 0.8
 serve 8103 9003
-python3 "$here/answers.py" http://127.0.0.1:8103 "$scratch/local.json"
+python3 "$here/answers.py" http://127.0.0.1:8103 "$scratch/local.json" "$count"
 python3 - "$scratch/remote.json" "$scratch/local.json" <<'P'
 import json, sys
 remote, local = (json.load(open(path)) for path in sys.argv[1:])
 equal = sum(a == b for a, b in zip(remote, local))
 print(f"{equal} of {len(local)} answers are equal, handed over and local")
+alike = [next((i for i, (x, y) in enumerate(zip(a.split(), b.split())) if x != y), len(a.split())) for a, b in zip(remote, local)]
+print(f"tokens until they differ: {alike}")
 P
 # With RUST_LOG=disagg_worker=debug: where the time of the last handoff went.
 grep -h DEBUG "$scratch/decode.log" "$scratch/prefill.log" | sort | tail -9 || true

@@ -1,7 +1,7 @@
 """Writes a folder for `--load-format dummy` with the Llama-3.1-8B shape and a tokenizer that has a word for every id,
 so that every drawn token is text and comes as an event of its own.
 
-    python3 bench/gpu/model.py FOLDER [LAYERS]
+    python3 bench/gpu/model.py FOLDER [LAYERS [WIDTH]]          # 32 4096; less, for a CPU
 """
 
 import json
@@ -10,11 +10,13 @@ import sys
 
 VOCAB = 128256
 LAYERS = int(sys.argv[2]) if len(sys.argv) > 2 else 32
+WIDTH = int(sys.argv[3]) if len(sys.argv) > 3 else 4096
 folder = pathlib.Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 config = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, "hidden_size": 4096,
-    "intermediate_size": 14336, "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, "hidden_size": WIDTH,
+    "intermediate_size": WIDTH * 7 // 2, "num_hidden_layers": LAYERS, "num_attention_heads": WIDTH // 128,
+    "num_key_value_heads": WIDTH // 512,
     "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
     "max_position_embeddings": 131072, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
     "rope_scaling": {

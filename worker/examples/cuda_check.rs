@@ -8,14 +8,16 @@
 
 #[path = "support/gpu.rs"]
 mod gpu;
+#[path = "support/handover.rs"]
+mod handover;
 
 use std::collections::HashMap;
 use std::process::ExitCode;
 
-use disagg_core::{BlockId, ModelFingerprint};
+use disagg_core::{BlockId, ModelFingerprint, SequenceId};
 use disagg_engine::{
-    Backend, Engine, EngineConfig, EngineEvent, KvMemory, NoTransport, Request, SampledToken, SamplingParams,
-    StopRules,
+    Backend, Engine, EngineConfig, EngineEvent, KvDtype, KvMemory, NoTransport, Request, SampledToken,
+    SamplingParams, StopRules,
 };
 use disagg_worker::backend::candle::CandleBackend;
 use disagg_worker::cuda::backend::{BLOCK_SIZE, CudaBackend, CudaOptions};
@@ -25,6 +27,7 @@ use disagg_worker::model::weights::TensorSource;
 use disagg_worker::model::{
     DummyWeights, Family, ModelConfig, ModelError, RopeScaling, WeightFormat, Weights,
 };
+use handover::hand_over;
 
 const OUTPUT_TOKENS: u32 = 24;
 const MODEL_LEN: u32 = 1024;
@@ -139,6 +142,14 @@ type Outputs = Vec<Vec<SampledToken>>;
 /// Tokens of every request and choice, in order.
 fn generate<B: Backend>(engine: &mut Engine<B>, requests: &[Request]) -> Outputs {
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    let mut outputs = finish(engine);
+    let choices =
+        ids.iter().zip(requests).flat_map(|(&id, r)| (0..r.choices).map(move |choice| (id, choice)));
+    choices.map(|key| outputs.remove(&key).unwrap_or_default()).collect()
+}
+
+/// Steps until all work is done; tokens by sequence and choice.
+fn finish<B: Backend>(engine: &mut Engine<B>) -> HashMap<(SequenceId, u32), Vec<SampledToken>> {
     let mut outputs: HashMap<_, Vec<SampledToken>> = HashMap::new();
     while engine.has_work() {
         engine.step(&mut NoTransport).unwrap();
@@ -150,9 +161,7 @@ fn generate<B: Backend>(engine: &mut Engine<B>, requests: &[Request]) -> Outputs
     }
     engine.check();
     assert_eq!(engine.load().blocks_used, 0);
-    let choices =
-        ids.iter().zip(requests).flat_map(|(&id, r)| (0..r.choices).map(move |choice| (id, choice)));
-    choices.map(|key| outputs.remove(&key).unwrap_or_default()).collect()
+    outputs
 }
 
 /// How far one backend's outputs are from the reference's, up to each sequence's first other token.
@@ -219,8 +228,10 @@ fn check_model(name: &str, config: &ModelConfig) -> bool {
     let bounds = Bounds::of(format);
     let weights = Rounded(DummyWeights::new(3).with_standard_deviation(0.06), format);
     let cpu = Weights::build(config, &weights).unwrap();
-    let cpu_engine =
-        |budget| engine(CandleBackend::new(config.clone(), cpu.clone(), BLOCK_SIZE, 512).unwrap(), budget);
+    let cpu = |dtype, budget| {
+        let layout = CandleBackend::layout_of(config, BLOCK_SIZE, dtype);
+        engine(CandleBackend::new(config.clone(), cpu.clone(), layout, 512).unwrap(), budget)
+    };
     let cuda = |blocks: u32, budget: u32| {
         let options = CudaOptions {
             ordinal: 0,
@@ -238,7 +249,7 @@ fn check_model(name: &str, config: &ModelConfig) -> bool {
     let prompts = prompts(&mut random, &lengths, config.vocab_size);
     let greedy = SamplingParams { top_logprobs: Some(TOP), ..SamplingParams::greedy() };
     let greedy: Vec<Request> = prompts.iter().map(|p| request(p.clone(), greedy.clone(), 1)).collect();
-    let want = generate(&mut cpu_engine(4096), &greedy);
+    let want = generate(&mut cpu(KvDtype::F32, 4096), &greedy);
     let mut good = true;
     let mut judge = |what: &str, got: &Outputs| {
         let distance = Distance::of(got, &want);
@@ -254,6 +265,10 @@ fn check_model(name: &str, config: &ModelConfig) -> bool {
     judge("one at a time", &alone);
     judge("in chunks of at most 100", &generate(&mut cuda(512, 100), &greedy));
     judge("in a pool of 20 blocks, preempted", &generate(&mut cuda(20, 512), &greedy));
+    let handed = hand_over(&mut cpu(format.kv(), 300), &mut cuda(512, 1024), &greedy, finish);
+    judge("prefilled on the CPU, decoded on the GPU", &handed);
+    let handed = hand_over(&mut cuda(512, 300), &mut cpu(format.kv(), 1024), &greedy, finish);
+    judge("prefilled on the GPU, decoded on the CPU", &handed);
 
     let drawn: Vec<Request> = prompts
         .iter()
@@ -273,7 +288,7 @@ fn check_model(name: &str, config: &ModelConfig) -> bool {
             request(prompt.clone(), sampling, 3)
         })
         .collect();
-    let expected = generate(&mut cpu_engine(4096), &drawn);
+    let expected = generate(&mut cpu(KvDtype::F32, 4096), &drawn);
     let mut engine = cuda(512, 4096);
     let got = generate(&mut engine, &drawn);
     let distance = Distance::of(&got, &expected);

@@ -79,6 +79,11 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_DTYPE", value_enum, default_value_t)]
     pub dtype: Dtype,
 
+    /// Number format of keys and values, in which they go to other workers, too: prefill and decode workers need the same.
+    /// auto is the format that is computed in. A CPU worker beside GPU workers takes theirs; it rounds, and saves no memory
+    #[arg(long, env = "DISAGG_KV_CACHE_DTYPE", value_enum, default_value_t)]
+    pub kv_cache_dtype: Dtype,
+
     /// Share of a GPU's memory that weights, KV and everything else of this worker may take, over 0 and up to 1
     #[arg(long, env = "DISAGG_GPU_MEMORY_UTILIZATION", default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_utilization: f64,
@@ -208,6 +213,11 @@ impl WorkerArgs {
         if let Some(problem) = self.dtype.problem(computes) {
             return Err(ArgsError::new("dtype", problem));
         }
+        if !matches!(self.device, Device::Auto | Device::Cpu)
+            && let Some(problem) = self.kv_cache_dtype.kv_problem(computes)
+        {
+            return Err(ArgsError::new("kv-cache-dtype", problem));
+        }
         at_least_one("max-num-batched-tokens", self.max_num_batched_tokens)?;
         at_least_one("max-num-seqs", self.max_num_seqs)?;
         at_least_one("max-waiting", self.max_waiting)?;
@@ -261,6 +271,7 @@ impl WorkerArgs {
                 seed: self.seed,
                 device: self.device,
                 dtype: self.dtype,
+                kv_cache_dtype: self.kv_cache_dtype,
                 gpu_memory_utilization: self.gpu_memory_utilization,
                 gpu_wait: self.gpu_wait,
                 max_model_len: self.max_model_len,
@@ -388,6 +399,9 @@ mod tests {
             (&["--device", "cuda:0", "--dtype", "float32"], "--dtype"),
             (&["--device", "cpu", "--dtype", "float16"], "--dtype"),
             (&["--dtype", "int4"], "--dtype"),
+            (&["--device", "cuda:0", "--kv-cache-dtype", "float32"], "--kv-cache-dtype"),
+            (&["--device", "sim", "--kv-cache-dtype", "bfloat16"], "--kv-cache-dtype"),
+            (&["--kv-cache-dtype", "fp8"], "--kv-cache-dtype"),
             (&["--device", "cuda:"], "cuda:N"),
             (&["--device", "sim:decode-step-ms=-1"], "decode-step-ms"),
             (&["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),

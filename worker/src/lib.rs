@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use disagg_engine::{Backend, KvLayout};
+use disagg_engine::Backend;
 use tokio::sync::oneshot;
 
 pub use args::WorkerArgs;
@@ -150,6 +150,11 @@ fn load(
     if let Some(problem) = config.dtype.problem(&[computes]) {
         return Err(ArgsError::new("dtype", problem).into());
     }
+    if gpu.is_some()
+        && let Some(problem) = config.kv_cache_dtype.kv_problem(&[computes])
+    {
+        return Err(ArgsError::new("kv-cache-dtype", problem).into());
+    }
     let backend: Box<dyn Backend> = match (gpu, config.device) {
         (Some(ordinal), _) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
         (None, Device::Sim(speed)) => Box::new(sim_backend(config, &model, speed)?),
@@ -182,16 +187,19 @@ fn choose_gpu(device: Device) -> Result<Option<usize>, ArgsError> {
 }
 
 fn cpu_backend(config: &ModelConfig, folder: &Path, model: OpenModel) -> anyhow::Result<CandleBackend> {
-    let layout = CandleBackend::layout_of(&model.config, config.block_size);
-    let blocks = cpu_blocks(config.pool, &layout)?;
-    let kv_bytes = u64::from(blocks).saturating_mul(layout.block_bytes() as u64);
+    let dtype = config.kv_cache_dtype.kv(Dtype::Float32);
+    let layout = CandleBackend::layout_of(&model.config, config.block_size, dtype);
+    let block_bytes = CandleBackend::block_bytes(&layout);
+    let blocks = cpu_blocks(config.pool, block_bytes)?;
+    let kv_bytes = u64::from(blocks).saturating_mul(block_bytes as u64);
     memory::check_fits(&model.config, folder, kv_bytes, memory::available())?;
     let LoadedModel { config: shapes, weights, .. } = model.load()?;
-    Ok(CandleBackend::new(shapes, weights, config.block_size, blocks)?)
+    Ok(CandleBackend::new(shapes, weights, layout, blocks)?)
 }
 
 fn sim_backend(config: &ModelConfig, model: &OpenModel, speed: sim::Speed) -> anyhow::Result<SimBackend> {
-    let blocks = cpu_blocks(config.pool, &SimBackend::layout_of(&model.config, config.block_size))?;
+    let layout = SimBackend::layout_of(&model.config, config.block_size);
+    let blocks = cpu_blocks(config.pool, layout.block_bytes())?;
     tracing::info!(%speed, blocks, "nothing is computed: the device is simulated, and answers are noise");
     Ok(SimBackend::new(&model.config, speed, config.block_size, blocks)?)
 }
@@ -214,7 +222,7 @@ fn cuda_backend(
         max_num_seqs: limits.max_num_seqs,
         max_model_len,
         gpu_memory_utilization: config.gpu_memory_utilization,
-        num_blocks: num_blocks(config.pool, &layout)?,
+        num_blocks: num_blocks(config.pool, layout.block_bytes())?,
         blocking_wait: config.gpu_wait == GpuWait::Sleep,
     };
     let origin = match &model.weights {
@@ -236,21 +244,21 @@ fn max_model_len(asked: Option<u32>, model: u32) -> Result<u32, ArgsError> {
 }
 
 /// Blocks that were asked for; `None`: the backend decides.
-fn num_blocks(pool: PoolSize, layout: &KvLayout) -> Result<Option<u32>, ArgsError> {
+fn num_blocks(pool: PoolSize, block_bytes: usize) -> Result<Option<u32>, ArgsError> {
     match pool {
         PoolSize::Blocks(blocks) => Ok(Some(blocks)),
-        PoolSize::Bytes(bytes) => num_blocks_in(bytes, layout).map(Some),
+        PoolSize::Bytes(bytes) => num_blocks_in(bytes, block_bytes).map(Some),
         PoolSize::Default => Ok(None),
     }
 }
 
 /// Blocks of a pool in main memory.
-fn cpu_blocks(pool: PoolSize, layout: &KvLayout) -> Result<u32, ArgsError> {
-    num_blocks(pool, layout)?.map_or_else(|| num_blocks_in(CPU_POOL_BYTES, layout), Ok)
+fn cpu_blocks(pool: PoolSize, block_bytes: usize) -> Result<u32, ArgsError> {
+    num_blocks(pool, block_bytes)?.map_or_else(|| num_blocks_in(CPU_POOL_BYTES, block_bytes), Ok)
 }
 
-fn num_blocks_in(bytes: u64, layout: &KvLayout) -> Result<u32, ArgsError> {
-    let block_bytes = layout.block_bytes() as u64;
+fn num_blocks_in(bytes: u64, block_bytes: usize) -> Result<u32, ArgsError> {
+    let block_bytes = block_bytes as u64;
     if bytes < block_bytes {
         let message = format!("{bytes} bytes hold no block of {block_bytes} bytes");
         return Err(ArgsError::new("kv-cache-bytes", message));

@@ -100,6 +100,11 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "auto|float32|bfloat16|float16")]
     pub(crate) dtype: Option<Dtype>,
 
+    /// Number format of keys and values, for workers on CPUs beside others on GPUs: that of the GPUs [default: the file's,
+    /// or what each worker computes in]
+    #[arg(long, value_name = "auto|float32|bfloat16|float16")]
+    pub(crate) kv_cache_dtype: Option<Dtype>,
+
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 

@@ -43,6 +43,7 @@ pub(crate) struct Plan {
     pub(crate) model: Model,
     pub(crate) load_format: LoadFormat,
     pub(crate) dtype: Option<Dtype>,
+    pub(crate) kv_cache_dtype: Option<Dtype>,
     pub(crate) max_length: Option<u32>,
     pub(crate) block_size: Option<u32>,
     pub(crate) prefill: Workers,
@@ -129,6 +130,7 @@ impl Plan {
             model,
             load_format: spec.model.load_format.unwrap_or_default(),
             dtype: spec.model.dtype,
+            kv_cache_dtype: spec.kv_cache.dtype,
             max_length: spec.model.max_length.map(number),
             block_size: spec.kv_cache.block_size.map(number),
             prefill,
@@ -225,6 +227,7 @@ impl Worker<'_> {
         }
         args.option("--max-model-len", plan.max_length);
         args.option("--block-size", plan.block_size);
+        args.option("--kv-cache-dtype", plan.kv_cache_dtype.map(Dtype::as_str));
         args.option("--max-num-batched-tokens", *max_num_batched_tokens);
         args.option("--max-num-seqs", *max_num_seqs);
         args.option("--kv-cache-bytes", *kv_cache_bytes);
@@ -332,6 +335,9 @@ fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
     }
     if let Some(dtype) = args.dtype {
         spec.model.dtype = Some(dtype);
+    }
+    if let Some(dtype) = args.kv_cache_dtype {
+        spec.kv_cache.dtype = Some(dtype);
     }
     set(&mut spec.kv_cache.block_size, args.block_size);
     set(&mut spec.prefill.replicas, args.prefill);

@@ -45,6 +45,7 @@ pub(crate) struct Wanted {
     pub dtype: Option<Dtype>,
     pub load_format: LoadFormat,
     pub block_size: Option<i32>,
+    pub kv_cache_dtype: Option<Dtype>,
     pub prefill: Workers,
     pub decode: Workers,
     pub router: Router,
@@ -176,6 +177,7 @@ pub(crate) fn validate(
         dtype,
         load_format: load_format.unwrap_or_default(),
         block_size: kv_cache.block_size,
+        kv_cache_dtype: kv_cache.dtype,
         prefill: workers(Component::Prefill, prefill),
         decode: workers(Component::Decode, decode),
         router: Router {

@@ -33,8 +33,10 @@ pub struct ModelConfig {
     pub seed: u64,
     /// What computes.
     pub device: Device,
-    /// The number format asked for.
+    /// The number format to compute in that was asked for.
     pub dtype: Dtype,
+    /// The number format of keys and values that was asked for.
+    pub kv_cache_dtype: Dtype,
     /// Share of a GPU's memory to take.
     pub gpu_memory_utilization: f64,
     /// How to wait for a GPU.

@@ -1,6 +1,8 @@
-//! The flag `--dtype`.
+//! The flags `--dtype` and `--kv-cache-dtype`.
 
-/// The number format that a worker computes in, as users of other engines name it.
+use disagg_engine::KvDtype;
+
+/// A number format, as users of other engines name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Dtype {
     /// What the device computes in
@@ -26,15 +28,40 @@ impl Dtype {
 
     /// What is wrong with it where this model is computed in one of `computes`.
     pub(crate) fn problem(self, computes: &[Self]) -> Option<String> {
-        if self == Self::Auto || computes.contains(&self) {
-            return None;
-        }
-        let computes = computes.iter().map(|dtype| dtype.as_str()).collect::<Vec<_>>().join(" or ");
+        let computes = self.not_among(computes)?;
         Some(format!(
             "{} given, and this worker computes in {computes}: the CPU computes in float32, a GPU in float16 for models \
              published in it and in bfloat16 for all others, and weights are converted. Use auto or another --device",
             self.as_str()
         ))
+    }
+
+    /// What is wrong with keys and values in it where this model is computed in one of `computes`, and not on a CPU: that
+    /// rounds them to whatever is asked for.
+    pub(crate) fn kv_problem(self, computes: &[Self]) -> Option<String> {
+        let computes = self.not_among(computes)?;
+        Some(format!(
+            "{} given, and this worker keeps what it computes, in {computes}. Use auto here, and give workers on CPUs, \
+             which round, the format of their peers",
+            self.as_str()
+        ))
+    }
+
+    /// The format of keys and values; where it is left open, that of `computes`.
+    pub(crate) fn kv(self, computes: Self) -> KvDtype {
+        match (self, computes) {
+            (Self::Auto, Self::Auto | Self::Float32) | (Self::Float32, _) => KvDtype::F32,
+            (Self::Auto, Self::Bfloat16) | (Self::Bfloat16, _) => KvDtype::Bf16,
+            (Self::Auto, Self::Float16) | (Self::Float16, _) => KvDtype::F16,
+        }
+    }
+
+    /// Names of all that are allowed, if this is none of them.
+    fn not_among(self, allowed: &[Self]) -> Option<String> {
+        if self == Self::Auto || allowed.contains(&self) {
+            return None;
+        }
+        Some(allowed.iter().map(|dtype| dtype.as_str()).collect::<Vec<_>>().join(" or "))
     }
 }
 

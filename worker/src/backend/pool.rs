@@ -2,6 +2,7 @@
 
 use disagg_core::BlockId;
 use disagg_engine::{KvAccessError, KvDtype, KvLayout, KvMemory};
+use half::{bf16, f16};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 /// Rows of equal length in one slice.
@@ -31,8 +32,12 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// f32 keys and values, with a lock for every (layer, block), so that network threads land KV in reserved blocks
+/// Keys and values as f32, with a lock for every (layer, block), so that network threads land KV in reserved blocks
 /// while the engine thread computes in others.
+///
+/// Another format of the layout is that of the bytes that go to other workers. Values are rounded to it as they are
+/// stored, so a sequence has the same bits whether its KV was computed here or brought by a handoff; they take four
+/// bytes each all the same, since the kernels compute with f32.
 pub(super) struct PagedPool {
     layout: KvLayout,
     num_blocks: u32,
@@ -42,7 +47,6 @@ pub(super) struct PagedPool {
 
 impl PagedPool {
     pub(super) fn new(layout: KvLayout, num_blocks: u32) -> Self {
-        debug_assert_eq!(layout.dtype, KvDtype::F32);
         let count = layout.layers as usize * num_blocks as usize;
         let elements = 2 * layout.half_elements();
         let blocks = (0..count).map(|_| RwLock::new(vec![0.0; elements].into_boxed_slice())).collect();
@@ -75,7 +79,9 @@ impl PagedPool {
                 let offset = (slot % block_size) as usize * head_dim;
                 for (pool, row) in [(&mut *k, keys.row(token)), (&mut *v, values.row(token))] {
                     for (head, elements) in row.chunks_exact(head_dim).enumerate() {
-                        pool[head * head_elements + offset..][..head_dim].copy_from_slice(elements);
+                        let slot = &mut pool[head * head_elements + offset..][..head_dim];
+                        slot.copy_from_slice(elements);
+                        round(self.layout.dtype, slot);
                     }
                 }
                 token += 1;
@@ -116,8 +122,10 @@ impl KvMemory for PagedPool {
             return Err(KvAccessError::WrongSize { got: out.len(), want });
         }
         let guard = self.blocks[index].read();
-        for (bytes, element) in out.as_chunks_mut().0.iter_mut().zip(guard.iter()) {
-            *bytes = element.to_le_bytes();
+        match self.layout.dtype {
+            KvDtype::F32 => encode(&guard, out, f32::to_le_bytes),
+            KvDtype::Bf16 => encode(&guard, out, |value| bf16::from_f32(value).to_le_bytes()),
+            KvDtype::F16 => encode(&guard, out, |value| f16::from_f32(value).to_le_bytes()),
         }
         Ok(())
     }
@@ -129,10 +137,33 @@ impl KvMemory for PagedPool {
             return Err(KvAccessError::WrongSize { got: bytes.len(), want });
         }
         let mut guard = self.blocks[index].write();
-        for (element, &bytes) in guard.iter_mut().zip(bytes.as_chunks().0) {
-            *element = f32::from_le_bytes(bytes);
+        match self.layout.dtype {
+            KvDtype::F32 => decode(bytes, &mut guard, f32::from_le_bytes),
+            KvDtype::Bf16 => decode(bytes, &mut guard, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            KvDtype::F16 => decode(bytes, &mut guard, |bytes| f16::from_le_bytes(bytes).to_f32()),
         }
         Ok(())
+    }
+}
+
+/// Rounds to what `dtype` can tell, to nearest, ties to even.
+fn round(dtype: KvDtype, values: &mut [f32]) {
+    match dtype {
+        KvDtype::F32 => {}
+        KvDtype::Bf16 => values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32()),
+        KvDtype::F16 => values.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32()),
+    }
+}
+
+fn encode<const N: usize>(values: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; N]) {
+    for (bytes, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
+        *bytes = encode(*value);
+    }
+}
+
+fn decode<const N: usize>(bytes: &[u8], values: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
+    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+        *value = decode(*bytes);
     }
 }
 
@@ -140,9 +171,35 @@ impl KvMemory for PagedPool {
 mod tests {
     use super::*;
 
+    fn pool_of(dtype: KvDtype) -> PagedPool {
+        PagedPool::new(KvLayout { layers: 2, kv_heads: 2, head_dim: 4, block_size: 3, dtype }, 5)
+    }
+
     fn pool() -> PagedPool {
-        let layout = KvLayout { layers: 2, kv_heads: 2, head_dim: 4, block_size: 3, dtype: KvDtype::F32 };
-        PagedPool::new(layout, 5)
+        pool_of(KvDtype::F32)
+    }
+
+    #[test]
+    fn what_is_stored_is_what_another_worker_would_get() {
+        // Neither format of 16 bits has them, and f16 has no number as large as the last.
+        let values = [1.0 + 1.0 / 4096.0, -0.1, 3.0e-6, 70_000.0];
+        let rounded = [
+            (KvDtype::F32, values),
+            (KvDtype::Bf16, values.map(|value| bf16::from_f32(value).to_f32())),
+            (KvDtype::F16, values.map(|value| f16::from_f32(value).to_f32())),
+        ];
+        assert_eq!((rounded[1].1[0], rounded[2].1[3]), (1.0, f32::INFINITY));
+        for (dtype, want) in rounded {
+            let (from, to) = (pool_of(dtype), pool_of(dtype));
+            let row: Vec<f32> = values.iter().chain(&values).copied().collect();
+            from.store(1, &[4], Rows::dense(&row, 8), Rows::dense(&row, 8));
+            assert_eq!(from.block(1, BlockId(1))[4..8], want, "{dtype:?}");
+            let mut bytes = vec![0; from.layout().layer_block_bytes()];
+            assert_eq!(bytes.len(), 48 * dtype.bytes());
+            from.read(1, BlockId(1), &mut bytes).expect("in range");
+            to.write(0, BlockId(3), &bytes).expect("fits");
+            assert_eq!(to.block(0, BlockId(3))[..], from.block(1, BlockId(1))[..], "{dtype:?}");
+        }
     }
 
     #[test]

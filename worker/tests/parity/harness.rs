@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use disagg_core::{BlockId, Epoch, HandoffId, SequenceId};
 use disagg_engine::{
-    Backend, Engine, EngineConfig, EngineEvent, KvMemory, KvPush, KvTransport, NoTransport, RemotePrefill,
-    Request, SampledToken, SamplingParams, StopRules,
+    Backend, Engine, EngineConfig, EngineEvent, KvDtype, KvMemory, KvPush, KvTransport, NoTransport,
+    RemotePrefill, Request, SampledToken, SamplingParams, StopRules,
 };
 use disagg_worker::backend::candle::CandleBackend;
 
@@ -71,7 +71,8 @@ impl Worker {
     /// A worker with so many blocks.
     pub(crate) fn with_pool(case: &Case, ask: Ask, budget: u32, block_size: u32, num_blocks: u32) -> Self {
         let model = &case.model;
-        let backend = CandleBackend::new(model.config.clone(), model.weights.clone(), block_size, num_blocks)
+        let layout = CandleBackend::layout_of(&model.config, block_size, KvDtype::F32);
+        let backend = CandleBackend::new(model.config.clone(), model.weights.clone(), layout, num_blocks)
             .expect("a valid pool");
         assert_eq!(backend.num_blocks(), num_blocks);
         let config = EngineConfig {

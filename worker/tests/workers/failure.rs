@@ -1,12 +1,12 @@
 //! Engines that fail.
 
+use std::net::TcpStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use disagg_core::Role;
 use disagg_proto::v1;
 use disagg_worker::server::ServeError;
-use std::net::TcpStream;
 use tonic::Code;
 
 use crate::harness::*;

@@ -111,6 +111,7 @@ fn roles(subject: &str, workers: &[Worker]) -> Option<Finding> {
         subject,
         "no prefill worker can hand KV to a decode worker: they differ in model, KV dtype or block size, so every \
          prompt is prefilled locally",
-        "wait, if a change is rolling out; else see that both roles run one image and the same options",
+        "wait, if a change is rolling out; else see that both roles run one image and the same options, and, if one role \
+         has GPUs and the other none, set spec.kvCache.dtype to the format of the GPUs",
     ))
 }

@@ -151,7 +151,7 @@ fn every_engine_option_reaches_its_worker() {
 #[test]
 fn switches_reach_the_worker_both_ways() {
     for on in [true, false] {
-        let text = demo_and("  kvCache: {blockSize: 16}\n").replace(
+        let text = demo_and("  kvCache: {blockSize: 16, dtype: float16}\n").replace(
             "  decode:\n",
             &format!("  decode:\n    engine: {{enableChunkedPrefill: {on}, enablePrefixCaching: {on}}}\n"),
         );
@@ -167,6 +167,7 @@ fn switches_reach_the_worker_both_ways() {
         assert_eq!(config.model.block_size, 16);
         assert_eq!(config.model.load_format, WorkerLoadFormat::Dummy);
         assert_eq!(config.model.dtype, disagg_worker::args::Dtype::Float32);
+        assert_eq!(config.model.kv_cache_dtype, disagg_worker::args::Dtype::Float16);
     }
 }
 

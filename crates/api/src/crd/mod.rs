@@ -205,6 +205,20 @@ pub struct KvCacheSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limits::BLOCK_SIZE))]
     pub block_size: Option<i32>,
+
+    /// The number format of keys and values, in which they also go from worker to worker. `auto` is the format that each
+    /// worker computes in. Where prefill workers have GPUs and decode workers have none, or the other way round, name that of
+    /// the GPUs: workers on CPUs then round to it. A worker on a GPU that computes in another says so and does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "kv_dtype")]
+    pub dtype: Option<Dtype>,
+}
+
+/// An optional enum would have the description of its type, which tells of another field.
+fn kv_dtype(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let mut schema = Dtype::json_schema(generator);
+    schema.remove("description");
+    schema
 }
 
 impl KvCacheSpec {

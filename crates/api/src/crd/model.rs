@@ -196,7 +196,7 @@ impl Dtype {
     /// Every format.
     pub const ALL: [Self; 4] = [Self::Auto, Self::Float32, Self::Bfloat16, Self::Float16];
 
-    /// The value of the worker's flag `--dtype`.
+    /// The value of the worker's flags `--dtype` and `--kv-cache-dtype`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",

@@ -93,6 +93,7 @@ fn resource(add: Add<'_>) {
     add("spec", "required model", Some("spec.model"), json!(null), spec["model"].clone());
     add("spec.kvCache.blockSize", "minimum", None, json!(0), json!(1));
     add("spec.kvCache.blockSize", "maximum", None, json!(1025), json!(1024));
+    add("spec.kvCache.dtype", "enum", None, json!("fp8"), json!("bfloat16"));
     add("spec.drainSeconds", "minimum", None, json!(-1), json!(0));
     add("spec.drainSeconds", "maximum", None, json!(3601), json!(3600));
     let path = "spec.disaggregation.maxLocalPrefillLength";

@@ -145,6 +145,7 @@ fn arguments(wanted: &Wanted, workers: &Workers) -> Vec<String> {
     let text = |value: &Option<i32>| value.map(|value| value.to_string());
     option("max-model-len", text(&wanted.max_length));
     option("block-size", text(&wanted.block_size));
+    option("kv-cache-dtype", wanted.kv_cache_dtype.map(|dtype| dtype.as_str().to_owned()));
     option("max-num-batched-tokens", text(max_num_batched_tokens));
     option("max-num-seqs", text(max_num_seqs));
     option("kv-cache-bytes", kv_cache_bytes.map(|bytes| bytes.to_string()));

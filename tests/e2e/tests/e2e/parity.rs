@@ -112,6 +112,42 @@ async fn chunks_of_512() {
     every_path("512").await;
 }
 
+/// A worker on a CPU beside one on a GPU rounds keys and values to the GPU's format: the same for what it computes itself
+/// as for what it gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_values_in_16_bits() {
+    let golden = golden();
+    let deployment =
+        plan(&golden, "512").worker_flags(["--kv-cache-dtype", "bfloat16"]).workers(1, 2).start().await;
+    let Deployment { prefill, decode, .. } = &deployment;
+    for GoldenPrompt { prompt, output, .. } in &golden.prompts {
+        let max_tokens = output.len() as u32;
+        let local =
+            Ask::local(&decode[0], prompt, max_tokens).await.send(&decode[0]).await.expect("an answer");
+        let remote = Ask::remote(&decode[1], &[&prefill[0]], prompt, max_tokens).await;
+        let remote = remote.send(&decode[1]).await.expect("an answer");
+        assert!(!local.started.remote && remote.started.remote, "{:?}", remote.started);
+        assert_eq!(local.tokens(), remote.tokens(), "prompt of {} tokens", prompt.len());
+    }
+    deployment.idle(RELEASE).await;
+}
+
+/// KV in another format is never handed over; every prompt is prefilled where it is decoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_formats_of_keys_and_values_do_not_meet() {
+    let golden = golden();
+    let plan = plan(&golden, "512").router(["--max-local-prefill-length", "64"]);
+    let deployment = plan.prefill_flags(["--kv-cache-dtype", "float16"]).start().await;
+    let prompt = golden.prompts.iter().find(|prompt| prompt.prompt.len() > 64).expect("a long one");
+    let request = json!({
+        "model": disagg_e2e::deployment::MODEL, "prompt": prompt.prompt, "max_tokens": prompt.output.len(),
+        "ignore_eos": true, "temperature": 0,
+    });
+    let answer = openai::completion(deployment.router().post("/v1/completions", &request).await).await;
+    assert_eq!(answer.text, golden.text(&prompt.output));
+    assert_eq!((answer.placement.remote, answer.placement.reason.as_str()), (false, "no-prefill-worker"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn through_the_router() {
     let golden = golden();

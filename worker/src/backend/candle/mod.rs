@@ -41,30 +41,36 @@ pub struct CandleBackend {
 }
 
 impl CandleBackend {
-    /// A backend with a KV pool of `num_blocks` blocks of `block_size` tokens.
-    /// `KvLayout::block_bytes` of [`Self::layout_of`] tells what a block costs.
+    /// A backend with a KV pool of `num_blocks` blocks; `layout` is [`Self::layout_of`] this model.
+    /// [`Self::block_bytes`] tells what a block costs.
     pub fn new(
         config: ModelConfig,
         weights: Weights,
-        block_size: u32,
+        layout: KvLayout,
         num_blocks: u32,
     ) -> Result<Self, BackendError> {
+        let block_size = layout.block_size;
         if !(1..=BLOCK_SIZE_MAX).contains(&block_size) {
             return Err(error(format!("block size {block_size} is not in 1..={BLOCK_SIZE_MAX}")));
         }
         if num_blocks == 0 || num_blocks.checked_mul(block_size).is_none() {
             return Err(error(format!("{num_blocks} KV blocks of {block_size} tokens cannot be addressed")));
         }
-        let layout = Self::layout_of(&config, block_size);
         let isa = Isa::best();
         tracing::info!(isa = isa.as_str(), threads = rayon::current_num_threads(), num_blocks, "CPU backend");
         let pool = Arc::new(PagedPool::new(layout, num_blocks));
         Ok(Self { decoder: Decoder::new(config, weights, isa), pool, done: VecDeque::new() })
     }
 
-    /// Shape of the KV pool that this backend makes for a model.
-    pub fn layout_of(config: &ModelConfig, block_size: u32) -> KvLayout {
-        config.kv_layout(block_size, KvDtype::F32)
+    /// Shape of the KV pool for a model, in blocks of `block_size` tokens. Keys and values are rounded to `dtype`, and go
+    /// to other workers in it.
+    pub fn layout_of(config: &ModelConfig, block_size: u32, dtype: KvDtype) -> KvLayout {
+        config.kv_layout(block_size, dtype)
+    }
+
+    /// Bytes that a block of such a pool takes in main memory: four for each number, whatever it is rounded to.
+    pub fn block_bytes(layout: &KvLayout) -> usize {
+        KvLayout { dtype: KvDtype::F32, ..*layout }.block_bytes()
     }
 }
 

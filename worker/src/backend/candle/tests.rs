@@ -1,7 +1,7 @@
 //! Batch invariance of the whole decoder: equal bits however tokens are cut into steps.
 
 use disagg_core::BlockId;
-use disagg_engine::{Backend, Batch, NoTransport, SampleRow, SamplingParams, TokenInput};
+use disagg_engine::{Backend, Batch, KvDtype, NoTransport, SampleRow, SamplingParams, TokenInput};
 use proptest::prelude::*;
 
 use super::forward::Decoder;
@@ -124,10 +124,11 @@ proptest! {
         block_size in 1_u32..24,
         head_dim in prop::sample::select(vec![6_usize, 16, 34, 80]),
         kv_heads in prop::sample::select(vec![1_usize, 2, 4]),
+        dtype in prop::sample::select(vec![KvDtype::F32, KvDtype::Bf16, KvDtype::F16]),
         shuffle in any::<u32>(),
     ) {
         let config = config(head_dim, kv_heads);
-        let layout = CandleBackend::layout_of(&config, block_size);
+        let layout = CandleBackend::layout_of(&config, block_size, dtype);
         // Token by token, each sequence alone: `[sequence][position]`.
         let best = decoder(&config, Isa::best());
         let want: Vec<Vec<Vec<u32>>> = all_tokens.iter().map(|tokens| {
@@ -159,10 +160,14 @@ proptest! {
 fn batches_that_reach_outside_are_refused() {
     let config = config(16, 2);
     let weights = Weights::build(&config, &DummyWeights::new(1)).expect("never fails");
-    assert!(CandleBackend::new(config.clone(), weights.clone(), 0, 4).is_err());
-    assert!(CandleBackend::new(config.clone(), weights.clone(), 16, 0).is_err());
-    assert!(CandleBackend::new(config.clone(), weights.clone(), 1024, 1 << 22).is_err());
-    let mut backend = CandleBackend::new(config, weights, 4, 4).expect("valid");
+    let backend = |block_size, num_blocks| {
+        let layout = CandleBackend::layout_of(&config, block_size, KvDtype::F32);
+        CandleBackend::new(config.clone(), weights.clone(), layout, num_blocks)
+    };
+    assert!(backend(0, 4).is_err());
+    assert!(backend(16, 0).is_err());
+    assert!(backend(1024, 1 << 22).is_err());
+    let mut backend = backend(4, 4).expect("valid");
     assert_eq!(backend.memory().num_blocks(), 4);
     let good: (_, [u32; 2], [u32; 2], [u32; 2]) =
         ([TokenInput::Id(3), TokenInput::Id(39)], [3, 4], [0, 2], [15, 0]);
