@@ -172,6 +172,8 @@ class Runner:
             os.environ,
             CARGO_TARGET_DIR=str(self.target),
             CARGO_TERM_COLOR="never",
+            # Each mutant is one line: what it does not touch is not compiled again.
+            CARGO_PROFILE_CI_INCREMENTAL="true",
             PROPTEST_DISABLE_FAILURE_PERSISTENCE="true",
         )
         self.baselines = {}

@@ -2,6 +2,7 @@
 //!
 //!     cargo run --profile ci -p disagg-worker --example cuda_steps              # the table
 //!     .../cuda_steps decode                                                    # decode steps alone
+//!     .../cuda_steps f16                                                       # the table, in f16 instead of bf16
 //!     ncu --metrics gpu__time_duration.sum .../cuda_steps profile               # time by kernel: two layers, no graphs
 #![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
@@ -22,7 +23,7 @@ use disagg_worker::cuda::forward::{Capacity, DecodeForm, Model};
 use disagg_worker::cuda::lists::Draw;
 use disagg_worker::cuda::step::Step;
 use disagg_worker::cuda::weights::{Origin, Weights};
-use disagg_worker::model::{DummyWeights, ModelConfig};
+use disagg_worker::model::{DummyWeights, ModelConfig, WeightFormat};
 
 struct Inputs {
     words: Vec<u32>,
@@ -229,7 +230,10 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let device = Device::open(0).unwrap();
     println!("GPU {} capability {:?}", device.context.name().unwrap(), device.capability);
-    let config = shape::llama_8b(if profiling { 2 } else { 32 });
+    let mut config = shape::llama_8b(if profiling { 2 } else { 32 });
+    if mode.as_deref() == Some("f16") {
+        config.weight_format = WeightFormat::F16;
+    }
     let format = Format::of(&config);
     let target = Target { capability: device.capability, head_dim: 128, block_size: 64, format };
     compile_ahead(&target);

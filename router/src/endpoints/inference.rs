@@ -90,6 +90,9 @@ async fn begin(
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let streamed = request.stream;
     let mut calls = Call::all(app, request, id, created);
+    if calls.len() > 1 {
+        Call::check_all(&mut calls).await?;
+    }
     if streamed {
         // All of them: as long as nothing is sent, whatever fails has an HTTP status, and is tried again.
         let opened = try_join_all(calls.iter_mut().map(Call::open)).await?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use disagg_core::ModelFingerprint;
+use futures::future::try_join_all;
 use tokio::time::timeout_at;
 
 use crate::app::App;
@@ -121,6 +122,16 @@ impl Call {
             system_fingerprint: model.system_fingerprint(),
             include_usage: self.request.include_usage,
         }
+    }
+
+    /// Tokenizes and checks the prompt of each. Before any of several is sent to a worker, so that one that is refused costs
+    /// no worker's time for the others.
+    pub(crate) async fn check_all(calls: &mut [Self]) -> Result<(), ApiError> {
+        let check = async |call: &mut Self| {
+            let generation = call.generation().await?;
+            call.prepare(&generation).await.map(drop)
+        };
+        try_join_all(calls.iter_mut().map(check)).await.map(drop)
     }
 
     /// Finds a worker and waits for its first token, with a second attempt if the first fails.
