@@ -159,7 +159,7 @@ fuzz-coverage: ## the same inputs led by coverage (libFuzzer), FUZZ_SECONDS a ta
 	  echo "== $$target"; \
 	  mkdir -p $(FUZZ_FOLDER)/corpus/$$target; \
 	  DISAGG_FUZZ_TARGET=$$target $(FUZZ_FOLDER)/$(FUZZ_HOST)/ci/coverage -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
-	    -rss_limit_mb=2048 -artifact_prefix=$(FUZZ_FOLDER)/$$target- -print_final_stats=1 \
+	    -rss_limit_mb=2048 -verbosity=0 -artifact_prefix=$(FUZZ_FOLDER)/$$target- -print_final_stats=1 \
 	    $(FUZZ_FOLDER)/corpus/$$target tests/fuzz/corpus/$$target || exit 1; \
 	done
 

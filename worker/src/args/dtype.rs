@@ -82,4 +82,19 @@ mod tests {
             assert!(problem.starts_with(&says), "{problem}");
         }
     }
+
+    #[test]
+    fn keys_and_values_have_the_format_asked_for_or_the_computed_one() {
+        use Dtype::{Auto, Bfloat16, Float16, Float32};
+        let formats = [(Float32, KvDtype::F32), (Bfloat16, KvDtype::Bf16), (Float16, KvDtype::F16)];
+        for (dtype, format) in formats {
+            assert_eq!(Auto.kv(dtype), format);
+            for computes in [Float32, Bfloat16, Float16] {
+                assert_eq!(dtype.kv(computes), format);
+            }
+        }
+        assert_eq!(Auto.kv_problem(&[Bfloat16]), None);
+        let problem = Float32.kv_problem(&[Bfloat16, Float16]).unwrap();
+        assert!(problem.contains("float32 given") && problem.contains("bfloat16 or float16"), "{problem}");
+    }
 }
