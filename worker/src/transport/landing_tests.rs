@@ -1,8 +1,9 @@
 //! Tests of the landing registry: every refusal, a naive model, and the fence under concurrency.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, OnceLock};
+use std::time::{Duration, Instant};
 
 use disagg_core::{Epoch, WorkerId};
 use disagg_engine::{KvDtype, KvLayout};
@@ -158,11 +159,8 @@ impl KvMemory for Meeting {
         let mut writers = self.writers.lock();
         *writers += 1;
         self.changed.notify_all();
-        let waited = self.changed.wait_while_for(
-            &mut writers,
-            |writers| *writers < 2,
-            std::time::Duration::from_secs(30),
-        );
+        let waited =
+            self.changed.wait_while_for(&mut writers, |writers| *writers < 2, Duration::from_secs(30));
         assert!(!waited.timed_out(), "one connection's write waits for another's");
         Ok(())
     }
@@ -246,6 +244,65 @@ proptest! {
             prop_assert_eq!(registry.len(), open.len());
         }
     }
+}
+
+/// A pool whose one write goes on until the fence has been asked for, and then a while longer.
+struct Lingering {
+    zone: OnceLock<Arc<Zone>>,
+    begun: Barrier,
+    ended: AtomicBool,
+}
+
+impl Lingering {
+    const WHILE: Duration = Duration::from_millis(100);
+}
+
+impl KvMemory for Lingering {
+    fn layout(&self) -> KvLayout {
+        LAYOUT
+    }
+
+    fn num_blocks(&self) -> u32 {
+        BLOCKS
+    }
+
+    fn read(&self, _layer: u32, _block: BlockId, _out: &mut [u8]) -> Result<(), KvAccessError> {
+        Ok(())
+    }
+
+    fn write(&self, _layer: u32, _block: BlockId, _bytes: &[u8]) -> Result<(), KvAccessError> {
+        let zone = self.zone.get().unwrap();
+        self.begun.wait();
+        let asked = Instant::now();
+        while zone.state.lock().open {
+            assert!(asked.elapsed() < Duration::from_secs(30), "the fence is asked for");
+            std::thread::yield_now();
+        }
+        let closing = Instant::now();
+        while closing.elapsed() < Self::WHILE {
+            assert!(!zone.closed.is_cancelled(), "the fence is there while a write is under way");
+            std::thread::yield_now();
+        }
+        self.ended.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_fence_waits_for_a_write_under_way() {
+    let pool =
+        Arc::new(Lingering { zone: OnceLock::new(), begun: Barrier::new(2), ended: AtomicBool::new(false) });
+    let registry = LandingRegistry::new(pool.clone(), EPOCH, COMPAT);
+    let progress = registry.open(handoff(1), peer("p"), vec![BlockId(0)]);
+    let zone = registry.begin(&push(1)).unwrap();
+    assert!(pool.zone.set(Arc::clone(&zone)).is_ok());
+    std::thread::scope(|scope| {
+        scope.spawn(|| land(&zone, &chunk(0, 0, 1, 1), 1).unwrap());
+        pool.begun.wait();
+        registry.close(handoff(1));
+        assert!(pool.ended.load(Ordering::SeqCst), "`close` returned while a write was under way");
+    });
+    assert_eq!(progress.borrow().units, 1);
 }
 
 /// Writers hammer a zone while it is closed: after `close` has returned, the pool is frozen and every write panics.
