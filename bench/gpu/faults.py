@@ -23,6 +23,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 WORKER, PROBES, ROUTER = "127.0.0.1:9310", "127.0.0.1:9311", "127.0.0.1:9312"
 STREAMS = 8
 READY_MAX, END_MAX = 120, 30
+ENDS = 8
 failed = []
 
 
@@ -51,10 +52,10 @@ def get(url):
         return None
 
 
-def ready(process):
+def ready(process, address=ROUTER):
     deadline = time.monotonic() + READY_MAX
     while time.monotonic() < deadline and process.poll() is None:
-        if get(f"http://{ROUTER}/ready") == 200:
+        if get(f"http://{address}/ready") == 200:
             return True
         time.sleep(0.05)
     return False
@@ -131,6 +132,21 @@ def in_step(disagg, model, fault, words, *more):
     expect(f"{fault}: the process says why it ended", "the engine has failed" in text, text.strip().splitlines()[-1])
 
 
+def told_to_end(disagg, model):
+    """Several times, since what goes wrong at a process's end does so by luck."""
+    statuses = []
+    for _ in range(ENDS):
+        process = worker(disagg, model)
+        try:
+            if ready(process, PROBES):
+                process.terminate()
+            process.communicate(timeout=END_MAX)
+        finally:
+            process.kill()
+        statuses.append(process.wait())
+    expect(f"SIGTERM, {ENDS} times: status 0", statuses == [0] * ENDS, str(statuses))
+
+
 def main():
     disagg = os.path.abspath(sys.argv[1])
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,6 +155,7 @@ def main():
             subprocess.check_call([sys.executable, os.path.join(HERE, "model.py"), folder, layers])
         at_start(disagg, model, "too small a share", ["--gpu-memory-utilization"], "--gpu-memory-utilization", "0.02")
         at_start(disagg, large, "weights that do not fit", ["weights", "GiB"])
+        told_to_end(disagg, model)
         in_step(disagg, model, "out-of-memory@60", "OUT_OF_MEMORY")
         in_step(disagg, model, "illegal-address@60", "ILLEGAL_ADDRESS")
         # The engine's thread cannot answer; that the process ends cuts the streams.

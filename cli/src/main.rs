@@ -67,8 +67,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             log_to_stderr();
             disagg_process::malloc::give_back_when_idle();
             let ended = disagg_worker::run(*args, disagg_worker::terminated()).await;
-            disagg_worker::end_in_any_case();
-            ended.map(|()| ExitCode::SUCCESS)
+            if let Err(error) = &ended {
+                fail(error);
+            }
+            disagg_process::end_at_once(ended.is_err().into())
         }
     }
 }

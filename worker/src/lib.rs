@@ -25,7 +25,6 @@ use std::future::Future;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use disagg_engine::Backend;
@@ -45,9 +44,6 @@ use server::Server;
 
 /// KV pool of a CPU worker that was not told a size.
 const CPU_POOL_BYTES: u64 = 512 << 20;
-
-/// Time for code that libraries run at the end of the process.
-const EXIT_MAX: Duration = Duration::from_secs(5);
 
 /// Runs a worker until `shutdown` resolves and its work is drained, or until it cannot go on.
 pub async fn run(args: WorkerArgs, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
@@ -277,21 +273,6 @@ fn stdin_closed() -> std::io::Result<oneshot::Receiver<()>> {
         let _ = closed.send(());
     })?;
     Ok(receiver)
-}
-
-/// Ends this process soon, even if something hangs at its end. To be called when it is about to end by itself: libraries
-/// run code then, and CUDA's waits for ever for a GPU that does not answer.
-pub fn end_in_any_case() {
-    let end = || {
-        let begun = Instant::now();
-        while let Some(left) = EXIT_MAX.checked_sub(begun.elapsed()) {
-            std::thread::park_timeout(left);
-        }
-        tracing::error!("the process does not end by itself; it is aborted");
-        std::process::abort()
-    };
-    // Without a thread the process ends as it can.
-    let _ = std::thread::Builder::new().name("end".to_owned()).spawn(end);
 }
 
 /// Resolves on SIGTERM or Ctrl-C.

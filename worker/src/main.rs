@@ -1,6 +1,6 @@
 //! `disagg-worker`: one worker process. Everything is in the library; this sets up logs, the runtime and signals.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use clap::Parser;
 use disagg_worker::WorkerArgs;
@@ -13,16 +13,16 @@ struct Cli {
     worker: WorkerArgs,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> std::io::Result<()> {
     disagg_process::malloc::set_up();
     let cli = Cli::parse();
     // A pod's log is no terminal.
     disagg_process::log_to_stderr(std::io::stderr().is_terminal());
     disagg_process::malloc::give_back_when_idle();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));
-    // Whatever a task still holds ends with the process.
-    runtime.shutdown_background();
-    disagg_worker::end_in_any_case();
-    result
+    let ended = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));
+    if let Err(error) = &ended {
+        let _ = writeln!(std::io::stderr(), "Error: {error:?}");
+    }
+    disagg_process::end_at_once(ended.is_err().into())
 }

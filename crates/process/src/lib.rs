@@ -1,10 +1,12 @@
-//! What every process that runs for months begins with: how its allocator is set up, where it logs, how it listens.
+//! What every process that runs for months begins with: how its allocator is set up, where it logs, how it listens, how it ends.
 //!
 //! Invariant of this crate: it knows nothing of what the processes do.
 
+mod end;
 mod listen;
 mod log;
 pub mod malloc;
 
+pub use end::end_at_once;
 pub use listen::listen;
 pub use log::log_to_stderr;

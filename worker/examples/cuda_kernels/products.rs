@@ -2,18 +2,11 @@
 
 use disagg_worker::cuda::compile;
 use disagg_worker::cuda::device::{Arg, Buffer, Kernel, TensorMap};
+use disagg_worker::cuda::forward::{PRODUCT_WIDTHS, ring_bytes};
 use disagg_worker::cuda::split::Split;
 use rayon::prelude::*;
 
 use crate::support::{Gpu, address, int};
-
-/// Tokens and stages, as `matmul_decode.cu` has them.
-const FORMS: [(u32, u32, &str); 4] = [
-    (8, 6, "matmul_decode_8"),
-    (16, 6, "matmul_decode_16"),
-    (32, 5, "matmul_decode_32"),
-    (64, 4, "matmul_decode_64"),
-];
 
 /// x[m, k] · w[n, k]ᵀ.
 fn product(x: &[f32], w: &[f32], n: usize, k: usize) -> Vec<f64> {
@@ -57,8 +50,8 @@ impl Parts {
 
 fn multiply(gpu: &Gpu, x: &Buffer<u16>, w: &Buffer<u16>, m: usize, n: usize, k: usize) -> Parts {
     let module = gpu.module(compile::MATMUL_DECODE);
-    let (form, stages, name) = FORMS.into_iter().find(|form| form.0 as usize >= m).unwrap();
-    let kernel = Kernel::new(&module, name, stages * (128 + form) * 128 + 16 * stages + 1024).unwrap();
+    let (form, stages, name) = PRODUCT_WIDTHS.into_iter().find(|width| width.0 as usize >= m).unwrap();
+    let kernel = Kernel::new(&module, name, ring_bytes(form, stages)).unwrap();
     let split = Split::new(n as u32, k as u32, gpu.device.multiprocessors);
     let parts = gpu.poisoned::<f32>(split.planes() as usize * m * n);
     let (n64, k64) = (n as u64, k as u64);

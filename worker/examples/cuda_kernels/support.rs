@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaModule;
-use cudarc::driver::result::{memcpy_dtoh_sync, memcpy_htod_sync, memset_d8_sync};
+use cudarc::driver::result::{memcpy_dtoh_sync, memset_d8_async};
 use disagg_worker::cuda::backend::BLOCK_SIZE;
 use disagg_worker::cuda::compile::{Source, Target};
 use disagg_worker::cuda::device::{Arg, Buffer, Device, Kernel};
@@ -36,7 +36,7 @@ impl Gpu {
     /// Overwrites memory with numbers, which have its format.
     pub fn write_stored(&self, buffer: &Buffer<u16>, values: &[f32]) {
         let bits: Vec<u16> = values.iter().map(|&value| self.target.format.encode(value)).collect();
-        unsafe { memcpy_htod_sync(buffer.address(), &bits) }.unwrap();
+        unsafe { self.device.copy_to(buffer.address(), &bits) }.unwrap();
     }
 
     pub fn module(&self, source: Source) -> Arc<CudaModule> {
@@ -77,9 +77,7 @@ impl Gpu {
     }
 
     pub fn upload<T: Copy + cudarc::driver::DeviceRepr>(&self, values: &[T]) -> Buffer<T> {
-        let buffer = self.device.buffer(values.len()).unwrap();
-        unsafe { memcpy_htod_sync(buffer.address(), values) }.unwrap();
-        buffer
+        self.device.upload(values).unwrap()
     }
 
     /// Memory that reads as NaN in every format.
@@ -90,14 +88,20 @@ impl Gpu {
     }
 
     pub fn poison<T>(&self, buffer: &Buffer<T>) {
-        self.device.synchronize().unwrap();
-        unsafe { memset_d8_sync(buffer.address(), 0xff, buffer.len() * size_of::<T>()) }.unwrap();
+        self.fill(buffer, 0xff);
     }
 
     pub fn zeroed<T: cudarc::driver::DeviceRepr>(&self, n: usize) -> Buffer<T> {
         let buffer = self.device.buffer::<T>(n).unwrap();
-        unsafe { memset_d8_sync(buffer.address(), 0, n * size_of::<T>()) }.unwrap();
+        self.fill(&buffer, 0);
         buffer
+    }
+
+    /// In order with the kernels.
+    fn fill<T>(&self, buffer: &Buffer<T>, byte: u8) {
+        let bytes = buffer.len() * size_of::<T>();
+        unsafe { memset_d8_async(buffer.address(), byte, bytes, self.device.stream.cu_stream()) }.unwrap();
+        self.device.synchronize().unwrap();
     }
 
     pub fn download<T: Copy + Default>(&self, buffer: &Buffer<T>) -> Vec<T> {

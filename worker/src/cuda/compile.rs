@@ -23,7 +23,7 @@ const HEADERS: [(&str, &str); 4] = [
 pub struct Source {
     /// File name, for messages.
     pub name: &'static str,
-    text: &'static str,
+    pub(super) text: &'static str,
 }
 
 /// Embedding, norms, RoPE with the KV append, activation.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::result::memcpy_htod_async;
 use cudarc::driver::sys::{self, CUdeviceptr};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr};
 use cudarc::nvrtc::Ptx;
@@ -51,6 +52,26 @@ impl Device {
     /// `elements` of uninitialised device memory.
     pub fn buffer<T: DeviceRepr>(&self, elements: usize) -> Result<Buffer<T>, CudaError> {
         Buffer::on(&self.stream, elements)
+    }
+
+    /// New device memory that holds `values`.
+    pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<Buffer<T>, CudaError> {
+        let buffer = self.buffer(values.len())?;
+        // SAFETY: the buffer is that long.
+        unsafe { self.copy_to(buffer.address(), values)? };
+        Ok(buffer)
+    }
+
+    /// Copies `values` to the device's memory, and waits for that. On the stream, since what is copied on none ("sync")
+    /// may still be on its way to the GPU when the call returns, and no kernel waits for it.
+    ///
+    /// # Safety
+    ///
+    /// There is room for `values` at `address`.
+    pub unsafe fn copy_to<T: DeviceRepr>(&self, address: CUdeviceptr, values: &[T]) -> Result<(), CudaError> {
+        // SAFETY: as asked of the caller; `values` live until the copy is complete.
+        unsafe { memcpy_htod_async(address, values, self.stream.cu_stream()) }.doing("copying to the GPU")?;
+        self.synchronize()
     }
 
     /// Waits for everything issued so far.

@@ -1,7 +1,7 @@
 //! The table of rotary angles.
 
+use super::CudaError;
 use super::device::{Buffer, Device};
-use super::{CudaError, Doing};
 use crate::model::{ModelConfig, RopeScaling};
 
 /// `[positions, head_dim]`: cosines of the first half of a head, then sines; angles in f64.
@@ -32,9 +32,5 @@ pub(super) fn rope_table(
         table.extend(frequencies.iter().map(|f| (f64::from(position) * f).cos() as f32));
         table.extend(frequencies.iter().map(|f| (f64::from(position) * f).sin() as f32));
     }
-    let buffer = device.buffer(table.len())?;
-    // SAFETY: the buffer is as long as the table; the copy is complete before the table goes.
-    unsafe { cudarc::driver::result::memcpy_htod_sync(buffer.address(), &table) }
-        .doing("copying the RoPE table")?;
-    Ok(buffer)
+    device.upload(&table)
 }

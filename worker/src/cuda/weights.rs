@@ -5,11 +5,11 @@ use std::sync::Arc;
 use cudarc::driver::CudaModule;
 use rayon::prelude::*;
 
+use super::CudaError;
 use super::compile::{self, Target};
 use super::device::{Arg, Buffer, Device, Kernel, TensorMap};
 use super::format::{Bits, Format};
 use super::split::Split;
-use super::{CudaError, Doing};
 use crate::model::ModelConfig;
 use crate::model::weights::{DummyWeights, TensorSource};
 
@@ -210,9 +210,8 @@ impl Part<'_> {
                         cause: error.to_string(),
                     })?;
                     let bits: Vec<Bits> = values.par_iter().map(|&value| format.encode(value)).collect();
-                    // SAFETY: the buffer has `elements` from `at` on; the copy is complete before `bits` goes.
-                    unsafe { cudarc::driver::result::memcpy_htod_sync(buffer.at(at), &bits) }
-                        .doing(format!("copying {name} to the GPU"))?;
+                    // SAFETY: the buffer has `elements` from `at` on.
+                    unsafe { device.copy_to(buffer.at(at), &bits)? };
                 }
             }
             at += elements;

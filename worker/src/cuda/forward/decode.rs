@@ -11,13 +11,20 @@ use super::super::weights::{DecodeProduct, Layer, Linear, Weights};
 use super::{Activations, Model, PRODUCTS};
 use crate::model::ModelConfig;
 
-/// Tokens that each width of the product takes, and stages of its ring; see `matmul_decode.cu`.
-const WIDTHS: [(u32, u32, &str); 4] = [
-    (8, 6, "matmul_decode_8"),
-    (16, 6, "matmul_decode_16"),
-    (32, 5, "matmul_decode_32"),
-    (64, 4, "matmul_decode_64"),
+/// Tokens that each width of the product takes, stages of its ring, and the kernel; see `matmul_decode.cu`.
+pub const PRODUCT_WIDTHS: [(u32, u32, &str); 4] = [
+    (8, 7, "matmul_decode_8"),
+    (16, 7, "matmul_decode_16"),
+    (32, 6, "matmul_decode_32"),
+    (64, 5, "matmul_decode_64"),
 ];
+
+/// Dynamic shared memory of a product, in bytes: a stage has 128 rows of weights and the tokens, 128 bytes each; then
+/// barriers and alignment.
+pub const fn ring_bytes(tokens: u32, stages: u32) -> u32 {
+    stages * (128 + tokens) * 128 + 16 * stages + 1024
+}
+
 /// Threads of a product's CTA.
 const PRODUCT_BLOCK: u32 = 288;
 /// Kernels and maps of the chain.
@@ -57,9 +64,7 @@ impl DecodeKernels {
         let products = device.load(compile::MATMUL_DECODE, target)?;
         let elementwise = device.load(compile::ELEMENTWISE_DECODE, target)?;
         let mut widths = Vec::new();
-        for (tokens, stages, name) in WIDTHS {
-            // A stage has 128 rows of weights and the tokens, 128 bytes each; then barriers and alignment.
-            let shared = stages * (128 + tokens) * 128 + 16 * stages + 1024;
+        for (tokens, stages, name) in PRODUCT_WIDTHS {
             let map = |buffer: &Buffer<Bits>, width: usize| {
                 let rows = buffer.len() / width;
                 TensorMap::new(
@@ -73,13 +78,13 @@ impl DecodeKernels {
             };
             widths.push(Width {
                 tokens,
-                kernel: Kernel::new(&products, name, shared)?,
+                kernel: Kernel::new(&products, name, ring_bytes(tokens, stages))?,
                 normed: map(&activations.normed, config.hidden_size)?,
                 attention: map(&activations.attention, config.q_size())?,
                 activated: map(&activations.activated, config.intermediate_size)?,
             });
         }
-        let most = WIDTHS[WIDTHS.len() - 1].0;
+        let most = PRODUCT_WIDTHS[PRODUCT_WIDTHS.len() - 1].0;
         Ok(Some(Self {
             widths,
             rms_norm: Kernel::new(&elementwise, "rms_norm_parts", 0)?,
@@ -284,4 +289,25 @@ fn refuse_step<T>(step: &Step) -> Result<T, CudaError> {
         doing: "computing a decode step".to_owned(),
         cause: format!("no product of our own takes {} tokens", step.tokens),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernels::decode_attention_bytes;
+    use super::*;
+
+    /// Shared memory of a multiprocessor of compute capability 9.0, and what the system takes of it for every CTA.
+    const MULTIPROCESSOR: u32 = 228 * 1024;
+    const RESERVED: u32 = 1024;
+
+    #[test]
+    fn a_multiprocessor_has_room_for_one_product_and_decode_attention_beside_it() {
+        for (tokens, stages, name) in PRODUCT_WIDTHS {
+            let product = ring_bytes(tokens, stages) + RESERVED;
+            // The attention kernel's static shared memory is below 512 bytes.
+            let attention = decode_attention_bytes(128) + 512 + RESERVED;
+            assert!(2 * product > MULTIPROCESSOR, "{name}");
+            assert!(product + attention <= MULTIPROCESSOR, "{name}");
+        }
+    }
 }

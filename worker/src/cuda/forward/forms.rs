@@ -4,6 +4,7 @@
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::CUevent_flags;
 
+use super::super::compile;
 use super::super::device::{Buffer, Device};
 use super::super::step::Step;
 use super::super::{CudaError, Doing};
@@ -96,11 +97,12 @@ impl Model {
         Ok(())
     }
 
-    /// What a timed form depends on beside GPU, driver and library.
+    /// What a timed form depends on beside GPU, driver and library: how our own product is written, and what it multiplies.
     fn form_key(&self, rows: u32) -> String {
         let config = &self.config;
         format!(
-            "{rows} {} {} {} {} {}",
+            "{rows} {:x} {} {} {} {} {}",
+            xxhash_rust::xxh3::xxh3_64(compile::MATMUL_DECODE.text.as_bytes()),
             config.hidden_size,
             config.intermediate_size,
             config.num_heads,
@@ -204,10 +206,7 @@ impl Model {
             put(4, 1);
             put(5, 0);
         }
-        let inputs = self.device.buffer::<u32>(words.len())?;
-        // SAFETY: the buffer is that long; the copy is complete before `words` goes.
-        unsafe { cudarc::driver::result::memcpy_htod_sync(inputs.address(), &words) }
-            .doing("copying the inputs of a timed step")?;
+        let inputs = self.device.upload(&words)?;
         let step = Step {
             tokens: rows,
             ids: inputs.at(rows_at(0)),

@@ -23,6 +23,11 @@ pub(super) struct Kernels {
     pub(super) draw: Kernel,
 }
 
+/// Dynamic shared memory of decode attention, in bytes: 4 warps × 3 stages × keys and values of 16 tokens.
+pub(super) const fn decode_attention_bytes(head_dim: u32) -> u32 {
+    4 * 3 * 2 * 16 * head_dim * 2
+}
+
 impl Kernels {
     /// All but the decode chain, which needs the weights.
     pub(super) fn load(device: &Device, target: &Target) -> Result<Self, CudaError> {
@@ -31,8 +36,7 @@ impl Kernels {
         let prefill = device.load(compile::ATTENTION_PREFILL, target)?;
         let sample = device.load(compile::SAMPLE, target)?;
         let head_bytes = target.head_dim * 2;
-        // 4 warps × 3 stages × keys and values of 16 tokens.
-        let decode_shared = 4 * 3 * 2 * 16 * head_bytes;
+        let decode_shared = decode_attention_bytes(target.head_dim);
         // 2 stages × keys and values of 64 tokens.
         let prefill_shared = 2 * 2 * 64 * head_bytes;
         let prefill_sm90 = if target.capability == (9, 0) && target.head_dim == 128 {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::decode::DecodeKernels;
+pub use self::decode::{PRODUCT_WIDTHS, ring_bytes};
 pub use self::forms::DecodeForm;
 use self::kernels::Kernels;
 use self::layers::products;
@@ -41,7 +42,7 @@ pub const DECODE_ROWS_MAX: u32 = 1024;
 
 /// Sequences up to which decode attention gets one CTA a multiprocessor, which leaves room for the product behind it to
 /// start early; with more, two are needed to keep memory busy.
-const DECODE_ROWS_SINGLE: u32 = 16;
+const DECODE_ROWS_SINGLE: u32 = 8;
 
 /// Intermediate results, sized for the largest step.
 struct Activations {

@@ -2,10 +2,11 @@
 // takes. parts[., tokens, n] = x[tokens, k] * weight[n, k]^T, in float, cut as `split.cuh` says.
 //
 // Technique: weights as the wide operand ("swap AB", as in TensorRT-LLM and vLLM's Machete): wgmma with 64 weight rows
-// as M and 8 to 64 tokens as N. One producer thread keeps a ring of about 100 KiB full with TMA; two warpgroups
+// as M and 8 to 64 tokens as N. One producer thread keeps a ring of about 120 KiB full with TMA; two warpgroups
 // multiply. With programmatic dependent launch the ring is filled with weights, which no kernel writes, while the
-// kernels before this one still run; the ring takes less than half of an SM's shared memory, so that two products
-// fit at once and memory idles little between them. (Having a product that ends fetch the next one's weights into the L2
+// kernels before this one still run. The ring takes more than half of an SM's shared memory, so that an SM has one
+// product's CTA at a time (beside it a CTA of decode attention fits): where two fitted, the CTAs of the next product
+// crowded on the SMs that were free first, and steps were up to 15 % slower. (Having a product that ends fetch the next one's weights into the L2
 // cache made steps slower; docs/perf.md has the figures.)
 //
 //   parts  [planes, tokens, n] float: plane p of a tile is the p-th CTA's that has a share of it
@@ -162,7 +163,7 @@ __device__ __forceinline__ void matmul(const Split& split, const TensorMap* map_
                              const __grid_constant__ TensorMap map_x, int tokens, int n, int k_blocks, int units) {   \
     matmul<TOKENS, STAGES>(Split{parts, tokens, n, k_blocks, units, (int)gridDim.x}, &map_w, &map_x);                 \
   }
-MATMUL(8, 6)
-MATMUL(16, 6)
-MATMUL(32, 5)
-MATMUL(64, 4)
+MATMUL(8, 7)
+MATMUL(16, 7)
+MATMUL(32, 6)
+MATMUL(64, 5)
