@@ -1,4 +1,5 @@
-//! What every process that runs for months begins with: how its allocator is set up, where it logs, how it listens, how it ends.
+//! What every process that runs for months begins with: how its allocator is set up, where it logs, how it
+//! listens; and how it ends.
 //!
 //! Invariant of this crate: it knows nothing of what the processes do.
 

@@ -27,6 +27,7 @@ pub const fn ring_bytes(tokens: u32, stages: u32) -> u32 {
 
 /// Threads of a product's CTA.
 const PRODUCT_BLOCK: u32 = 288;
+
 /// Kernels and maps of the chain.
 pub(super) struct DecodeKernels {
     widths: Vec<Width>,
