@@ -3,6 +3,7 @@
 use disagg_worker::cuda::backend::BLOCK_SIZE;
 use disagg_worker::cuda::compile;
 use disagg_worker::cuda::device::{Arg, Buffer, Kernel, TensorMap};
+use disagg_worker::cuda::forward::decode_attention_bytes;
 use rayon::prelude::*;
 
 use crate::support::{Gpu, address, int};
@@ -107,7 +108,7 @@ pub fn check_decode(gpu: &mut Gpu) {
 fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u32) {
     let (d, rows) = (gpu.head_dim, lens.len());
     let module = gpu.module(compile::ATTENTION_DECODE);
-    let kernel = Kernel::new(&module, "decode_attention", (4 * 3 * 2 * 16 * d * 2) as u32).unwrap();
+    let kernel = Kernel::new(&module, "decode_attention", decode_attention_bytes(d as u32)).unwrap();
     let plan = Kernel::new(&module, "plan_decode", 0).unwrap();
     let paged = Paged::new(gpu, lens, kv_heads, false);
     let width = (heads + 2 * kv_heads) * d;

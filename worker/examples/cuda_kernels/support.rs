@@ -36,7 +36,7 @@ impl Gpu {
     /// Overwrites memory with numbers, which have its format.
     pub fn write_stored(&self, buffer: &Buffer<u16>, values: &[f32]) {
         let bits: Vec<u16> = values.iter().map(|&value| self.target.format.encode(value)).collect();
-        unsafe { self.device.copy_to(buffer.address(), &bits) }.unwrap();
+        unsafe { self.device.copy_to("numbers", buffer.address(), &bits) }.unwrap();
     }
 
     pub fn module(&self, source: Source) -> Arc<CudaModule> {
@@ -77,7 +77,7 @@ impl Gpu {
     }
 
     pub fn upload<T: Copy + cudarc::driver::DeviceRepr>(&self, values: &[T]) -> Buffer<T> {
-        self.device.upload(values).unwrap()
+        self.device.upload("numbers", values).unwrap()
     }
 
     /// Memory that reads as NaN in every format.

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
 use cudarc::nvrtc::sys;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::format::Format;
 use super::{CudaError, Doing};
@@ -23,7 +23,7 @@ const HEADERS: [(&str, &str); 4] = [
 pub struct Source {
     /// File name, for messages.
     pub name: &'static str,
-    pub(super) text: &'static str,
+    text: &'static str,
 }
 
 /// Embedding, norms, RoPE with the KV append, activation.
@@ -138,6 +138,11 @@ pub fn cubin(source: Source, target: &Target) -> Result<Vec<u8>, CudaError> {
         }
     }
     Ok(cubin)
+}
+
+/// Of all sources: what was timed with other kernels than these may not hold.
+pub(super) fn sources_hash() -> u64 {
+    xxh3_64(format!("{HEADERS:?}\0{ALL:?}").as_bytes())
 }
 
 /// CUDA version of NVRTC.

@@ -54,11 +54,11 @@ impl Device {
         Buffer::on(&self.stream, elements)
     }
 
-    /// New device memory that holds `values`.
-    pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<Buffer<T>, CudaError> {
+    /// New device memory that holds `values`; `what` they are, for errors.
+    pub fn upload<T: DeviceRepr>(&self, what: &str, values: &[T]) -> Result<Buffer<T>, CudaError> {
         let buffer = self.buffer(values.len())?;
         // SAFETY: the buffer is that long.
-        unsafe { self.copy_to(buffer.address(), values)? };
+        unsafe { self.copy_to(what, buffer.address(), values)? };
         Ok(buffer)
     }
 
@@ -68,9 +68,15 @@ impl Device {
     /// # Safety
     ///
     /// There is room for `values` at `address`.
-    pub unsafe fn copy_to<T: DeviceRepr>(&self, address: CUdeviceptr, values: &[T]) -> Result<(), CudaError> {
+    pub unsafe fn copy_to<T: DeviceRepr>(
+        &self,
+        what: &str,
+        address: CUdeviceptr,
+        values: &[T],
+    ) -> Result<(), CudaError> {
         // SAFETY: as asked of the caller; `values` live until the copy is complete.
-        unsafe { memcpy_htod_async(address, values, self.stream.cu_stream()) }.doing("copying to the GPU")?;
+        unsafe { memcpy_htod_async(address, values, self.stream.cu_stream()) }
+            .doing(format!("copying {what} to the GPU"))?;
         self.synchronize()
     }
 

@@ -32,5 +32,5 @@ pub(super) fn rope_table(
         table.extend(frequencies.iter().map(|f| (f64::from(position) * f).cos() as f32));
         table.extend(frequencies.iter().map(|f| (f64::from(position) * f).sin() as f32));
     }
-    device.upload(&table)
+    device.upload("the RoPE table", &table)
 }

@@ -211,7 +211,7 @@ impl Part<'_> {
                     })?;
                     let bits: Vec<Bits> = values.par_iter().map(|&value| format.encode(value)).collect();
                     // SAFETY: the buffer has `elements` from `at` on.
-                    unsafe { device.copy_to(buffer.at(at), &bits)? };
+                    unsafe { device.copy_to(name, buffer.at(at), &bits)? };
                 }
             }
             at += elements;

@@ -294,7 +294,7 @@ fn refuse_step<T>(step: &Step) -> Result<T, CudaError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::kernels::decode_attention_bytes;
+    use super::super::decode_attention_bytes;
     use super::*;
 
     /// Shared memory of a multiprocessor of compute capability 9.0, and what the system takes of it for every CTA.

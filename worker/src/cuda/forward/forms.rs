@@ -97,12 +97,12 @@ impl Model {
         Ok(())
     }
 
-    /// What a timed form depends on beside GPU, driver and library: how our own product is written, and what it multiplies.
+    /// What a timed form depends on beside GPU, driver and library: how our kernels are written, and what they multiply.
     fn form_key(&self, rows: u32) -> String {
         let config = &self.config;
         format!(
             "{rows} {:x} {} {} {} {} {}",
-            xxhash_rust::xxh3::xxh3_64(compile::MATMUL_DECODE.text.as_bytes()),
+            compile::sources_hash(),
             config.hidden_size,
             config.intermediate_size,
             config.num_heads,
@@ -206,7 +206,7 @@ impl Model {
             put(4, 1);
             put(5, 0);
         }
-        let inputs = self.device.upload(&words)?;
+        let inputs = self.device.upload("the inputs of a timed step", &words)?;
         let step = Step {
             tokens: rows,
             ids: inputs.at(rows_at(0)),

@@ -24,7 +24,7 @@ pub(super) struct Kernels {
 }
 
 /// Dynamic shared memory of decode attention, in bytes: 4 warps × 3 stages × keys and values of 16 tokens.
-pub(super) const fn decode_attention_bytes(head_dim: u32) -> u32 {
+pub const fn decode_attention_bytes(head_dim: u32) -> u32 {
     4 * 3 * 2 * 16 * head_dim * 2
 }
 

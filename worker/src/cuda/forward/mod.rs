@@ -16,6 +16,7 @@ use self::decode::DecodeKernels;
 pub use self::decode::{PRODUCT_WIDTHS, ring_bytes};
 pub use self::forms::DecodeForm;
 use self::kernels::Kernels;
+pub use self::kernels::decode_attention_bytes;
 use self::layers::products;
 use super::blas::{Blas, Shape};
 use super::compile::Target;
