@@ -11,7 +11,7 @@
 //! | `device` | context, stream, loaded kernels, device buffers |
 //! | `format` | how numbers are stored: bf16 or f16 |
 //! | `blas` | matrix products with a timed choice of algorithm |
-//! | `weights` | weights on the device, from safetensors or made there |
+//! | `weights`, `upload` | weights on the device, from safetensors or made there; their way from files to the GPU |
 //! | `step`, `lists` | the inputs of a step, and what its rows draw, as the kernels read them |
 //! | `forward`, `rope` | one step of the model as a list of launches; which form a decode step takes |
 //! | `split` | how products of decode steps are cut among CTAs |
@@ -41,6 +41,7 @@ mod staging;
 pub mod step;
 pub mod support;
 mod tuned;
+mod upload;
 pub mod weights;
 
 use std::fmt;

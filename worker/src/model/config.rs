@@ -50,7 +50,7 @@ pub enum RopeScaling {
     },
 }
 
-/// Number format that a model is published in. Each tensor on disk says its own; this is the one to compute in.
+/// Number format of stored weights. `config.json` names the one to compute in; each tensor on disk has its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum WeightFormat {
     /// 32-bit float, or nothing is said.
@@ -59,6 +59,16 @@ pub enum WeightFormat {
     Bf16,
     /// 16-bit float.
     F16,
+}
+
+impl WeightFormat {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
 }
 
 /// Shapes and constants of a model. Every value has been checked.

@@ -8,14 +8,13 @@ mod tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use parking_lot::Mutex;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use super::config::{CONFIG_FILE, ModelConfig};
 use super::error::ModelError;
-use super::weights::{DummyWeights, TensorSource, Weights};
+use super::weights::{DummyWeights, TensorSource, expected_tensors};
 
 pub use tokenizer::VOCAB_SIZE;
 
@@ -79,54 +78,32 @@ fn pretty(value: &Value) -> String {
 
 /// The bytes of `model.safetensors`.
 fn weights(config: &ModelConfig, seed: u64) -> Result<Vec<u8>, ModelError> {
-    let recorder = Recorder {
-        source: DummyWeights::new(seed).with_standard_deviation(STANDARD_DEVIATION),
-        tensors: Mutex::default(),
-    };
-    Weights::build(config, &recorder)?;
-    let mut tensors = recorder.tensors.into_inner();
+    let source = DummyWeights::new(seed).with_standard_deviation(STANDARD_DEVIATION);
+    let mut tensors = BTreeMap::new();
+    for (name, shape) in expected_tensors(config) {
+        let mut bytes = vec![0; shape.iter().product::<usize>() * size_of::<f32>()];
+        source.read(&name, 0, &mut bytes)?;
+        tensors.insert(name, (shape, bytes));
+    }
     if let Some((_, head)) = tensors.get_mut("lm_head.weight") {
         // A row of zeros gives the logit 0, which is never the largest of so many and rarely drawn: the text is words,
         // and its length is what the request asks for, since the end-of-sequence tokens have such rows too.
         let spoken = tokenizer::spoken();
-        for (token, row) in head.chunks_exact_mut(config.hidden_size).enumerate() {
+        for (token, row) in head.chunks_exact_mut(config.hidden_size * size_of::<f32>()).enumerate() {
             if !spoken.contains(&token) {
-                row.fill(0.0);
+                row.fill(0);
             }
         }
     }
-    let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors
+    let views = tensors
         .iter()
-        .map(|(name, (shape, data))| {
-            (name.as_str(), (shape.as_slice(), data.iter().flat_map(|v| v.to_le_bytes()).collect()))
-        })
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, (shape, data))| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), data)?)))
+        .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
     let file = views.and_then(|views| safetensors::serialize(views, None));
     file.map_err(|error| ModelError::WeightsFile {
         path: "model.safetensors".into(),
         message: error.to_string(),
     })
-}
-
-/// Name to shape and elements.
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-/// Keeps what is asked for, so that names and shapes are told in one place only.
-struct Recorder {
-    source: DummyWeights,
-    tensors: Mutex<Tensors>,
-}
-
-impl TensorSource for Recorder {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let data = self.source.tensor(name, shape)?;
-        self.tensors.lock().insert(name.to_owned(), (shape.to_vec(), data.clone()));
-        Ok(data)
-    }
 }
 
 #[cfg(test)]

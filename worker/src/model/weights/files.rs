@@ -1,7 +1,8 @@
 //! Safetensors files of a model folder.
 //!
-//! Tensors are read at their offsets, one at a time, and not mapped: every one is converted to f32 once, and a file
-//! that is changed or cut short under a mapping would end the process instead of giving an error.
+//! Tensors are read at their offsets, in pieces and by several threads, and not mapped: a file that is changed or cut
+//! short under a mapping would end the process instead of giving an error, and a read goes straight into the memory that
+//! the GPU copies from.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::TensorSource;
+use crate::model::config::WeightFormat;
 use crate::model::error::{ModelError, read_bounded};
 
 /// The weights, if they are one file.
@@ -181,12 +183,16 @@ impl SafetensorsFolder {
     /// What the header says of a tensor. An error if it is not there or has another shape.
     pub(super) fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, ModelError> {
         let info = self.tensors.get(name).and_then(|&shard| self.shards[shard].metadata.info(name));
-        let info = info.ok_or_else(|| self.refuse(name, "missing in all safetensors files".to_owned()))?;
+        let info = info.ok_or_else(|| self.missing(name))?;
         if info.shape != shape {
             let message = format!("has shape {:?}; config.json asks for {shape:?}", info.shape);
             return Err(self.refuse(name, message));
         }
         Ok(info)
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        self.refuse(name, "missing in all safetensors files".to_owned())
     }
 
     /// An error about a tensor, with the file that has it.
@@ -197,23 +203,21 @@ impl SafetensorsFolder {
 }
 
 impl TensorSource for SafetensorsFolder {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let info = self.info(name, shape)?;
-        let shard = &self.shards[self.tensors[name]];
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        shard.read_at(start, &mut bytes)?;
-        match info.dtype {
-            Dtype::F32 => Ok(convert(&bytes, f32::from_le_bytes)),
-            Dtype::BF16 => Ok(convert(&bytes, |b| half::bf16::from_le_bytes(b).to_f32())),
-            Dtype::F16 => Ok(convert(&bytes, |b| half::f16::from_le_bytes(b).to_f32())),
+    fn format(&self, name: &str, shape: &[usize]) -> Result<WeightFormat, ModelError> {
+        match self.info(name, shape)?.dtype {
+            Dtype::F32 => Ok(WeightFormat::F32),
+            Dtype::BF16 => Ok(WeightFormat::Bf16),
+            Dtype::F16 => Ok(WeightFormat::F16),
             other => Err(self.refuse(name, format!("dtype {other} is not supported; F32, BF16 and F16 are"))),
         }
     }
-}
 
-fn convert<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|&chunk| element(chunk)).collect()
+    fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        let shard = self.tensors.get(name).map(|&shard| &self.shards[shard]);
+        let found = shard.and_then(|shard| Some((shard, shard.metadata.info(name)?)));
+        let (shard, info) = found.ok_or_else(|| self.missing(name))?;
+        shard.read_at(info.data_offsets.0 + offset, out)
+    }
 }
 
 impl std::fmt::Debug for SafetensorsFolder {
