@@ -1,5 +1,7 @@
 //! Weights in memory.
 
+mod digest;
+mod digest_cache;
 mod dummy;
 mod expected;
 mod files;
@@ -9,6 +11,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+pub use digest::WeightsDigest;
 pub use dummy::DummyWeights;
 pub use files::SafetensorsFolder;
 pub(crate) use files::{INDEX_FILE, SINGLE_FILE, weight_files};
