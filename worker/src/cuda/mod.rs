@@ -20,6 +20,7 @@
 //! | `memory` | the KV pool for transports |
 //! | `support` | which GPUs and drivers the kernels work with; advice on errors |
 //! | `limits` | what the kernels can compute and what fits |
+//! | `budget` | how much of the GPU's memory this process may take |
 //! | `gpus` | which GPUs there are |
 //! | `backend` | `Backend`: CUDA graphs, steps under way; batches as kernels read them; faults on purpose |
 #![allow(unsafe_code)]
@@ -27,6 +28,7 @@
 
 pub mod backend;
 pub mod blas;
+mod budget;
 pub mod compile;
 pub mod device;
 pub mod format;

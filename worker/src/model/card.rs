@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::config::{CONFIG_FILE, ModelConfig};
 use super::error::{ModelError, read_bounded};
-use super::{LoadFormat, ModelSource};
+use super::{LoadFormat, ModelSource, WeightsDigest};
 
 /// Of all files of a card together.
 pub const CARD_BYTES_MAX: u64 = 64 << 20;
@@ -54,13 +54,41 @@ pub struct ModelCard {
     pub files: Vec<CardFile>,
 }
 
-impl ModelCard {
-    /// Reads the card's files. `weights_digest` stands for the weights.
+/// A card whose files are read and checked, while the weights may still be being hashed.
+#[derive(Debug)]
+pub struct OpenCard {
+    /// Of the files alone, until [`OpenCard::finish`].
+    card: ModelCard,
+    weights: WeightsDigest,
+}
+
+impl OpenCard {
+    /// Reads and checks the card's files. `weights` stands for the weights.
     pub(super) fn read(
         source: &ModelSource,
         config: &ModelConfig,
-        weights_digest: u128,
+        weights: WeightsDigest,
     ) -> Result<Self, ModelError> {
+        let card = ModelCard::read(source, config)?;
+        card.check(&source.path)?;
+        Ok(Self { card, weights })
+    }
+
+    /// Longest sequence that the model is made for, in tokens.
+    pub fn max_model_len(&self) -> u32 {
+        self.card.max_model_len
+    }
+
+    /// Waits until the weights are hashed.
+    pub fn finish(self) -> Result<ModelCard, ModelError> {
+        let fingerprint = fingerprint(&self.card.files, self.weights.finish()?);
+        Ok(ModelCard { fingerprint, ..self.card })
+    }
+}
+
+impl ModelCard {
+    /// Reads the card's files. The fingerprint is that of the files, without weights.
+    fn read(source: &ModelSource, config: &ModelConfig) -> Result<Self, ModelError> {
         let mut files = Vec::new();
         let mut left = CARD_BYTES_MAX;
         for name in CARD_FILES {
@@ -82,7 +110,7 @@ impl ModelCard {
         }
         Ok(Self {
             served_model_name: source.served_model_name.clone().unwrap_or_else(|| folder_name(&source.path)),
-            fingerprint: fingerprint(&files, weights_digest),
+            fingerprint: fingerprint(&files, 0),
             max_model_len: config.max_model_len,
             vocab_size: config.vocab_size as u32,
             created_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
@@ -92,7 +120,7 @@ impl ModelCard {
 
     /// Refuses files that the router could not use: better here, by name, than a worker that nobody can talk to.
     /// `folder` is for errors.
-    pub(super) fn check(&self, folder: &Path) -> Result<(), ModelError> {
+    fn check(&self, folder: &Path) -> Result<(), ModelError> {
         let path = |name: &str| folder.join(name);
         for name in ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json"] {
             let Some(bytes) = self.file(name) else { continue };

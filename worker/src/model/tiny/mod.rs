@@ -127,6 +127,19 @@ mod tests {
         assert_eq!(models[0].card.fingerprint, models[1].card.fingerprint);
         // Equal headers, other numbers.
         assert_ne!(models[0].card.fingerprint, models[2].card.fingerprint);
+        // Two fine-tunes that differ in a bit, not at the beginning, the middle or the end of a tensor.
+        let weights = dirs[1].path().join("model.safetensors");
+        let mut bytes = std::fs::read(&weights).expect("there");
+        let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).expect("safetensors");
+        let length =
+            |name: &String| metadata.info(name).map(|info| info.data_offsets.1 - info.data_offsets.0);
+        let largest = metadata.offset_keys().into_iter().max_by_key(length).expect("there are tensors");
+        let (start, end) = metadata.info(&largest).expect("it is there").data_offsets;
+        assert!(end - start > 100_000);
+        bytes[8 + header + start + (end - start) / 4] ^= 1;
+        std::fs::write(&weights, bytes).expect("written");
+        let changed = load(dirs[1].path(), LoadFormat::Auto).expect("loads").card.fingerprint;
+        assert_ne!(models[0].card.fingerprint, changed);
         assert_eq!(models[0].card.vocab_size as usize, VOCAB_SIZE);
         assert_eq!(models[0].card.max_model_len, 8192);
         assert!(models[0].card.file("tokenizer.json").is_some());

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
-use xxhash_rust::xxh3::Xxh3;
 
 use super::TensorSource;
 use crate::model::config::WeightFormat;
+use super::digest::{WeightFile, WeightsDigest};
+use super::digest_cache::DigestCache;
 use crate::model::error::{ModelError, read_bounded};
 
 /// The weights, if they are one file.
@@ -28,15 +29,11 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 const SHARDS_MAX: usize = 4096;
 
-/// Bytes of each probe that [`SafetensorsFolder::digest`] takes.
-const PROBE_BYTES: usize = 4096;
-
 /// An open safetensors file.
 struct Shard {
     name: String,
     path: PathBuf,
     file: File,
-    header: Vec<u8>,
     metadata: Metadata,
     /// Offset of the first tensor's bytes.
     data_start: u64,
@@ -78,27 +75,14 @@ impl SafetensorsFolder {
         Ok(Self { folder: folder.to_owned(), shards, tensors })
     }
 
-    /// Hash of the headers and of the first, middle and last bytes of every tensor: two fine-tunes of one model have
-    /// equal headers, so these alone would not tell them apart.
-    pub(crate) fn digest(&self) -> Result<u128, ModelError> {
-        let mut hasher = Xxh3::new();
-        let mut probe = vec![0; PROBE_BYTES];
-        for shard in &self.shards {
-            hasher.update(&(shard.name.len() as u64).to_le_bytes());
-            hasher.update(shard.name.as_bytes());
-            hasher.update(&(shard.header.len() as u64).to_le_bytes());
-            hasher.update(&shard.header);
-            for tensor in shard.metadata.offset_keys() {
-                let Some(info) = shard.metadata.info(&tensor) else { continue };
-                let (start, end) = info.data_offsets;
-                let length = (end - start).min(PROBE_BYTES);
-                for offset in [start, start + (end - start - length) / 2, end - length] {
-                    shard.read_at(offset, &mut probe[..length])?;
-                    hasher.update(&probe[..length]);
-                }
-            }
-        }
-        Ok(hasher.digest128())
+    /// Begins to hash the files, unless their hashes are known.
+    pub(crate) fn digest(&self) -> Result<WeightsDigest, ModelError> {
+        let open = |shard: &Shard| {
+            let file = shard.file.try_clone().map_err(ModelError::io(&shard.path))?;
+            Ok(WeightFile { name: shard.name.clone(), path: shard.path.clone(), file })
+        };
+        let files = self.shards.iter().map(open).collect::<Result<_, ModelError>>()?;
+        WeightsDigest::start(files, DigestCache::of_user())
     }
 }
 
@@ -166,7 +150,7 @@ impl Shard {
         if size != want {
             return Err(refuse(format!("{size} bytes, but its header describes {want}; was it cut short?")));
         }
-        Ok(Self { name, path, file, header, metadata, data_start })
+        Ok(Self { name, path, file, metadata, data_start })
     }
 
     fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {

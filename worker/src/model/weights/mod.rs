@@ -1,5 +1,7 @@
 //! Weights in memory.
 
+mod digest;
+mod digest_cache;
 mod dummy;
 mod expected;
 mod files;
@@ -10,6 +12,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+pub use digest::WeightsDigest;
 pub use dummy::DummyWeights;
 pub(crate) use expected::expected_tensors;
 pub use files::SafetensorsFolder;
