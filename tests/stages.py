@@ -1,22 +1,37 @@
 #!/usr/bin/env python3
-"""Runs the stages of `make test` one after another and holds each to its time budget.
+"""Runs the stages of `make test` one after another and compares what each takes with its time budget.
 
 A stage is a verb of the Makefile. Its output goes straight through. One that fails does not stop the others, except
-those that need it. One that runs for twice its budget is ended: something hangs. Over budget alone is shown, not
-failed, since a slow machine is nobody's bug.
+those that need it. A stage may take as long as it makes progress: a slow machine is nobody's bug, so over budget is
+shown and not failed. One that makes no progress for a quarter of an hour is ended: something hangs. Progress is
+output, or a new file where compilers and downloads put theirs, since they may be silent for long.
 
 Exit status: 0 when every stage passed, else 1.
 """
 
+import codecs
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+
+# Far above what one crate, one Go package or one test takes on a slow machine.
+SILENCE_S = 15 * 60
+# Where builds put new files: cargo, Go's compiler, and what the Makefile keeps.
+WATCHED = (
+    pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target"),
+    pathlib.Path(os.environ.get("GOCACHE") or CACHE / "go-build"),
+    CACHE / "disagg",
+)
+# How far below these folders is looked: to target/ci/deps, and to the 256 folders of Go's cache.
+WATCHED_DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -53,19 +68,86 @@ class Result:
         return self.outcome == "passed"
 
 
-def run_stage(stage, command, limit_s, out):
+class Progress:
+    """When a stage was last seen to do something."""
+
+    def __init__(self, folders):
+        self.folders = folders
+        self.files = newest_file(folders)
+        self.seen_at = time.monotonic()
+
+    def seen(self):
+        self.seen_at = time.monotonic()
+
+    def silent_s(self):
+        """Seconds since the last output or new file."""
+        files = newest_file(self.folders)
+        if files != self.files:
+            self.files = files
+            self.seen()
+        return time.monotonic() - self.seen_at
+
+
+def newest_file(folders):
+    """When a file was last made, renamed or removed in one of these folders or near below it, in nanoseconds."""
+    newest, level = 0, [str(folder) for folder in folders]
+    for depth in range(WATCHED_DEPTH + 1):
+        below = []
+        for folder in level:
+            try:
+                newest = max(newest, os.stat(folder).st_mtime_ns)
+                if depth < WATCHED_DEPTH:
+                    with os.scandir(folder) as entries:
+                        below += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            except OSError:
+                # Builds remove folders, too.
+                continue
+        level = below
+    return newest
+
+
+def pass_on(stream, progress, out):
+    """Copies what a stage prints, as it comes, until no process holds the other end."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    with stream:
+        while chunk := os.read(stream.fileno(), 1 << 16):
+            progress.seen()
+            out.write(decoder.decode(chunk))
+            out.flush()
+
+
+def run_stage(stage, command, out, silence_s=SILENCE_S, watched=WATCHED):
     """Runs one stage's command; `Result`. Its process group dies with it, and with us."""
     print(f"\n==> {stage.verb}", file=out, flush=True)
     start = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+    progress = Progress(watched)
+    # Of a pipe, cargo cannot tell that a terminal is behind it.
+    colour = {"CARGO_TERM_COLOR": "always"} if out.isatty() else {}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=colour | os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    printer = threading.Thread(target=pass_on, args=(process.stdout, progress, out), daemon=True)
+    printer.start()
     try:
-        outcome = "passed" if process.wait(timeout=limit_s) == 0 else "FAILED"
-    except subprocess.TimeoutExpired:
-        outcome = "HUNG"
-        print(f"==> {stage.verb}: ended after {limit_s:.0f} s, twice its budget", file=out, flush=True)
+        outcome = wait(process, progress, silence_s)
     finally:
         end_group(process)
+        # Something that left the group may hold the pipe for ever.
+        printer.join(timeout=5)
+    if outcome == "HUNG":
+        print(f"==> {stage.verb}: ended, since it made no progress for {silence_s:.0f} s", file=out, flush=True)
     return Result(stage, outcome, time.monotonic() - start)
+
+
+def wait(process, progress, silence_s):
+    """The outcome of a stage that has ended or hangs."""
+    while True:
+        try:
+            return "passed" if process.wait(timeout=min(5, silence_s / 10)) == 0 else "FAILED"
+        except subprocess.TimeoutExpired:
+            if progress.silent_s() > silence_s:
+                return "HUNG"
 
 
 def end_group(process):
@@ -99,15 +181,15 @@ def table(results):
     return lines
 
 
-def run_all(stages, command_of, out=sys.stdout):
-    """Runs all stages, prints the table, and gives the exit status."""
+def run_all(stages, command_of, out=sys.stdout, **limits):
+    """Runs all stages, prints the table, and gives the exit status. `limits` are those of `run_stage`."""
     results = []
     for stage in stages:
         failed = {result.stage.verb for result in results if not result.passed}
         if failed & set(stage.needs):
             results.append(Result(stage, "not run", 0.0))
         else:
-            results.append(run_stage(stage, command_of(stage), stage.budget_min * 60 * 2, out))
+            results.append(run_stage(stage, command_of(stage), out, **limits))
     print("\n".join(table(results)), file=out, flush=True)
     return 0 if all(result.passed for result in results) else 1
 

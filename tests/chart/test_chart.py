@@ -35,7 +35,7 @@ CASES = {
         "tolerations[0].key=dedicated", "tolerations[0].operator=Exists", "priorityClassName=high", "fullnameOverride=llm-operator",
     ),
     "bring-your-own-account": (
-        "crds.enabled=false", "serviceAccount.create=false", "serviceAccount.name=given", "rbac.create=false", "metrics.service.enabled=false",
+        "crds.enabled=false", "admissionPolicy.enabled=false", "serviceAccount.create=false", "serviceAccount.name=given", "rbac.create=false", "metrics.service.enabled=false",
     ),
 }
 
@@ -134,6 +134,25 @@ class Chart(unittest.TestCase):
 
     def test_a_namespaced_operator_has_no_rights_in_the_cluster(self):
         self.assertNotIn("ClusterRole", self.rendered(*CASES["namespaced"]))
+
+    def test_what_the_operator_may_write_is_what_its_admission_policy_judges(self):
+        """Resources by API group: those of the rights to create or delete, and those of the policy."""
+
+        def resources(text, wanted):
+            rule = r"apiGroups: \[(.*)\]\n(?: +apiVersions: .*\n)?(?: +operations: .*\n)? +resources: \[(.*)\]\n(?: +verbs: \[(.*)\]\n)?"
+            found = re.findall(rule, text)
+            return {(group, name) for group, names, verbs in found if wanted(verbs) for name in names.split(", ")}
+
+        rights = self.rendered("crds.enabled=false", more=("--show-only", "templates/rbac.yaml"))
+        policy = self.rendered("crds.enabled=false", more=("--show-only", "templates/admission.yaml"))
+        makes = resources(rights, lambda verbs: {"create", "delete"} & set(verbs.split(", ")))
+        # Events and the Lease are no children; the Lease is bound to its name by RBAC.
+        makes -= {("events.k8s.io", "events"), ("coordination.k8s.io", "leases")}
+        self.assertEqual(resources(policy, lambda _: True), makes)
+
+    def test_the_admission_policy_can_be_left_out(self):
+        self.assertIn("ValidatingAdmissionPolicyBinding", self.rendered())
+        self.assertNotIn("ValidatingAdmissionPolicy", self.rendered("admissionPolicy.enabled=false"))
 
     def test_version_is_that_of_the_workspace(self):
         [version] = re.findall(r'(?m)^version = "(.*)"$', (ROOT / "Cargo.toml").read_text())

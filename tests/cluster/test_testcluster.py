@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 import sys
 import tarfile
 import tempfile
@@ -10,7 +11,7 @@ import unittest
 from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from testcluster import binaries, config, host, images, machine, packages, pki  # noqa: E402
+from testcluster import binaries, config, host, images, machine, packages, pki, product  # noqa: E402
 from testcluster.errors import ClusterError  # noqa: E402
 from testcluster.machine import Machine  # noqa: E402
 
@@ -64,6 +65,19 @@ class Images(Temporary):
         image = images.Image("a:1", (self.folder / "missing",), ("/missing",))
         with self.assertRaisesRegex(ClusterError, "missing is not there; build it first"):
             images.write(image, self.folder / "image.tar")
+
+    def test_the_products_images_are_those_that_the_chart_asks_for(self):
+        chart = product.ROOT / "charts" / "disagg"
+        [version] = re.findall(r"(?m)^appVersion: (.*)$", (chart / "Chart.yaml").read_text())
+        [registry] = re.findall(r"(?m)^  registry: (.*)$", (chart / "values.yaml").read_text())
+        names = re.findall(r"(?m)^  (?:operator|worker|router): (.*)$", (chart / "values.yaml").read_text())
+        self.assertEqual(len(names), 3)
+        with mock.patch.dict("os.environ", DISAGG_E2E_TAG=""):
+            ours = [product.product_image(executable).name for executable in product.EXECUTABLES]
+        for name in names:
+            self.assertIn(f"{registry}/{name}:{version}", ours)
+        with mock.patch.dict("os.environ", DISAGG_E2E_TAG="mine"):
+            self.assertEqual(product.product_image("disagg-router").name, "localhost/disagg-router:mine")
 
 
 class Binaries(Temporary):

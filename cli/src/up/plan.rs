@@ -119,7 +119,14 @@ impl Plan {
                 message: "`disagg up` needs at least one decode worker to be ready".to_owned(),
             });
         }
-        if prefill.count.saturating_add(decode.count) > WORKERS_MAX {
+        let workers = prefill.count.saturating_add(decode.count);
+        if let Some(min_workers) = spec.router.min_workers.map(number).filter(|wanted| *wanted > workers) {
+            return Err(PlanError::Refused {
+                field: "spec.router.minWorkers".to_owned(),
+                message: format!("{min_workers} workers are never ready: {workers} are to run"),
+            });
+        }
+        if workers > WORKERS_MAX {
             return Err(PlanError::Refused {
                 field: "spec.prefill.replicas and spec.decode.replicas".to_owned(),
                 message: format!("`disagg up` runs at most {WORKERS_MAX} workers on one machine"),

@@ -8,6 +8,7 @@
 #[cfg(feature = "crd")]
 pub mod crd;
 pub mod kubernetes;
+pub mod last_words;
 pub mod settings;
 
 #[cfg(feature = "crd")]

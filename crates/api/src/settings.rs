@@ -137,7 +137,8 @@ impl RouterSettings {
             return Ok(Self::default());
         }
         let pairs: BTreeMap<String, PlainValue> = serde_yaml::from_str(text).map_err(|error| {
-            SettingsErrors(vec![SettingsError::Syntax(printable(&error.to_string(), 400))])
+            // The snippet would take several lines.
+            SettingsErrors(vec![SettingsError::Syntax(printable(&error.without_snippet().to_string(), 400))])
         })?;
         Self::from_pairs(pairs.iter().map(|(key, value)| (key.as_str(), value.0.as_str())))
     }
@@ -228,9 +229,9 @@ fn number(
     })
 }
 
-/// At most `limit` characters, for values that go into Events, conditions and logs.
+/// At most `limit` characters on one line, for texts that go into Events, conditions and logs.
 fn printable(text: &str, limit: usize) -> String {
-    let mut chars = text.chars();
+    let mut chars = text.chars().map(|char| if char.is_control() { ' ' } else { char });
     let mut cut: String = chars.by_ref().take(limit).collect();
     if chars.next().is_some() {
         cut.push('…');
@@ -380,6 +381,24 @@ mod tests {
             );
         }
         assert!(error_of("maxLocalPrefillLength:").contains("\"\" is not allowed"));
+    }
+
+    /// A log, an Event and a column of kubectl have one line for it.
+    #[test]
+    fn a_problem_takes_one_line() {
+        for text in [
+            "a: 1\n{\n",
+            "maxLocalPrefillLength: 1\nmaxLocalPrefillLength: 2\n",
+            "maxLocalPrefillLength:\n  a: 1\n",
+            "- 1\n- 2\n",
+            "\"a\\nb\\u001b[31m\": 1\nspeed: 1",
+            "maxLocalPrefillLength: \"1\\n2\"",
+        ] {
+            let error = error_of(text);
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+        // It still says where.
+        assert!(error_of("fallbackPolicy: Local\nmaxLocalPrefillLength: [1]\n").contains("line 2"));
     }
 
     #[test]

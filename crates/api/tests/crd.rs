@@ -179,6 +179,27 @@ fn every_rule_refuses_its_case_and_no_more() {
     }
 }
 
+/// The API server takes whole numbers and texts alone, and so do we; ours says what to write instead.
+#[test]
+fn a_fraction_without_quotes_is_refused_in_words() {
+    let amount = |amount: Value| demo_with("/spec/decode/resources/requests/cpu", amount);
+    for fine in [json!("0.5"), json!("500m"), json!(1)] {
+        let resource = amount(fine);
+        assert_eq!((problems(&resource), SCHEMA.problems(&resource)), (String::new(), BTreeSet::new()));
+    }
+    for refused in [json!(0.5), json!(true), json!({})] {
+        let resource = amount(refused);
+        let rule = Rule { path: "spec.decode.resources.requests{}".to_owned(), rule: "type".to_owned() };
+        assert!(SCHEMA.problems(&resource).contains(&rule));
+        let error = read(&resource).unwrap_err().to_string();
+        assert!(
+            error.starts_with("spec.decode.resources.requests.cpu: ")
+                && error.contains("a fraction as text: \"0.5\""),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn a_relative_path_is_for_one_machine_alone() {
     let resource = read(&demo_with("/spec/model/source", json!({ "path": "models/a" }))).unwrap();
@@ -351,6 +372,8 @@ proptest! {
         port in near(1, 65_535),
         threshold in near(0, 16_777_216),
         depth in near(1, 1024),
+        decode in proptest::option::weighted(0.7, 0..3_i64),
+        min_workers in proptest::option::weighted(0.7, 1..5_i64),
     ) {
         let mut resource = demo();
         set(&mut resource, "/metadata/name", json!(name));
@@ -367,6 +390,8 @@ proptest! {
             ("/spec/model/maxLength", length),
             ("/spec/kvCache/blockSize", block_size),
             ("/spec/prefill/replicas", replicas),
+            ("/spec/decode/replicas", decode),
+            ("/spec/router/minWorkers", min_workers),
             ("/spec/prefill/engine/maxNumBatchedTokens", tokens),
             ("/spec/decode/engine/maxNumSeqs", seqs),
             ("/spec/decode/engine/kvCacheBytes", bytes),
@@ -384,6 +409,21 @@ proptest! {
         let ours = problems(&resource);
         let theirs = SCHEMA.problems(&resource);
         prop_assert_eq!(ours.is_empty(), theirs.is_empty(), "{}\nvalidate: {}\nschema: {:?}", resource, ours, theirs);
+    }
+
+    #[test]
+    fn schema_and_validate_agree_on_paths(mount in "/?[./:a]{0,8}", below in "[./a]{0,6}") {
+        let mut resource = demo();
+        set(&mut resource, "/spec/decode/podTemplate", json!({
+            "volumes": [{ "name": "a", "emptyDir": {} }],
+            "volumeMounts": [{ "name": "a", "mountPath": mount, "subPath": below }],
+        }));
+        let ours = problems(&resource);
+        let theirs = SCHEMA.problems(&resource);
+        for (field, text) in [("mountPath", mount), ("subPath", below)] {
+            let schema = theirs.iter().any(|rule| rule.path.ends_with(field));
+            prop_assert_eq!(ours.contains(field), schema, "{:?}\nvalidate: {}\nschema: {:?}", text, ours, theirs);
+        }
     }
 
     #[test]

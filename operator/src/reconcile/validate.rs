@@ -26,7 +26,7 @@ const DRAIN_SECONDS_DEFAULT: i32 = 30;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum ValidateError {
     /// Rules are broken that the API server should have held it to: the definition in the cluster is another one.
-    #[error("{0}")]
+    #[error("{}", .0.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(#[from] Invalid),
     /// An object that no API server gives out.
     #[error("metadata.{0} is missing")]
@@ -237,5 +237,26 @@ fn model_of(source: ModelSource, token: Option<SecretKey>) -> Model {
         Model::Bundled
     } else {
         Model::Random { seed: random.and_then(|random| random.seed).unwrap_or(0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It becomes a condition, an Event and a line of the log.
+    #[test]
+    fn all_that_is_wrong_takes_one_line() {
+        let text = "apiVersion: disagg.dev/v1alpha1\nkind: DisaggDeployment\nmetadata: {name: demo}\nspec: {model: {source: {}}, \
+                    decode: {replicas: -1}}\n";
+        let resource = DisaggDeployment::from_yaml(text).unwrap();
+        let images =
+            DefaultImages { router: String::new(), worker: String::new(), worker_gpu: String::new() };
+        let error = validate(&resource, &images).unwrap_err().to_string();
+        assert!(
+            error.contains("spec.model.source: ") && error.contains("; spec.decode.replicas: "),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 }

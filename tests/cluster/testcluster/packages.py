@@ -1,4 +1,7 @@
-"""The Debian packages that the node needs. None of them starts a daemon."""
+"""The Debian packages that the node needs.
+
+Where systemd runs, that of containerd starts a daemon. The node uses neither that nor its socket.
+"""
 
 import os
 import shutil

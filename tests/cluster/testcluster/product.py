@@ -2,6 +2,7 @@
 the small one that the cluster is tried out with."""
 
 import os
+import re
 
 from . import binaries
 from .images import Image, write
@@ -11,8 +12,17 @@ TARGET = ROOT / "target" / "ci"
 # Where the archives go. Nothing else is there.
 ARCHIVES = ROOT / "target" / "images"
 
+# Both as the chart asks for by default, so that `helm install` without any value finds them on the node. The end-to-end
+# tests read the variable, too.
 REGISTRY = "localhost"
-TAG = os.environ.get("DISAGG_IMAGE_TAG", "e2e")
+
+
+def tag():
+    """The version of the workspace, unless `DISAGG_E2E_TAG` says otherwise."""
+    [version] = re.findall(r'(?m)^version = "(.*)"$', (ROOT / "Cargo.toml").read_text())
+    return os.environ.get("DISAGG_E2E_TAG") or version
+
+
 # Each is the name of an executable and of its image.
 EXECUTABLES = ("disagg-worker", "disagg-router", "disagg-operator", "disagg-load")
 
@@ -22,7 +32,7 @@ def pod_image():
 
 
 def product_image(executable):
-    return Image(f"{REGISTRY}/{executable}:{TAG}", (TARGET / executable,), (f"/usr/local/bin/{executable}",))
+    return Image(f"{REGISTRY}/{executable}:{tag()}", (TARGET / executable,), (f"/usr/local/bin/{executable}",))
 
 
 def write_images():

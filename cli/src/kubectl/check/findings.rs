@@ -1,46 +1,52 @@
-//! Judges a snapshot: the cluster, the operator, and each deployment as a whole. Pods and routers have files of their
-//! own.
+//! Judges a snapshot: the cluster, and each deployment as a whole. Operators, conditions, pods, routers and the network
+//! have files of their own.
 
 use disagg_api::kubernetes::settings_config_map;
-use disagg_api::{DisaggDeployment, RouterSettings};
-use k8s_openapi::api::apps::v1::Deployment;
+use disagg_api::{RouterSettings, SettingsError};
 use k8s_openapi::api::core::v1::{ConfigMap, Event};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt as _;
 
+use super::fold::{About, Follows, Sign};
 use super::gather::{DeploymentSnapshot, Seen, Snapshot};
-use super::{Finding, Severity, pods, routers};
+use super::{Finding, Group, Severity, conditions, fold, gather, network, operators, pods, routers};
 
 /// The definition's name, as kubectl takes it.
 const DEFINITION: &str = "crd/disaggdeployments.disagg.dev";
 const INSTALL: &str =
     "install it: helm install disagg charts/disagg, or kubectl apply --server-side -f crds/";
-/// The operator answers a change within seconds.
-const OPERATOR_SECONDS: i64 = 60;
 /// Warnings of the past say little.
 const EVENT_SECONDS: i64 = 15 * 60;
 /// Of one deployment, beside what its pods say themselves.
 const EVENTS_MAX: usize = 5;
 
-/// Everything that is wrong.
-pub(super) fn findings(snapshot: &Snapshot) -> Vec<Finding> {
-    let mut all = definition(&snapshot.definition);
-    all.extend(operator(&snapshot.operators));
+/// Everything that is wrong: with the cluster, then with each deployment.
+pub(super) fn findings(snapshot: &Snapshot) -> Vec<Group> {
+    let mut of_cluster = definition(&snapshot.definition);
+    let mut operators = operators::operators(&snapshot.operators, &snapshot.namespace);
+    let mut groups = Vec::new();
     match &snapshot.deployments {
         Seen::It(deployments) => {
-            all.extend(deployments.iter().flat_map(|it| deployment(it, snapshot.now)));
+            // Of an operator that is known not to work, no deployment need say that it is silent.
+            let silent = operators.iter_mut().find(|it| it.severity == Severity::Error);
+            let mut silent = silent.map(|finding| &mut finding.hence);
+            groups = deployments.iter().map(|it| deployment(it, snapshot, silent.as_deref_mut())).collect();
+            if !deployments.is_empty() {
+                of_cluster.extend(network::enforced(&snapshot.agents, &snapshot.version));
+            }
         }
         // Told by the definition.
         Seen::Nothing => {}
-        Seen::Unreadable(why) => all.push(Finding::error(
+        Seen::Unreadable(why) => of_cluster.push(Finding::error(
             format!("namespace/{}", snapshot.namespace),
             format!("DisaggDeployments cannot be read: {why}"),
             "ask for the right to get and list disaggdeployments.disagg.dev there",
         )),
     }
-    all
+    of_cluster.extend(operators);
+    of_cluster.sort_by_key(|finding| finding.severity);
+    groups.insert(0, Group { of: "the cluster".to_owned(), findings: of_cluster });
+    groups
 }
 
 fn definition(definition: &Seen<CustomResourceDefinition>) -> Vec<Finding> {
@@ -68,70 +74,69 @@ fn definition(definition: &Seen<CustomResourceDefinition>) -> Vec<Finding> {
     }
 }
 
-fn operator(operators: &Seen<Vec<Deployment>>) -> Vec<Finding> {
-    let operators = match operators {
-        Seen::It(operators) => operators.as_slice(),
-        Seen::Nothing => &[],
-        // Whoever may not look into other namespaces sees by the conditions whether there is one.
-        Seen::Unreadable(_) => return Vec::new(),
-    };
-    if operators.is_empty() {
-        return vec![Finding::warning(
-            "deployment/disagg",
-            "no operator is found by the labels of the chart, in any namespace",
-            "install the chart (helm install disagg charts/disagg), unless the operator runs in some other way",
-        )];
-    }
-    let down = |it: &&Deployment| {
-        let available = it.status.as_ref().and_then(|status| status.available_replicas);
-        available.unwrap_or(0) == 0
-    };
-    let found = operators.iter().filter(down).map(|it| {
-        let (name, namespace) = (it.name_any(), it.namespace().unwrap_or_default());
-        Finding::error(
-            format!("deployment/{name}"),
-            format!(
-                "the operator in the namespace {namespace} is not running: none of its pods is available"
-            ),
-            format!("kubectl -n {namespace} describe deployment {name}, and logs of its pods"),
-        )
-    });
-    found.collect()
-}
-
-fn deployment(it: &DeploymentSnapshot, now: Timestamp) -> Vec<Finding> {
-    let subject = format!("dd/{}", it.name);
-    let mut all = Vec::new();
+/// What is wrong with one deployment. `silent` takes what an operator that does not work leaves undone.
+fn deployment(it: &DeploymentSnapshot, snapshot: &Snapshot, silent: Option<&mut Vec<String>>) -> Group {
+    let (subject, now) = (format!("dd/{}", it.name), snapshot.now);
+    let mut signs = Vec::new();
+    let mut left_undone = Vec::new();
     match &it.resource {
-        Ok(resource) => all.extend(conditions(&subject, resource, now)),
-        Err(why) => all.push(Finding::error(
-            &subject,
-            format!("its fields cannot be read: {why}"),
-            "use a kubectl-disagg of the version of the installed resource definition",
+        Ok(resource) => {
+            left_undone.extend(conditions::silence(&subject, resource, now));
+            signs.extend(conditions::conditions(&subject, resource));
+        }
+        Err(why) => signs.push(Sign::cause(
+            Finding::error(
+                &subject,
+                format!("its fields cannot be read: {why}"),
+                "use a kubectl-disagg of the version of the installed resource definition",
+            ),
+            About::Whole,
         )),
     }
-    all.extend(settings(&it.name, &it.settings));
+    match settings(&it.name, &it.settings) {
+        Settings::Fine => {}
+        Settings::Missing(finding) => left_undone.push(finding),
+        Settings::Wrong(found) => {
+            signs.extend(found.into_iter().map(|finding| Sign::cause(finding, About::Settings)));
+        }
+        Settings::Unreadable(finding) => signs.push(Sign::cause(finding, About::Aside)),
+    }
+    match silent {
+        Some(silent) => silent.extend(left_undone.iter().map(|it| format!("{}: {}", it.subject, it.what))),
+        None => signs.extend(left_undone.into_iter().map(|finding| {
+            let short = finding.what.clone();
+            Sign::following(finding, About::Settings, Follows::Settings, short)
+        })),
+    }
     match &it.pods {
-        Seen::It(pods) => all.extend(pods.iter().filter_map(|pod| pods::pod(pod, &it.events, now))),
+        Seen::It(pods) => {
+            let of_pods = pods.iter().filter_map(|pod| pods::pod(pod, &it.events, now));
+            // A router that is not ready tells why; that it is not need not be told as well.
+            signs.extend(of_pods.filter(|sign| !tells(it, &sign.finding)));
+        }
         Seen::Nothing => {}
-        Seen::Unreadable(why) => all.push(unreadable(&subject, "its pods", "pods", why)),
+        Seen::Unreadable(why) => {
+            signs.push(Sign::cause(unreadable(&subject, "its pods", "pods", why), About::Aside));
+        }
     }
+    signs.extend(routers::routers(&subject, it));
+    signs.extend(operators::cut_off(&subject, it, now).map(|finding| Sign::cause(finding, About::Aside)));
     match &it.events {
-        Seen::It(events) => all.extend(recent(events, now)),
+        Seen::It(events) => signs.extend(recent(&it.name, events, now)),
         Seen::Nothing => {}
-        Seen::Unreadable(why) => all.push(unreadable(&subject, "events", "events", why)),
+        Seen::Unreadable(why) => {
+            signs.push(Sign::cause(unreadable(&subject, "events", "events", why), About::Aside));
+        }
     }
-    // Bad data is told once, and not by every router again.
-    let told = all.iter().any(|it| it.severity == Severity::Error && it.subject.starts_with("configmap/"));
-    let of_routers = routers::routers(&subject, &it.routers, told);
-    // A router that is not ready tells why; that it is not need not be told as well.
-    let tells = |subject: &str| {
-        let router = subject.strip_prefix("pod/").and_then(|pod| it.routers.get(pod));
-        router.is_some_and(|router| matches!(router.not_ready_because, Ok(Some(_))))
-    };
-    all.retain(|finding| !(finding.what.starts_with(pods::NOT_READY) && tells(&finding.subject)));
-    all.extend(of_routers);
-    all
+    Group { of: subject, findings: fold::fold(signs) }
+}
+
+/// The router itself says why it is not ready.
+fn tells(deployment: &DeploymentSnapshot, finding: &Finding) -> bool {
+    let pod = finding.subject.strip_prefix("pod/");
+    let router = pod.and_then(|pod| deployment.routers.get(pod));
+    finding.what.starts_with(pods::NOT_READY)
+        && router.is_some_and(|router| matches!(router.not_ready_because, Ok(Some(_))))
 }
 
 fn unreadable(subject: &str, what: &str, resource: &str, why: &str) -> Finding {
@@ -139,69 +144,43 @@ fn unreadable(subject: &str, what: &str, resource: &str, why: &str) -> Finding {
     Finding::warning(subject, format!("{what} cannot be read: {why}"), advice)
 }
 
-fn conditions(subject: &str, resource: &DisaggDeployment, now: Timestamp) -> Vec<Finding> {
-    let created = resource.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    let old = created.is_some_and(|created| seconds_since(created, now) > OPERATOR_SECONDS);
-    let watching =
-        "see that the operator runs and watches this namespace (chart value watchNamespaces or scope)";
-    let Some(status) = &resource.status else {
-        let what = "the operator has not said anything of it";
-        return if old { vec![Finding::error(subject, what, watching)] } else { Vec::new() };
-    };
-    let mut found = Vec::new();
-    if status.observed_generation < resource.metadata.generation && old {
-        found.push(Finding::error(subject, "the operator has not taken its last change over", watching));
-    }
-    let is =
-        |kind: &str, value: &str| status.conditions.iter().any(|it| it.type_ == kind && it.status == value);
-    let told = |condition: &Condition| {
-        let (kind, reason) = (&condition.type_, &condition.reason);
-        format!("{kind} is {}, {reason}: {}", condition.status, condition.message)
-    };
-    let progressing = is("Progressing", "True");
-    for condition in status.conditions.iter().filter(|it| it.type_ != "Progressing" && it.status != "True") {
-        let advice = match condition.type_.as_str() {
-            "SettingsValid" => "repair the settings ConfigMap; the last good values are in force meanwhile",
-            _ if progressing => "wait: a change is under way; what keeps it is told here, if anything does",
-            _ => "what is told of its pods here is the cause; else kubectl describe tells more",
-        };
-        let is_error = condition.status == "False" && !progressing;
-        found.push(if is_error {
-            Finding::error(subject, told(condition), advice)
-        } else {
-            Finding::warning(subject, told(condition), advice)
-        });
-    }
-    found
+/// What is to be said of the settings ConfigMap.
+enum Settings {
+    Fine,
+    /// The operator has not made it.
+    Missing(Finding),
+    Wrong(Vec<Finding>),
+    Unreadable(Finding),
 }
 
-fn settings(deployment: &str, settings: &Seen<ConfigMap>) -> Vec<Finding> {
+fn settings(deployment: &str, settings: &Seen<ConfigMap>) -> Settings {
     let name = settings_config_map(deployment);
     let subject = format!("configmap/{name}");
     match settings {
-        Seen::Nothing => vec![Finding::error(
+        Seen::Nothing => Settings::Missing(Finding::error(
             subject,
             "the settings ConfigMap is not there",
             "the operator makes it again within seconds; if it does not, see that the operator runs",
-        )],
-        Seen::Unreadable(why) => vec![unreadable(&subject, "it", "configmaps", why)],
+        )),
+        Seen::Unreadable(why) => Settings::Unreadable(unreadable(&subject, "it", "configmaps", why)),
         Seen::It(map) => {
             let data = map.data.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
             let advice =
                 format!("kubectl edit configmap {name}; the last good values are in force meanwhile");
             match RouterSettings::from_pairs(data) {
-                Ok(_) => Vec::new(),
+                Ok(_) => Settings::Fine,
                 Err(errors) => {
-                    errors.0.iter().map(|it| Finding::error(&subject, it.to_string(), &advice)).collect()
+                    let finding = |it: &SettingsError| Finding::error(&subject, it.to_string(), &advice);
+                    Settings::Wrong(errors.0.iter().map(finding).collect())
                 }
             }
         }
     }
 }
 
-/// Recent warnings, the last of each object and reason. Those about pods are left out: of a pod that is in trouble they
-/// are told with it, and of one that is well they are over.
-fn recent(events: &[Event], now: Timestamp) -> Vec<Finding> {
+/// Recent warnings, the last of each object and reason, as signs of the trouble that they tell of. Those about pods are
+/// left out: of a pod that is in trouble they are told with it, and of one that is well they are over.
+fn recent(deployment: &str, events: &[Event], now: Timestamp) -> Vec<Sign> {
     let mut recent: Vec<(i64, &Event)> = events
         .iter()
         .filter_map(|event| {
@@ -210,20 +189,24 @@ fn recent(events: &[Event], now: Timestamp) -> Vec<Finding> {
         })
         .collect();
     recent.sort_by_key(|(age, _)| *age);
-    let mut found: Vec<Finding> = Vec::new();
+    let mut found: Vec<Sign> = Vec::new();
     let mut seen = Vec::new();
     for (age, event) in recent {
         let object = &event.involved_object;
         let kind = object.kind.as_deref().unwrap_or("object").to_lowercase();
-        let subject = format!("{kind}/{}", object.name.as_deref().unwrap_or_default());
-        let key = (subject.clone(), event.reason.clone());
+        let name = object.name.as_deref().unwrap_or_default();
+        let subject = format!("{kind}/{name}");
+        let reason = event.reason.as_deref().unwrap_or("Event");
+        let key = (subject.clone(), reason.to_owned());
         if kind == "pod" || seen.contains(&key) {
             continue;
         }
-        let (reason, message) = (event.reason.as_deref(), event.message.as_deref());
-        let what = format!("{} ({age} s ago): {}", reason.unwrap_or("Event"), message.unwrap_or_default());
-        let name = object.name.as_deref().unwrap_or_default();
-        found.push(Finding::warning(subject, what, format!("kubectl describe {kind} {name}, if it goes on")));
+        let short = format!("{reason} of {subject}");
+        let what = format!("{reason} ({age} s ago): {}", event.message.as_deref().unwrap_or_default());
+        let finding =
+            Finding::warning(subject, what, format!("kubectl describe {kind} {name}, if it goes on"));
+        let follows = gather::part_of(deployment, name).map_or(Follows::Any, Follows::Part);
+        found.push(Sign::following(finding, About::Aside, follows, short));
         seen.push(key);
         if found.len() == EVENTS_MAX {
             break;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::bail;
 use disagg_api::DisaggDeployment;
 use disagg_api::kubernetes::{Component, LABEL_DEPLOYMENT, SettingsReport, settings_config_map};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
@@ -36,6 +37,10 @@ pub(super) struct Snapshot {
     pub(super) namespace: String,
     pub(super) definition: Seen<CustomResourceDefinition>,
     pub(super) operators: Seen<Vec<Deployment>>,
+    /// What runs on every node, network plugins among it.
+    pub(super) agents: Seen<Vec<DaemonSet>>,
+    /// The API server's, for example `v1.36.1+k3s1`.
+    pub(super) version: String,
     pub(super) deployments: Seen<Vec<DeploymentSnapshot>>,
 }
 
@@ -48,6 +53,8 @@ pub(super) struct DeploymentSnapshot {
     /// Warnings about the resource, its pods, and what makes them.
     pub(super) events: Seen<Vec<Event>>,
     pub(super) settings: Seen<ConfigMap>,
+    /// All of the namespace.
+    pub(super) policies: Seen<Vec<NetworkPolicy>>,
     /// By pod.
     pub(super) routers: BTreeMap<String, RouterSnapshot>,
 }
@@ -84,12 +91,17 @@ impl Snapshot {
 /// Reads everything about `name`, or about every deployment of the namespace.
 pub(super) async fn gather(cluster: &Cluster, name: Option<&str>) -> anyhow::Result<Snapshot> {
     // Whether there is a cluster at all: every other answer would only repeat this one.
-    cluster.client.apiserver_version().await?;
+    let version = cluster.client.apiserver_version().await?.git_version;
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let operators: Api<Deployment> = Api::all(cluster.client.clone());
+    let agents: Api<DaemonSet> = Api::all(cluster.client.clone());
     let operator_labels = ListParams::default().labels(OPERATOR_LABELS);
-    let (definition, operators) =
-        tokio::join!(definitions.get_opt(DisaggDeployment::crd_name()), operators.list(&operator_labels));
+    let all = ListParams::default();
+    let (definition, operators, agents) = tokio::join!(
+        definitions.get_opt(DisaggDeployment::crd_name()),
+        operators.list(&operator_labels),
+        agents.list(&all)
+    );
     let resources: Api<DeserializeGuard<DisaggDeployment>> = cluster.api();
     let deployments = match resources.list(&ListParams::default()).await {
         Ok(list) => {
@@ -112,6 +124,8 @@ pub(super) async fn gather(cluster: &Cluster, name: Option<&str>) -> anyhow::Res
         namespace: cluster.namespace.clone(),
         definition: seen_opt(definition),
         operators: seen(operators.map(|list| list.items)),
+        agents: seen(agents.map(|list| list.items)),
+        version,
         deployments,
     })
 }
@@ -122,9 +136,15 @@ async fn deployment(cluster: &Cluster, resource: DeserializeGuard<DisaggDeployme
     let warnings = ListParams::default().fields("type=Warning");
     let (pods, events, maps): (Api<Pod>, Api<Event>, Api<ConfigMap>) =
         (cluster.api(), cluster.api(), cluster.api());
-    let map = settings_config_map(&name);
-    let (pods, events, settings) =
-        tokio::join!(pods.list(&of_deployment), events.list(&warnings), maps.get_opt(&map));
+    let policies: Api<NetworkPolicy> = cluster.api();
+    let (map, all) = (settings_config_map(&name), ListParams::default());
+    let (pods, events, settings, policies) = tokio::join!(
+        pods.list(&of_deployment),
+        events.list(&warnings),
+        maps.get_opt(&map),
+        policies.list(&all)
+    );
+    let policies = seen(policies.map(|list| list.items));
     let pods = seen(pods.map(|list| list.items));
     let events = seen(events.map(|list| {
         let concerns = |event: &Event| concerns(&name, event.involved_object.name.as_deref());
@@ -135,19 +155,21 @@ async fn deployment(cluster: &Cluster, resource: DeserializeGuard<DisaggDeployme
         Seen::Nothing | Seen::Unreadable(_) => BTreeMap::new(),
     };
     let resource = resource.0.map_err(|invalid| invalid.error);
-    DeploymentSnapshot { name, resource, pods, events, settings: seen_opt(settings), routers }
+    DeploymentSnapshot { name, resource, pods, events, settings: seen_opt(settings), policies, routers }
 }
 
 /// Whether an object of this name is the deployment or one of its children. (Of another deployment's, whose name goes
 /// on with a hyphen, its children have the names of components after that.)
 fn concerns(deployment: &str, object: Option<&str>) -> bool {
-    let Some(rest) = object.and_then(|object| object.strip_prefix(deployment)) else { return false };
-    let child = |component: Component| {
-        rest.strip_prefix('-')
-            .and_then(|rest| rest.strip_prefix(component.as_str()))
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-    };
-    rest.is_empty() || Component::ALL.into_iter().any(child)
+    object.is_some_and(|object| object == deployment || part_of(deployment, object).is_some())
+}
+
+/// The part that an object of this name belongs to.
+pub(super) fn part_of(deployment: &str, object: &str) -> Option<Component> {
+    Component::ALL.into_iter().find(|part| {
+        let rest = object.strip_prefix(&part.child(deployment));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    })
 }
 
 /// Asks every router whose container runs.

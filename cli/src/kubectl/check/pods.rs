@@ -1,11 +1,14 @@
 //! Judges one pod: the one thing that is in its way, with what to do.
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Event, Pod};
+use disagg_api::kubernetes::{Component, LABEL_ROLE};
+use disagg_api::last_words::{is_usage_error, last_words};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::Finding;
 use super::findings::{seconds_since, time};
+use super::fold::{About, Sign};
 use super::gather::Seen;
 
 /// A pod that starts is left alone for this long.
@@ -18,8 +21,28 @@ const RESTART_SECONDS: i64 = 60 * 60;
 /// How a finding begins of a pod whose containers run.
 pub(super) const NOT_READY: &str = "it runs and is not ready";
 
-/// The first thing that is wrong with this pod.
-pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Option<Finding> {
+/// The first thing that is wrong with this pod. One that is ready keeps nothing else from working.
+pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Option<Sign> {
+    let finding = finding(pod, events, now)?;
+    let about = match part(pod) {
+        Some(part) if !is_ready(pod) => About::Pod(part, pod.name_any()),
+        _ => About::Aside,
+    };
+    Some(Sign::cause(finding, about))
+}
+
+/// The part of its deployment that a pod belongs to.
+pub(super) fn part(pod: &Pod) -> Option<Component> {
+    let role = pod.labels().get(LABEL_ROLE)?;
+    Component::ALL.into_iter().find(|part| part.as_str() == role)
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True")
+}
+
+fn finding(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Option<Finding> {
     let name = pod.name_any();
     let subject = format!("pod/{name}");
     if let Some(deleted) = &pod.metadata.deletion_timestamp {
@@ -40,7 +63,7 @@ pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Optio
         let init = status.init_container_statuses.iter().flatten();
         init.chain(status.container_statuses.iter().flatten())
     };
-    if let Some(found) = statuses().find_map(|status| waiting(&name, &subject, status)) {
+    if let Some(found) = statuses().find_map(|status| waiting(pod, &subject, status)) {
         return Some(found);
     }
     if let Some(found) = statuses().find_map(|status| restarted(&name, &subject, status, now)) {
@@ -59,8 +82,10 @@ pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Optio
         ));
     }
     let created = pod.metadata.creation_timestamp.as_ref()?.0;
-    let ready = condition("Ready").is_some_and(|it| it.status == "True");
-    if ready || status.phase.as_deref() == Some("Succeeded") || seconds_since(created, now) <= START_SECONDS {
+    if is_ready(pod)
+        || status.phase.as_deref() == Some("Succeeded")
+        || seconds_since(created, now) <= START_SECONDS
+    {
         return None;
     }
     let creating = statuses().any(|status| {
@@ -89,14 +114,18 @@ pub(super) fn pod(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Optio
 
 /// What to do about a message of the scheduler.
 fn scheduling(message: &str) -> &'static str {
+    // The scheduler writes kinds now as users do, now as resources are named.
+    let message = message.to_lowercase();
     let has = |part: &str| message.contains(part);
-    if has("persistentvolumeclaim") || has("PersistentVolumeClaim") {
-        "create the PersistentVolumeClaim that spec.model names, in this namespace, or see why it is not bound: \
-         kubectl get pvc"
-    } else if has("Insufficient nvidia.com/gpu") || has("Insufficient amd.com/gpu") {
+    if has("persistentvolumeclaim") && has("\" not found") {
+        "create the PersistentVolumeClaim that spec.model names, in this namespace, or correct the name"
+    } else if has("persistentvolumeclaim") || has("persistent volume") {
+        "see why the claim is not bound: kubectl get pvc,storageclass; it needs a PersistentVolume that fits, or a \
+         StorageClass that makes one"
+    } else if has("insufficient nvidia.com/gpu") || has("insufficient amd.com/gpu") {
         "no node has that many free GPUs: ask for fewer replicas or GPUs, add GPU nodes, or install the vendor's \
          device plugin (kubectl describe nodes shows nvidia.com/gpu under Allocatable if it runs)"
-    } else if has("Insufficient ") {
+    } else if has("insufficient ") {
         "no node has the memory or CPU free: lower the resources of the role, or add nodes"
     } else if has("untolerated taint") {
         "add a toleration of that taint to the role's pod template, or remove the taint"
@@ -112,16 +141,17 @@ fn waiting_reason(status: &ContainerStatus) -> Option<&str> {
 }
 
 /// A container that cannot start.
-fn waiting(pod: &str, subject: &str, status: &ContainerStatus) -> Option<Finding> {
+fn waiting(pod: &Pod, subject: &str, status: &ContainerStatus) -> Option<Finding> {
     let reason = waiting_reason(status)?;
     let message = status.state.as_ref()?.waiting.as_ref()?.message.as_deref().unwrap_or_default();
-    let (image, container) = (&status.image, &status.name);
+    let container = &status.name;
     let advice = match reason {
         "ImagePullBackOff" | "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName"
         | "ImageInspectError" => {
+            let (image, field) = image_of(pod, status, message);
             format!(
-                "see that the image {image} exists and that its pull secret (spec's imagePullSecrets) is right; on \
-                 kind, load it first"
+                "see that the image {image} ({field}) exists and that its pull secret (spec.images.pullSecrets) is \
+                 right; on kind, load it first"
             )
         }
         "CreateContainerConfigError" => {
@@ -132,13 +162,9 @@ fn waiting(pod: &str, subject: &str, status: &ContainerStatus) -> Option<Finding
                 .to_owned()
         }
         "CrashLoopBackOff" => {
-            let last = status.last_state.as_ref().and_then(ended);
-            let what = last.unwrap_or_else(|| "it ends as soon as it starts".to_owned());
-            let advice = if what.contains("OOMKilled") {
-                OUT_OF_MEMORY.to_owned()
-            } else {
-                format!("kubectl logs {pod} -c {container} --previous: the last line says why")
-            };
+            let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+            let what = last.map_or_else(|| "it ends as soon as it starts".to_owned(), ended);
+            let advice = after_end(&pod.name_any(), status, last);
             return Some(Finding::error(subject, format!("container {container} crashes: {what}"), advice));
         }
         _ => return None,
@@ -154,30 +180,58 @@ fn restarted(pod: &str, subject: &str, status: &ContainerStatus, now: Timestamp)
     if status.restart_count == 0 {
         return None;
     }
-    let last = status.last_state.as_ref()?;
-    let at = last.terminated.as_ref()?.finished_at.as_ref()?.0;
+    let last = status.last_state.as_ref()?.terminated.as_ref()?;
+    let at = last.finished_at.as_ref()?.0;
     if seconds_since(at, now) > RESTART_SECONDS {
         return None;
     }
     let (container, count) = (&status.name, status.restart_count);
-    let why = ended(last)?;
-    let advice = if why.contains("OOMKilled") {
-        OUT_OF_MEMORY.to_owned()
-    } else {
-        format!("kubectl logs {pod} -c {container} --previous: the last line says why")
-    };
-    let what = format!("container {container} has restarted {count} times, last since it {why}");
-    Some(Finding::warning(subject, what, advice))
+    let why = ended(last);
+    let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+    let what = format!("container {container} has restarted {times}, last since it {why}");
+    Some(Finding::warning(subject, what, after_end(pod, status, Some(last))))
+}
+
+/// The image that a message of the kubelet is about, and the field that names it: a volume's, or the container's.
+fn image_of<'a>(pod: &'a Pod, status: &'a ContainerStatus, message: &str) -> (&'a str, &'static str) {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mut references = volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
+    // Quoted whole, for one may be the beginning of the other.
+    let named = |image: &&str| message.contains(&format!("\"{image}\""));
+    match references.find(named) {
+        Some(image) if image != status.image => (image, "spec.model.source.image.reference"),
+        _ => (&status.image, "spec.images, or the operator's default"),
+    }
+}
+
+/// What to do about a container that has ended.
+fn after_end(pod: &str, status: &ContainerStatus, end: Option<&ContainerStateTerminated>) -> String {
+    let ContainerStatus { name: container, image, .. } = status;
+    let message = end.and_then(|end| end.message.as_deref()).unwrap_or_default();
+    // Ours have the names of the operator; others come from webhooks that add them.
+    if !["worker", "router"].contains(&container.as_str()) {
+        return format!(
+            "it is none of the operator's: see what adds it to the pod (a webhook of a service mesh, for one), and \
+             kubectl logs {pod} -c {container} --previous"
+        );
+    }
+    if end.is_some_and(|end| end.reason.as_deref() == Some("OOMKilled")) {
+        return OUT_OF_MEMORY.to_owned();
+    }
+    if is_usage_error(message) {
+        return format!(
+            "the image {image} does not know the operator's arguments: use images and operator of one version (spec.images)"
+        );
+    }
+    format!("kubectl logs {pod} -c {container} --previous: the last lines say why")
 }
 
 /// How a container ended.
-fn ended(state: &ContainerState) -> Option<String> {
-    let end = state.terminated.as_ref()?;
+fn ended(end: &ContainerStateTerminated) -> String {
     let reason = end.reason.as_deref().unwrap_or("ended");
-    let message = end.message.as_deref().unwrap_or_default();
-    let last_line = message.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
-    let colon = if last_line.is_empty() { "" } else { ": " };
-    Some(format!("ended with {reason}, exit code {}{colon}{last_line}", end.exit_code))
+    let said = last_words(end.message.as_deref().unwrap_or_default());
+    let colon = if said.is_empty() { "" } else { ": " };
+    format!("ended with {reason}, exit code {}{colon}{said}", end.exit_code)
 }
 
 /// The last warning about a pod.

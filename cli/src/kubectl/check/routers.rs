@@ -2,78 +2,123 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use disagg_api::kubernetes::{Component, WORKER_GRPC_PORT};
+
 use super::Finding;
-use super::gather::RouterSnapshot;
+use super::fold::{About, Follows, Sign};
+use super::gather::{DeploymentSnapshot, RouterSnapshot};
+use super::network::{self, Way};
 use crate::router_client::Worker;
 
-/// Everything that is wrong by what the routers say. `settings_told`: what is wrong with the settings is known already.
-pub(super) fn routers(
-    subject: &str,
-    routers: &BTreeMap<String, RouterSnapshot>,
-    settings_told: bool,
-) -> Vec<Finding> {
-    let mut found: Vec<Finding> =
-        routers.iter().flat_map(|(pod, router)| one(&format!("pod/{pod}"), router, settings_told)).collect();
-    found.extend(differing_settings(subject, routers));
+/// Everything that is wrong by what the routers say.
+pub(super) fn routers(subject: &str, deployment: &DeploymentSnapshot) -> Vec<Sign> {
+    let routers = &deployment.routers;
+    let mut found: Vec<Sign> =
+        routers.iter().flat_map(|(pod, router)| one(pod, router, deployment)).collect();
+    found.extend(differing_settings(subject, routers).map(|found| Sign::cause(found, About::Settings)));
     if let Some(workers) = routers.values().find_map(|router| router.workers.as_ref().ok()) {
-        found.extend(roles(subject, workers));
+        found.extend(roles(subject, workers).map(|found| Sign::cause(found, About::Aside)));
     }
     found
 }
 
-fn one(subject: &str, router: &RouterSnapshot, settings_told: bool) -> Vec<Finding> {
+fn one(pod: &str, router: &RouterSnapshot, deployment: &DeploymentSnapshot) -> Vec<Sign> {
+    let subject = format!("pod/{pod}");
     let mut found = Vec::new();
     match &router.not_ready_because {
         Ok(None) => {}
-        Ok(Some(reason)) => {
-            let advice = if reason.contains("Kubernetes API") {
-                "see that the router's Role and RoleBinding are there and that no NetworkPolicy keeps it from the \
-                 API server"
-            } else {
-                "it waits for a decode worker: what is told of the workers' pods is the cause"
-            };
-            found.push(Finding::error(subject, format!("the router is not ready: {reason}"), advice));
-        }
+        Ok(Some(reason)) => found.push(not_ready(pod, reason, deployment)),
         Err(why) => {
             let advice = "the check is incomplete without: it takes the right to create pods/portforward";
-            found.push(Finding::warning(subject, format!("the router cannot be asked: {why}"), advice));
+            let what = format!("the router cannot be asked: {why}");
+            found.push(Sign::cause(Finding::warning(subject, what, advice), About::Aside));
             return found;
         }
     }
-    if !settings_told
-        && let Ok(report) = &router.settings
+    if let Ok(report) = &router.settings
         && let Some(problem) = &report.problem
     {
-        let advice = format!("repair {}", report.source);
-        found.push(Finding::error(subject, format!("the settings are not in force: {problem}"), advice));
+        let what = format!("the settings are not in force: {problem}");
+        let finding = Finding::error(&subject, what, format!("repair {}", report.source));
+        let short = format!("{subject} has other settings in force");
+        found.push(Sign::following(finding, About::Settings, Follows::Settings, short));
     }
     for worker in router.workers.iter().flatten() {
-        found.extend(self::worker(subject, worker));
+        found.extend(self::worker(&subject, worker, deployment));
     }
     found
 }
 
+/// A router that is not ready: it lacks something of its own, or waits for workers.
+fn not_ready(pod: &str, reason: &str, deployment: &DeploymentSnapshot) -> Sign {
+    let subject = format!("pod/{pod}");
+    let what = format!("the router is not ready: {reason}");
+    let about = About::Pod(Component::Router, pod.to_owned());
+    let short = format!("{subject} is not ready");
+    if reason.contains("Kubernetes API") {
+        let policies = &deployment.policies;
+        let egress = network::binding(policies, &deployment.name, Component::Router, Way::Egress);
+        let policy = network::named(&egress).map_or_else(
+            || "that no NetworkPolicy keeps it from the API server".to_owned(),
+            |policies| format!("that {policies} lets routers reach the API server"),
+        );
+        let advice = format!("see that the router's Role and RoleBinding are there and {policy}");
+        return Sign::cause(Finding::error(subject, what, advice), about);
+    }
+    if reason.contains("--min-workers") {
+        let advice = "see why workers are missing, start more, or lower spec.router.minWorkers";
+        return Sign::following(Finding::error(subject, what, advice), about, Follows::Workers, short);
+    }
+    let advice = "it waits for a decode worker: kubectl get pods shows whether any is there and ready";
+    let follows = Follows::Part(Component::Decode);
+    Sign::following(Finding::error(subject, what, advice), about, follows, short)
+}
+
 /// A worker whose pod is there and that this router cannot use.
-fn worker(subject: &str, worker: &Worker) -> Option<Finding> {
+fn worker(subject: &str, worker: &Worker, deployment: &DeploymentSnapshot) -> Option<Sign> {
     let name = worker.name.as_deref().unwrap_or(&worker.address);
     let problem = worker.problem.as_deref().unwrap_or_default();
-    match worker.state.as_str() {
-        "gone" | "joining" if problem.contains("cannot connect") => Some(Finding::warning(
+    let part = Component::ALL.into_iter().find(|part| {
+        let of_role = worker.role.as_deref() == Some(part.as_str());
+        of_role || name.starts_with(&format!("{}-", part.child(&deployment.name)))
+    });
+    let finding = match worker.state.as_str() {
+        "gone" | "joining" if problem.contains("cannot connect") => Finding::warning(
             subject,
             format!("the router cannot reach the worker {name}: {problem}"),
-            "if its pod is ready, something is between them: see that NetworkPolicies let routers reach port 9000 of \
-             workers",
-        )),
+            blocked(part, deployment),
+        ),
         "gone" | "joining" if !problem.is_empty() => {
             let advice = "see the worker's log; router and workers should be of one version";
-            Some(Finding::warning(subject, format!("the router does not use {name}: {problem}"), advice))
+            Finding::warning(subject, format!("the router does not use {name}: {problem}"), advice)
         }
-        "suspect" => Some(Finding::warning(
+        "suspect" => Finding::warning(
             subject,
             format!("the worker {name} is silent: {problem}"),
             "see whether its node is overloaded or cut off",
-        )),
-        _ => None,
+        ),
+        _ => return None,
+    };
+    let about = part.map_or(About::Aside, About::Part);
+    let short = format!("routers cannot use {name}");
+    Some(Sign::following(finding, about, Follows::Pod(name.to_owned()), short))
+}
+
+/// What may be between a router and a worker.
+fn blocked(part: Option<Component>, deployment: &DeploymentSnapshot) -> String {
+    let policies = |part, way| network::binding(&deployment.policies, &deployment.name, part, way);
+    let mut all = part.map_or_else(Vec::new, |part| policies(part, Way::Ingress));
+    all.extend(policies(Component::Router, Way::Egress));
+    all.sort();
+    all.dedup();
+    match network::named(&all) {
+        Some(policies) => format!(
+            "see that {policies} lets the routers of this deployment reach port {WORKER_GRPC_PORT} of its workers"
+        ),
+        None => format!(
+            "if its pod is ready, something is between them: see that nothing in the network plugin or a service mesh keeps \
+             routers from port {WORKER_GRPC_PORT} of workers; no NetworkPolicy of the namespace does"
+        ),
     }
 }
 

@@ -240,7 +240,12 @@ fn limits_of_router_and_drain_reach_the_processes() {
         "  router: {maxInFlight: 7, requestTimeoutSeconds: 8, maxWaitForWorkerSeconds: 0, routing: round-robin,\n    \
          minWorkers: 2}\n  drainSeconds: 3\n",
     );
-    let flags = UpArgs { min_workers: Some(5), routing: Some(Routing::Random), ..UpArgs::default() };
+    let flags = UpArgs {
+        min_workers: Some(5),
+        routing: Some(Routing::Random),
+        prefill: Some(4),
+        ..UpArgs::default()
+    };
     let overridden = plan_of(&text, &flags).unwrap().router;
     assert_eq!((overridden.routing, overridden.min_workers), (Some(Routing::Random), Some(5)));
     let plan = plan_of(&text, &UpArgs::default()).unwrap();
@@ -250,6 +255,18 @@ fn limits_of_router_and_drain_reach_the_processes() {
     assert_eq!((args.routing.as_str(), args.min_workers), ("round-robin", 2));
     assert_eq!((args.max_wait_for_worker_seconds, args.drain_timeout_seconds), (0, 3));
     assert_eq!(worker_config(&plan, 0).serve.drain.as_secs(), 3);
+}
+
+#[test]
+fn a_router_never_waits_for_more_workers_than_there_are() {
+    // The numbers are stated, by a flag, or by default one each.
+    let text = demo_and("  router: {minWorkers: 3}\n");
+    for bare in [text.clone(), text.replace("replicas: 1", "engine: {}")] {
+        let error = plan_of(&bare, &UpArgs::default()).unwrap_err();
+        assert!(error.starts_with("spec.router.minWorkers: "), "{error}");
+        let flags = UpArgs { decode: Some(2), ..UpArgs::default() };
+        assert_eq!(plan_of(&bare, &flags).unwrap().router.min_workers, Some(3));
+    }
 }
 
 #[test]

@@ -154,7 +154,16 @@ pub mod limits {
     validation = Rule::new("self.metadata.name.size() <= 40")
         .message("metadata.name must be at most 40 characters long: the names of its children add to it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name must start with a letter, hold only a-z, 0-9 and '-', and end in a letter or digit")
+        .message("metadata.name must start with a letter, hold only a-z, 0-9 and '-', and end in a letter or digit"),
+    // Without a number of replicas it is an autoscaler's, and nobody knows it here. With no decode workers nothing is to be
+    // served, so a deployment can be scaled to zero whatever its minWorkers.
+    validation = Rule::new(
+        "!has(self.spec.router) || !has(self.spec.router.minWorkers) || !has(self.spec.prefill) || \
+         !has(self.spec.prefill.replicas) || !has(self.spec.decode) || !has(self.spec.decode.replicas) || \
+         self.spec.decode.replicas == 0 || \
+         self.spec.router.minWorkers <= self.spec.prefill.replicas + self.spec.decode.replicas"
+    )
+    .message("router.minWorkers must be at most prefill.replicas + decode.replicas: a router waits until so many are ready")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DisaggDeploymentSpec {

@@ -9,6 +9,7 @@ use std::fmt;
 use k8s_openapi::api::core::v1::{Affinity, EnvVarSource, Toleration, TopologySpreadConstraint, Volume};
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::limits;
@@ -18,25 +19,54 @@ use super::model::{IMAGE_PATTERN, OBJECT_NAME_PATTERN};
 #[derive(Serialize, Deserialize, JsonSchema, Clone, PartialEq, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
-    /// What is set aside for the container.
+    /// What is set aside for the container. Quote fractions: `cpu: "0.5"`, or write 500m.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "amounts")]
     pub requests: BTreeMap<String, Amount>,
 
-    /// What the container can use at most. Devices such as `nvidia.com/gpu` are asked for here.
+    /// What the container can use at most. Devices such as `nvidia.com/gpu` are asked for here. Quote fractions:
+    /// `cpu: "0.5"`, or write 500m.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "amounts")]
     pub limits: BTreeMap<String, Amount>,
 }
 
-/// A quantity of a resource: `2`, `500m`, `16Gi`.
-#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
+/// A quantity of a resource: `2`, `500m`, `16Gi`, `"0.5"`.
+///
+/// A fraction has to be text. Kubernetes' own types take the number `0.5` too, but the schema of a custom resource knows
+/// no quantity: what it has for them, `x-kubernetes-int-or-string`, is whole numbers and texts, and what would let other
+/// numbers through would let everything through and hide the amounts from the CEL rules.
+#[derive(Serialize, Clone, PartialEq, Debug)]
 #[serde(untagged)]
 pub enum Amount {
     /// Written without quotes.
     Number(i64),
     /// Written as text.
     Text(String),
+}
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberOrText;
+        impl Visitor<'_> for NumberOrText {
+            type Value = Amount;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a quantity such as 2, 500m or 16Gi, and a fraction as text: \"0.5\"")
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Amount, E> {
+                Ok(Amount::Number(value))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Amount, E> {
+                i64::try_from(value)
+                    .map(Amount::Number)
+                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Amount, E> {
+                Ok(Amount::Text(value.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(NumberOrText)
+    }
 }
 
 /// The pattern of [`Amount::Text`]. Kubernetes' own, without signs.
@@ -50,6 +80,13 @@ impl fmt::Display for Amount {
         }
     }
 }
+
+/// The pattern of [`VolumeMount::mount_path`]: one way to write each path, so that the rule on the operator's own folders
+/// means all that lead there. No part is empty or made of dots alone, and the path does not end in `/`.
+const MOUNT_PATH_PATTERN: &str = r"^/(\.*[^./:\n][^/:\n]*(/\.*[^./:\n][^/:\n]*)*)?$";
+
+/// The pattern of [`VolumeMount::sub_path`]: as above, below the volume's root.
+const SUB_PATH_PATTERN: &str = r"^\.*[^./\n][^/\n]*(/\.*[^./\n][^/\n]*)*$";
 
 /// The schema of amounts by name.
 fn amounts(_: &mut SchemaGenerator) -> Schema {
@@ -256,13 +293,13 @@ pub struct VolumeMount {
     #[schemars(length(min = 1, max = limits::VOLUME_NAME_LENGTH), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 
-    /// The folder in the container.
-    #[schemars(length(min = 1, max = limits::PATH_LENGTH), regex(pattern = "^/[^:]*$"))]
+    /// The folder in the container, without `.`, `..` or a slash at its end.
+    #[schemars(length(min = 1, max = limits::PATH_LENGTH), regex(pattern = MOUNT_PATH_PATTERN))]
     pub mount_path: String,
 
-    /// The folder of the volume to mount. The default is its root.
+    /// The folder of the volume to mount, without a leading slash, `.` or `..`. The default is its root.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = limits::PATH_LENGTH))]
+    #[schemars(length(min = 1, max = limits::PATH_LENGTH), regex(pattern = SUB_PATH_PATTERN))]
     pub sub_path: Option<String>,
 
     /// Whether the container may only read. The default is false.

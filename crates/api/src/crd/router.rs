@@ -51,7 +51,8 @@ pub struct RouterSpec {
     pub routing: Option<Routing>,
 
     /// Workers, of any role, that have to be ready before a router is; requests wait until then. Later losses change
-    /// nothing. The default is 1, and one of them always has to decode.
+    /// nothing. The default is 1, and one of them always has to decode. Where both roles state their replicas, it is at
+    /// most their sum.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limits::MIN_WORKERS))]
     pub min_workers: Option<i32>,

@@ -91,6 +91,19 @@ fn resource(add: Add<'_>) {
     let spec = base()["spec"].clone();
     add("", "required spec", Some("spec"), json!(null), spec.clone());
     add("spec", "required model", Some("spec.model"), json!(null), spec["model"].clone());
+    let waiting_for = |min_workers: i64| {
+        json!({
+            "model": { "source": { "random": {} } }, "prefill": { "replicas": 1 }, "decode": { "replicas": 2 },
+            "router": { "minWorkers": min_workers, "replicas": 1 },
+        })
+    };
+    add(
+        "",
+        "router.minWorkers must be at most prefill.replicas + decode.replicas: a router waits until so many are ready",
+        Some("spec"),
+        waiting_for(4),
+        waiting_for(3),
+    );
     add("spec.kvCache.blockSize", "minimum", None, json!(0), json!(1));
     add("spec.kvCache.blockSize", "maximum", None, json!(1025), json!(1024));
     add("spec.kvCache.dtype", "enum", None, json!("fp8"), json!("bfloat16"));
@@ -389,11 +402,27 @@ fn pods(add: Add<'_>) {
     add(&path, "maxLength", at, named(long("a", 64)), named(long("a", 63)));
     let mounted = |path: String| with(json!([{ "name": "a", "mountPath": path }]));
     let path = format!("{mounts}[].mountPath");
-    add(&path, "pattern", at, mounted("a".to_owned()), mounted("/a".to_owned()));
+    // Each a way around the rule on the operator's folders, or a path that no runtime takes; beside it one that is fine.
+    for (refused, valid) in [
+        ("a", "/a"),
+        ("/model/", "/models"),
+        ("/cache/../tmp", "/cache/..tmp"),
+        ("/.", "/.a"),
+        ("/..", "/a.."),
+        ("//tmp", "/tmp.d"),
+        ("/a/./b", "/a/.b"),
+        ("/a:b", "/a b"),
+        ("/a\nb", "/a-b"),
+    ] {
+        add(&path, "pattern", at, mounted(refused.to_owned()), mounted(valid.to_owned()));
+    }
     add(&path, "minLength", at, mounted(String::new()), mounted("/a".to_owned()));
     add(&path, "maxLength", at, mounted(long("/", 4097)), mounted(long("/", 4096)));
     let below = |path: String| with(json!([{ "name": "a", "mountPath": "/a", "subPath": path }]));
     let path = format!("{mounts}[].subPath");
+    for (refused, valid) in [("/b", "b"), ("b/../..", "b/..c"), ("../b", "..b"), ("b/", "b/c"), (".", ".b")] {
+        add(&path, "pattern", at, below(refused.to_owned()), below(valid.to_owned()));
+    }
     add(&path, "minLength", at, below(String::new()), below("b".to_owned()));
     add(&path, "maxLength", at, below(long("b", 4097)), below(long("b", 4096)));
 }

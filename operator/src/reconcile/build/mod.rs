@@ -3,6 +3,7 @@
 mod access;
 mod labels;
 mod monitoring;
+mod order;
 mod pod;
 mod policy;
 mod router;

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::labels::{labels, selector};
+use super::order;
 use crate::reconcile::validate::Wanted;
 
 /// The user that all containers run as: nobody in particular, and not root.
@@ -64,11 +65,12 @@ pub(super) fn template(wanted: &Wanted, parts: Parts<'_>) -> PodTemplateSpec {
 
     let mut all_labels = more_labels.clone();
     all_labels.extend(labels(wanted, Some(component)));
-    volumes.extend(more_volumes.iter().cloned());
-    container.env.get_or_insert_default().extend(env.iter().cloned().map(env_var));
+    volumes.extend(order::by_content(more_volumes.clone()));
+    container.env.get_or_insert_default().extend(order::environment(env).into_iter().map(env_var));
     let mounts = container.volume_mounts.get_or_insert_default();
     mounts.push(mount("tmp", "/tmp"));
-    mounts.extend(volume_mounts.iter().cloned().map(volume_mount));
+    // The container runtime mounts a folder before what is below it, whatever their order here.
+    mounts.extend(order::by_content(volume_mounts.clone()).into_iter().map(volume_mount));
     volumes.push(empty_dir("tmp"));
     container.resources = resource_requirements(resources);
     container.image_pull_policy = wanted.pull_policy.map(str::to_owned);
@@ -84,7 +86,7 @@ pub(super) fn template(wanted: &Wanted, parts: Parts<'_>) -> PodTemplateSpec {
     let mut annotations = annotations.clone();
     annotations.insert(ANNOTATION_CONFIG_HASH.to_owned(), config_hash(&container));
     // Copies of a component that share a node share its fate.
-    let mut spread = topology_spread_constraints.clone();
+    let mut spread = order::by_content(topology_spread_constraints.clone());
     if spread.is_empty() && component == Component::Router {
         spread.push(k8s_openapi::api::core::v1::TopologySpreadConstraint {
             label_selector: Some(selector(wanted, component)),
@@ -116,11 +118,11 @@ pub(super) fn template(wanted: &Wanted, parts: Parts<'_>) -> PodTemplateSpec {
                 }),
                 ..PodSecurityContext::default()
             }),
-            image_pull_secrets: some(
+            image_pull_secrets: some(order::by_content(
                 wanted.pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect(),
-            ),
+            )),
             node_selector: Some(node_selector.clone()).filter(|labels| !labels.is_empty()),
-            tolerations: some(tolerations.clone()),
+            tolerations: some(order::by_content(tolerations.clone())),
             affinity: affinity.clone(),
             topology_spread_constraints: some(spread),
             priority_class_name: priority_class_name.clone(),
@@ -162,8 +164,14 @@ pub(super) fn http_probe(path: &str, port: &str, period_seconds: i32, failures: 
     }
 }
 
-pub(super) fn plain_env(name: &str, value: impl Into<String>) -> EnvVar {
-    EnvVar { name: name.to_owned(), value: Some(value.into()), value_from: None }
+/// `text` as an argument or variable that reaches the process as it is: the kubelet reads `$(NAME)` as a variable, and
+/// `$$` as a dollar. Users mean such references where they write them as in a pod, in `podTemplate.env`, and nowhere else.
+pub(super) fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+pub(super) fn plain_env(name: &str, value: &str) -> EnvVar {
+    EnvVar { name: name.to_owned(), value: Some(literal(value)), value_from: None }
 }
 
 pub(super) fn field_env(name: &str, path: &str) -> EnvVar {

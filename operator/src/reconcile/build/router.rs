@@ -73,9 +73,9 @@ pub(super) fn deployment(wanted: &Wanted) -> Deployment {
         image: Some(router.image.clone()),
         args: Some(args),
         env: Some(vec![
-            plain_env(ENV_DEPLOYMENT, wanted.name.clone()),
+            plain_env(ENV_DEPLOYMENT, &wanted.name),
             field_env(ENV_NAMESPACE, "metadata.namespace"),
-            plain_env("DISAGG_SHUTDOWN_DELAY_SECONDS", SHUTDOWN_DELAY_SECONDS.to_string()),
+            plain_env("DISAGG_SHUTDOWN_DELAY_SECONDS", &SHUTDOWN_DELAY_SECONDS.to_string()),
         ]),
         ports: Some(vec![ContainerPort {
             name: Some(ROUTER_HTTP_PORT_NAME.to_owned()),

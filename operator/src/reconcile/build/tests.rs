@@ -119,6 +119,60 @@ fn what_a_process_reads_at_its_start_changes_the_hash() {
 }
 
 #[test]
+fn users_texts_reach_the_process_as_they_are_written() {
+    let source = "  model:\n    source: {path: '/m/$(HOME)/$$'}\n    servedName: '$(POD_NAME)'\n";
+    let env = "  decode: {podTemplate: {env: [{name: A, value: '$(POD_NAME)-a'}]}}\n";
+    let pod = with_spec(&format!("{source}{env}")).decode.spec.unwrap().template.spec.unwrap();
+    let container = &pod.containers[0];
+    let has = |argument: &str| container.args.as_ref().unwrap().iter().any(|found| found == argument);
+    assert!(has("--served-model-name=$$(POD_NAME)") && has("--model=/m/$$(HOME)/$$$$"), "{container:?}");
+    assert!(has("--name=$(POD_NAME)"), "our own references stay: {container:?}");
+    // In a pod's own field they have a pod's meaning.
+    let value = |name: &str| {
+        let found = container.env.as_ref().unwrap().iter().find(|variable| variable.name == name);
+        found.and_then(|variable| variable.value.clone())
+    };
+    assert_eq!(value("A").as_deref(), Some("$(POD_NAME)-a"));
+}
+
+#[test]
+fn a_list_in_another_order_rolls_no_pods() {
+    let template = |reversed: bool| {
+        let list = |mut entries: Vec<&str>| {
+            if reversed {
+                entries.reverse();
+            }
+            entries.join(", ")
+        };
+        let env = list(vec!["{name: B, value: '1'}", "{name: A, value: '2'}", "{name: C}"]);
+        let volumes = list(vec!["{name: b, emptyDir: {}}", "{name: a, emptyDir: {}}"]);
+        let mounts = list(vec!["{name: b, mountPath: /x}", "{name: a, mountPath: /x/y}"]);
+        let tolerations = list(vec!["{key: b, operator: Exists}", "{key: a, operator: Exists}"]);
+        let spread = list(vec![
+            "{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway}",
+            "{maxSkew: 2, topologyKey: host, whenUnsatisfiable: DoNotSchedule}",
+        ]);
+        let secrets = list(vec!["{name: q}", "{name: p}"]);
+        let pod = format!(
+            "{{podTemplate: {{env: [{env}], volumes: [{volumes}], volumeMounts: [{mounts}], tolerations: \
+             [{tolerations}], topologySpreadConstraints: [{spread}]}}}}"
+        );
+        with_spec(&format!(
+            "  model: {{source: {{random: {{}}}}}}\n  images: {{pullSecrets: [{secrets}]}}\n  decode: {pod}\n  router: \
+             {pod}\n"
+        ))
+    };
+    assert_eq!(template(false), template(true));
+    // Where one variable refers to another, the order has a meaning.
+    let env = |list: &str| {
+        let source = "  model: {source: {random: {}}}\n";
+        with_spec(&format!("{source}  decode: {{podTemplate: {{env: [{list}]}}}}\n")).decode
+    };
+    let (one, other) = ("{name: A, value: 'x'}", "{name: B, value: '$(A)'}");
+    assert_ne!(env(&format!("{one}, {other}")), env(&format!("{other}, {one}")));
+}
+
+#[test]
 fn a_number_that_is_left_out_is_not_applied() {
     let replicas = |spec: &str| {
         let children = with_spec(&format!("  model: {{source: {{random: {{}}}}}}\n{spec}"));

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::access::worker_account;
 use super::labels::{metadata, selector};
-use super::pod::{Parts, empty_dir, field_env, http_probe, mount, plain_env, template};
+use super::pod::{Parts, empty_dir, field_env, http_probe, literal, mount, plain_env, template};
 use crate::reconcile::validate::{Model, Replicas, Wanted, Workers};
 
 /// Where a volume with the model is mounted.
@@ -109,14 +109,15 @@ pub(super) fn stateful_set(wanted: &Wanted, workers: &Workers) -> StatefulSet {
 }
 
 fn arguments(wanted: &Wanted, workers: &Workers) -> Vec<String> {
-    let mut args = Vec::new();
-    // In one word each: a value may begin with a dash.
-    let mut flag = |name: &str, value: String| args.push(format!("--{name}={value}"));
-    flag("name", "$(POD_NAME)".to_owned());
-    flag("role", workers.component.as_str().to_owned());
-    // Every address, since the cluster's may be of either family; kubectl port-forward comes by the loopback.
-    flag("listen", format!("[::]:{WORKER_GRPC_PORT}"));
-    flag("advertise", format!("$(POD_IP):{WORKER_GRPC_PORT}"));
+    let mut args = vec![
+        "--name=$(POD_NAME)".to_owned(),
+        format!("--role={}", workers.component.as_str()),
+        // Every address, since the cluster's may be of either family; kubectl port-forward comes by the loopback.
+        format!("--listen=[::]:{WORKER_GRPC_PORT}"),
+        format!("--advertise=$(POD_IP):{WORKER_GRPC_PORT}"),
+    ];
+    // In one word each: a value may begin with a dash. From here on nothing is for the kubelet to expand.
+    let mut flag = |name: &str, value: String| args.push(format!("--{name}={}", literal(&value)));
     flag("metrics-listen", format!("[::]:{WORKER_METRICS_PORT}"));
     flag("model", model_argument(&wanted.model));
     flag("served-model-name", wanted.served_name.clone());

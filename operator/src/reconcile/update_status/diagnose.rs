@@ -1,6 +1,7 @@
 //! Why pods are missing or not ready, in words that tell a person what to do. Pure.
 
 use disagg_api::kubernetes::Component;
+use disagg_api::last_words::{is_usage_error, last_words};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
@@ -8,6 +9,9 @@ use crate::reconcile::dereference::Warning;
 
 /// The most characters of a message from elsewhere.
 const QUOTE: usize = 400;
+
+/// From so many restarts on, a container that ends does so again and again. Once may be a kill from outside.
+const CRASH_LOOP_RESTARTS: i32 = 2;
 
 /// One thing that keeps a component from its pods.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -103,7 +107,7 @@ fn of_pod(pod: &Pod, field: &str, namespace: &str) -> Option<Trouble> {
     }
     let containers = status.container_statuses.iter().flatten();
     let mut containers = containers;
-    containers.find_map(|container| of_container(&name, container, field, namespace)).or_else(|| {
+    containers.find_map(|container| of_container(pod, container, field, namespace)).or_else(|| {
         let evicted = status.phase.as_deref() == Some("Failed");
         evicted.then(|| Trouble {
             reason: "PodFailed",
@@ -117,9 +121,16 @@ fn of_pod(pod: &Pod, field: &str, namespace: &str) -> Option<Trouble> {
 }
 
 fn unschedulable(name: &str, why: &str, field: &str) -> Trouble {
-    let claim = why.contains("persistentvolumeclaim");
-    let gpu = why.contains("Insufficient nvidia.com/");
-    let advice = if claim {
+    // The scheduler writes kinds now as users do, now as resources are named.
+    let lower = why.to_lowercase();
+    let claim = lower.contains("persistentvolumeclaim") || lower.contains("persistent volume");
+    let unbound = claim && !lower.contains("\" not found");
+    let gpu = lower.contains("insufficient nvidia.com/");
+    let advice = if unbound {
+        "See with kubectl get pvc,storageclass why the claim is not bound: it needs a PersistentVolume that fits, or a \
+         StorageClass that makes one"
+            .to_owned()
+    } else if claim {
         "Create the PersistentVolumeClaim in this namespace, or correct spec.model.source.pvc.claimName and \
          podTemplate.volumes"
             .to_owned()
@@ -127,18 +138,35 @@ fn unschedulable(name: &str, why: &str, field: &str) -> Trouble {
         format!(
             "Add a node with a free GPU, check that the NVIDIA device plugin runs, or take {field}.resources.limits down"
         )
-    } else if why.contains("Insufficient") {
+    } else if lower.contains("insufficient") {
         format!("Add a node with room, or ask for less in {field}.resources")
     } else {
         format!("Check nodeSelector, tolerations and affinity of {field}.podTemplate against the nodes")
     };
     Trouble {
-        reason: if claim { "VolumeClaimNotFound" } else { "Unschedulable" },
+        reason: match (claim, unbound) {
+            (true, true) => "VolumeClaimNotBound",
+            (true, false) => "VolumeClaimNotFound",
+            (false, _) => "Unschedulable",
+        },
         message: format!("pod {name} cannot be scheduled: {why}. {advice}."),
     }
 }
 
-fn of_container(name: &str, container: &ContainerStatus, field: &str, namespace: &str) -> Option<Trouble> {
+/// The image that a message of the kubelet is about: that of a volume, if it is named, or the container's.
+fn image_of<'a>(pod: &'a Pod, container: &'a ContainerStatus, why: &str) -> (&'a str, bool) {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mut references = volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
+    // Quoted whole, for one may be the beginning of the other.
+    let named = |image: &&str| why.contains(&format!("\"{image}\""));
+    match references.find(named) {
+        Some(image) if image != container.image => (image, true),
+        _ => (&container.image, false),
+    }
+}
+
+fn of_container(pod: &Pod, container: &ContainerStatus, field: &str, namespace: &str) -> Option<Trouble> {
+    let name = &pod.name_any();
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref().unwrap_or_default();
@@ -151,11 +179,12 @@ fn of_container(name: &str, container: &ContainerStatus, field: &str, namespace:
             | "ImageInspectError"
             | "RegistryUnavailable"
             | "SignatureValidationFailed" => {
-                let image = &container.image;
+                let (image, of_a_volume) = image_of(pod, container, &why);
+                let fields = if of_a_volume { "spec.model.source.image.reference" } else { "spec.images" };
                 return Some(Trouble {
                     reason: "ImageNotPulled",
                     message: format!(
-                        "pod {name} cannot get the image {image}: {reason}: {why}. Correct spec.images, or set \
+                        "pod {name} cannot get the image {image}: {reason}: {why}. Correct {fields}, or set \
                          spec.images.pullSecrets for a private registry."
                     ),
                 });
@@ -198,23 +227,34 @@ fn of_container(name: &str, container: &ContainerStatus, field: &str, namespace:
             ),
         });
     }
-    let said = quote(last_words(ended.message.as_deref().unwrap_or_default()));
+    let log = ended.message.as_deref().unwrap_or_default();
+    let said = quote(&last_words(log));
     let said = if said.is_empty() { "it left no message".to_owned() } else { said };
+    let (code, restarts) = (ended.exit_code, container.restart_count);
+    // Ours have the names of the operator; others come from webhooks that add them.
+    let ours = ["worker", "router"].contains(&container.name.as_str());
+    let (reason, advice) = if !ours {
+        ("CrashLoop", "It is not one of the operator's: see what adds it to the pod".to_owned())
+    } else if is_usage_error(log) {
+        let image = &container.image;
+        let advice = format!(
+            "The image {image} does not know the operator's arguments: use images and operator of one version \
+             (spec.images)"
+        );
+        ("ArgumentsRefused", advice)
+    } else if state.waiting.is_none() && restarts < CRASH_LOOP_RESTARTS {
+        ("Restarted", "It is being started again".to_owned())
+    } else {
+        ("CrashLoop", format!("Check spec.model and {field}"))
+    };
+    let container = &container.name;
     Some(Trouble {
-        reason: "CrashLoop",
+        reason,
         message: format!(
-            "the container of pod {name} ended with code {} (restarts: {}): {said}. Check spec.model and {field}; more \
-             with kubectl -n {namespace} logs {name} --previous.",
-            ended.exit_code, container.restart_count
+            "the container {container} of pod {name} ended with code {code} (restarts: {restarts}): {said}. {advice}; more \
+             with kubectl -n {namespace} logs {name} -c {container} --previous."
         ),
     })
-}
-
-/// What a program said last: its error with all causes, if it names one, or the last line that says something.
-fn last_words(text: &str) -> &str {
-    let error = text.rfind("\nError: ").map(|at| at + 1).or_else(|| text.starts_with("Error: ").then_some(0));
-    let last_line = || text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    error.map_or_else(last_line, |at| &text[at..])
 }
 
 /// Text from elsewhere, on one line and not too long.
@@ -284,6 +324,20 @@ mod tests {
                 "\"models\" not found. Create the PersistentVolumeClaim in this namespace",
             ),
             (
+                unscheduled(
+                    "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found",
+                ),
+                "VolumeClaimNotBound",
+                "See with kubectl get pvc,storageclass why the claim is not bound",
+            ),
+            (
+                unscheduled(
+                    "0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind.",
+                ),
+                "VolumeClaimNotBound",
+                "needs a PersistentVolume that fits",
+            ),
+            (
                 waiting("ImagePullBackOff", "Back-off pulling image"),
                 "ImageNotPulled",
                 "the image example.com/worker:1: ImagePullBackOff: Back-off pulling image. Correct spec.images",
@@ -306,6 +360,68 @@ mod tests {
             assert!(found.message.contains(part), "{}", found.message);
             assert!(found.message.contains("demo-decode-0"), "{}", found.message);
         }
+    }
+
+    #[test]
+    fn one_kill_is_no_crash_loop() {
+        let running = json!({ "running": {} });
+        let killed = json!({ "terminated": { "exitCode": 137, "reason": "Error" } });
+        let after = |restarts: i32| {
+            let mut status = ended(running.clone(), killed.clone());
+            status["containerStatuses"][0]["restartCount"] = json!(restarts);
+            trouble(status)
+        };
+        assert_eq!(after(1).reason, "Restarted");
+        assert!(after(1).message.contains("It is being started again"), "{}", after(1).message);
+        assert_eq!(after(2).reason, "CrashLoop");
+    }
+
+    #[test]
+    fn what_knows_no_worker_arguments_is_an_image_of_another_version() {
+        let said = "error: unexpected argument '--speed' found\n\nUsage: disagg-worker [OPTIONS]\n\nFor more information, try '--help'.\n";
+        let last = json!({ "terminated": { "exitCode": 2, "message": said } });
+        let mut status = ended(json!({ "waiting": { "reason": "CrashLoopBackOff" } }), last);
+        status["containerStatuses"][0]["image"] = json!("example.com/worker:0.0.9");
+        let found = trouble(status);
+        assert_eq!(found.reason, "ArgumentsRefused");
+        let parts = [
+            "unexpected argument '--speed' found. The image example.com/worker:0.0.9",
+            "of one version (spec.images)",
+        ];
+        assert!(parts.iter().all(|part| found.message.contains(part)), "{}", found.message);
+        assert!(!found.message.contains("--help"), "{}", found.message);
+    }
+
+    #[test]
+    fn a_container_that_somebody_added_is_named() {
+        let last = json!({ "terminated": { "exitCode": 1, "message": "no mesh" } });
+        let mut status = ended(json!({ "waiting": { "reason": "CrashLoopBackOff" } }), last);
+        status["containerStatuses"][0]["name"] = json!("proxy");
+        let found = trouble(status);
+        assert!(found.message.starts_with("the container proxy of pod demo-decode-0"), "{}", found.message);
+        assert!(
+            found.message.contains("see what adds it to the pod") && !found.message.contains("spec.model")
+        );
+    }
+
+    #[test]
+    fn the_image_that_is_missing_is_the_one_that_is_named() {
+        let with_model = |why: &str| {
+            let mut pod = pod(waiting("ErrImagePull", why));
+            pod.spec = serde_json::from_value(json!({
+                "containers": [], "volumes": [{ "name": "model", "image": { "reference": "example.com/models:1" } }],
+            }))
+            .unwrap();
+            diagnose(Component::Decode, [&pod].into_iter(), &[], "ns").unwrap().message
+        };
+        let found = with_model("Back-off pulling image \"example.com/models:1\": not found");
+        assert!(found.contains("the image example.com/models:1: "), "{found}");
+        assert!(found.contains("Correct spec.model.source.image.reference"), "{found}");
+        let found = with_model("Back-off pulling image \"example.com/worker:1\": not found");
+        assert!(
+            found.contains("the image example.com/worker:1: ") && found.contains("Correct spec.images,"),
+            "{found}"
+        );
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Cluster for External {
     }
 
     fn load_image(&self, _archive: &Path) -> Result<(), ClusterError> {
-        self.not_offered("its nodes get images from a registry; push them there and set DISAGG_E2E_IMAGES")
+        self.not_offered("its nodes get images from a registry; push them there and set DISAGG_E2E_REGISTRY and DISAGG_E2E_TAG")
     }
 
     fn node_exec(&self, _command: &[&str]) -> Result<String, ClusterError> {

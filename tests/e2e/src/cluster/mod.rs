@@ -12,6 +12,7 @@ mod local;
 mod namespace;
 mod objects;
 mod operator;
+mod plugin;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,6 +25,7 @@ pub use local::Local;
 pub use namespace::{Namespace, is_ready};
 pub use objects::{deployment_resource, strings};
 pub use operator::{LEASE, Operator, Requests};
+pub use plugin::Plugin;
 
 /// The variable that names the cluster.
 pub const CLUSTER_ENV: &str = "DISAGG_E2E_CLUSTER";

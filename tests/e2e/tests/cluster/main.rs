@@ -6,6 +6,7 @@
 // A test that is skipped says so where people look.
 #![allow(clippy::print_stderr)]
 
+mod admission;
 mod install;
 mod model_change;
 mod plugin;
@@ -14,4 +15,5 @@ mod rollout;
 mod serving;
 mod session;
 mod settings;
+mod sidecar;
 mod smoke;

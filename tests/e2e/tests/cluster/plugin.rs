@@ -1,51 +1,10 @@
-//! `kubectl disagg`, as kubectl itself finds and runs it.
+//! What `kubectl disagg` says and does.
 
-use std::os::unix::fs::symlink;
-use std::process::Output;
-
-use disagg_e2e::cluster::Namespace;
-use disagg_e2e::process::disagg;
+use disagg_e2e::cluster::{Namespace, Plugin};
 use serde_json::{Value, json};
 
 use crate::serving::{CONVERGE, THRESHOLD, spec};
 use crate::session::operator;
-
-/// kubectl with the plugin on its PATH.
-struct Plugin<'a> {
-    namespace: &'a Namespace,
-    folder: tempfile::TempDir,
-}
-
-impl<'a> Plugin<'a> {
-    fn new(namespace: &'a Namespace) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        symlink(disagg(), folder.path().join("kubectl-disagg")).expect("a link to the executable");
-        Self { namespace, folder }
-    }
-
-    /// `kubectl disagg …` in the namespace.
-    fn run(&self, arguments: &[&str]) -> Output {
-        let before = std::env::var_os("PATH").unwrap_or_default();
-        let folders = std::iter::once(self.folder.path().to_owned()).chain(std::env::split_paths(&before));
-        let path = std::env::join_paths(folders).expect("a PATH");
-        let mut command = self.namespace.kubectl_plugin_command("disagg");
-        command.args(arguments).env("PATH", path).output().expect("kubectl")
-    }
-
-    /// What it prints when it succeeds.
-    fn prints(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "kubectl disagg {arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("UTF-8")
-    }
-
-    /// What it prints when it finds something wrong.
-    fn complains(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert_eq!(output.status.code(), Some(1), "kubectl disagg {arguments:?}: {output:?}");
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-    }
-}
 
 fn contains(text: &str, words: &[&str]) {
     for word in words {

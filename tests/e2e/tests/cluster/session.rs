@@ -26,7 +26,7 @@ pub(crate) const RELEASE: (&str, &str) = ("disagg-system", "disagg");
 /// Registry and tag of the images, as `tests/cluster/testcluster/product.py` names them; other nodes pull others.
 pub(crate) fn image_source() -> (String, String) {
     let or = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    (or("DISAGG_E2E_REGISTRY", "localhost"), or("DISAGG_E2E_TAG", "e2e"))
+    (or("DISAGG_E2E_REGISTRY", "localhost"), or("DISAGG_E2E_TAG", env!("CARGO_PKG_VERSION")))
 }
 
 /// The cluster, with the operator installed by the chart and ready. It stays for the whole run, so that its rights and

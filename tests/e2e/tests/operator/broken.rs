@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use disagg_e2e::cluster::{Namespace, Operator};
+use disagg_e2e::cluster::{Namespace, Operator, Plugin};
 use disagg_e2e::eventually;
 use k8s_openapi::api::core::v1::{ResourceQuota, Service};
 use kube::api::PostParams;
@@ -46,12 +46,8 @@ fn cases() -> Vec<Case> {
         ["persistentvolumeclaim \"models\" not found", "Create the PersistentVolumeClaim in this namespace"],
     );
     no_claim.spec["model"] = json!({ "source": { "pvc": { "claimName": "models" } } });
-    let mut no_image = decode(
-        "no-image",
-        &json!({}),
-        "ImageNotPulled",
-        ["localhost/none:1: ErrImageNeverPull", "Correct spec.images"],
-    );
+    let mut no_image =
+        decode("no-image", &json!({}), "ImageNotPulled", ["ErrImageNeverPull", "Correct spec.images"]);
     no_image.spec["images"] = json!({ "worker": "localhost/none:1", "pullPolicy": "Never" });
     vec![
         no_secret,
@@ -76,7 +72,12 @@ fn cases() -> Vec<Case> {
             ["node", "Check nodeSelector, tolerations and affinity of spec.decode.podTemplate"],
         ),
         // This image's program does not know a worker's flags, as a worker does not know a wrong model.
-        decode("crashes", &json!({}), "CrashLoop", ["ended with code", "logs crashes-decode-0 --previous"]),
+        decode(
+            "crashes",
+            &json!({}),
+            "CrashLoop",
+            ["not \"--name=crashes-decode-0\"", "logs crashes-decode-0 -c worker --previous"],
+        ),
         decode(
             "no-config",
             &json!({ "podTemplate": { "env": [
@@ -127,6 +128,30 @@ async fn ten_resources_that_cannot_work_say_what_to_do() {
     for case in &cases {
         ready_says(&namespace, case).await;
     }
+    let plugin = Plugin::new(&namespace);
+    for case in &cases {
+        check_names_the_cause(&plugin, case).await;
+    }
+}
+
+/// `kubectl disagg check` begins with what keeps the decode worker from starting, and tells that once. (The routers' image
+/// does not exist, which is a trouble of its own.)
+async fn check_names_the_cause(plugin: &Plugin<'_>, case: &Case) {
+    eventually(&format!("the check of {} to name the cause", case.name), PODS, async || {
+        let findings = plugin.findings(case.name);
+        let of_workers: Vec<&String> = findings
+            .iter()
+            .filter(|it| !it.starts_with(&format!("error: pod/{}-router-", case.name)))
+            .collect();
+        let first = findings.first().map(String::as_str).unwrap_or_default();
+        let told_once =
+            of_workers.len() == 1 && first.contains("hence: ") && first.contains("DecodeAvailable is False");
+        if first.starts_with("error: ") && first.contains(case.says[0]) && told_once {
+            return Ok(());
+        }
+        Err(format!("{findings:#?}"))
+    })
+    .await;
 }
 
 #[tokio::test]

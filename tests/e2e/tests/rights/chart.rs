@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use disagg_e2e::cluster::{Cluster, Namespace, repository};
 use disagg_e2e::eventually;
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -114,6 +115,9 @@ pub(crate) async fn uninstalled(cluster: &dyn Cluster, namespace: &Namespace) {
     let roles = Api::<ClusterRole>::all(client.clone()).list(&ours).await.expect("roles").items;
     let bindings = Api::<ClusterRoleBinding>::all(client.clone()).list(&ours).await.expect("bindings").items;
     assert_eq!((roles.len(), bindings.len()), (0, 0), "rights of an operator that is gone");
+    let policies =
+        Api::<ValidatingAdmissionPolicy>::all(client.clone()).list(&ours).await.expect("policies").items;
+    assert_eq!(policies.len(), 0, "a policy on an operator that is gone");
 
     namespace.deployments().get(NAME).await.expect("the definition and its resources stay");
     assert_eq!(versions(namespace).await, before, "the uninstallation touched a deployment");

@@ -81,6 +81,7 @@ impl DisaggDeployment {
         problems.role("spec.prefill", prefill);
         problems.role("spec.decode", decode);
         problems.router(router);
+        problems.min_workers(router, prefill, decode);
         let settings = problems.settings(disaggregation);
         problems.monitoring(monitoring);
         problems.images(images);
@@ -325,6 +326,22 @@ impl Problems {
         self.range("spec.router.minWorkers", *min_workers, 1..=limits::MIN_WORKERS);
         self.resources("spec.router.resources", resources);
         self.pod("spec.router.podTemplate", pod_template);
+    }
+
+    /// Where both numbers of replicas are given, and anything is to be served.
+    fn min_workers(&mut self, router: &RouterSpec, prefill: &RoleSpec, decode: &RoleSpec) {
+        let (Some(min_workers), Some(prefill), Some(decode)) =
+            (router.min_workers, prefill.replicas, decode.replicas)
+        else {
+            return;
+        };
+        let workers = prefill.saturating_add(decode);
+        if decode != 0 && min_workers > workers {
+            self.add(
+                "spec.router.minWorkers",
+                format!("must be at most prefill.replicas + decode.replicas ({workers}), not {min_workers}: a router waits until so many are ready"),
+            );
+        }
     }
 
     fn monitoring(&mut self, monitoring: &MonitoringSpec) {

@@ -150,10 +150,20 @@ impl Problems {
                 self.add(format!("{path}.name"), "must hold a-z, 0-9 and '-', and begin and end without '-'");
             }
             self.length(&format!("{path}.mountPath"), Some(mount_path), limits::PATH_LENGTH);
-            if !mount_path.starts_with('/') || mount_path.contains([':', '\n']) {
-                self.add(format!("{path}.mountPath"), "must be an absolute path without ':'");
+            let below_root = mount_path.strip_prefix('/');
+            if !below_root.is_some_and(|rest| rest.is_empty() || is_canonical(rest, &['/', ':', '\n'])) {
+                self.add(
+                    format!("{path}.mountPath"),
+                    "must be an absolute path without ':', '.' or '..', and not end in '/'",
+                );
             }
             self.length(&format!("{path}.subPath"), sub_path.as_deref(), limits::PATH_LENGTH);
+            if sub_path.as_ref().is_some_and(|sub_path| !is_canonical(sub_path, &['/', '\n'])) {
+                self.add(
+                    format!("{path}.subPath"),
+                    "must be a path below the volume's root, without '.' or '..', that neither begins nor ends with '/'",
+                );
+            }
         }
     }
 
@@ -191,6 +201,12 @@ impl Problems {
             }
         }
     }
+}
+
+/// Parts with one `/` between them, each with something other than dots and none with a character of `forbidden`. As the
+/// schema's patterns have it.
+fn is_canonical(path: &str, forbidden: &[char]) -> bool {
+    path.split('/').all(|part| part.contains(|c| c != '.') && !part.contains(forbidden))
 }
 
 /// Of a-z, 0-9 and `inner`, which stands neither first nor last. Empty is left to the rule of the length.

@@ -1,5 +1,8 @@
 //! Findings on fixtures: what kubectl would show, in YAML.
 
+mod folded;
+mod network;
+
 use std::collections::BTreeMap;
 
 use disagg_api::RouterSettings;
@@ -7,9 +10,9 @@ use disagg_api::kubernetes::SettingsReport;
 use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
-use super::findings::findings;
-use super::gather::{DeploymentSnapshot, RouterSnapshot, Seen, Snapshot};
-use super::{Finding, Severity};
+use super::findings;
+use super::gather::{DeploymentSnapshot, RouterSnapshot, Seen, Snapshot, part_of};
+use super::{Finding, Group, Severity, report};
 use crate::router_client::Worker;
 
 const NOW: &str = "2026-01-01T12:00:00Z";
@@ -30,9 +33,13 @@ status: { conditions: [{ type: Established, status: 'True' }] }
 
 const OPERATOR: &str = "
 metadata: { name: disagg, namespace: disagg-system }
-spec: { selector: {}, template: {} }
+spec:
+  selector: {}
+  template: { spec: { containers: [{ name: operator, args: ['--listen=[::]:8080'] }] } }
 status: { availableReplicas: 1 }
 ";
+
+const NETWORK_PLUGIN: &str = "metadata: { name: calico-node, namespace: kube-system }";
 
 const RESOURCE: &str = "
 apiVersion: disagg.dev/v1alpha1
@@ -41,9 +48,10 @@ metadata: { name: demo, generation: 3, creationTimestamp: '2026-01-01T11:00:00Z'
 spec: { model: { source: { random: {} } } }
 status:
   observedGeneration: 3
+  settings: { maxLocalPrefillLength: 512, maxPrefillQueueDepth: 2, fallbackPolicy: Local, overlapWeightPercent: 100 }
   conditions:
   - { type: Ready, status: 'True', reason: Serving, message: '', lastTransitionTime: '2026-01-01T11:01:00Z' }
-  - { type: Progressing, status: 'False', reason: Done, message: '', lastTransitionTime: '2026-01-01T11:01:00Z' }
+  - { type: Progressing, status: 'False', reason: Complete, message: '', lastTransitionTime: '2026-01-01T11:01:00Z' }
 ";
 
 const SETTINGS: &str = "
@@ -59,6 +67,7 @@ fn well() -> Snapshot {
         pods: Seen::It(vec![pod("demo-decode-0", READY), pod("demo-router-x", READY)]),
         events: Seen::It(Vec::new()),
         settings: Seen::It(yaml(SETTINGS)),
+        policies: Seen::It(Vec::new()),
         routers: BTreeMap::from([("demo-router-x".to_owned(), router(512))]),
     };
     Snapshot {
@@ -66,21 +75,27 @@ fn well() -> Snapshot {
         namespace: "llm".to_owned(),
         definition: Seen::It(yaml(DEFINITION)),
         operators: Seen::It(vec![yaml(OPERATOR)]),
+        agents: Seen::It(vec![yaml(NETWORK_PLUGIN)]),
+        version: "v1.36.1".to_owned(),
         deployments: Seen::It(vec![deployment]),
     }
 }
 
 const READY: &str = "
 phase: Running
-conditions: [{ type: PodScheduled, status: 'True' }, { type: Ready, status: 'True' }]
+conditions:
+- { type: PodScheduled, status: 'True' }
+- { type: Ready, status: 'True', lastTransitionTime: '2026-01-01T11:01:00Z' }
 containerStatuses: [{ name: worker, image: i, imageID: '', ready: true, restartCount: 0, state: { running: {} } }]
 ";
 
 /// A pod of an hour ago.
 fn pod(name: &str, status: &str) -> k8s_openapi::api::core::v1::Pod {
     let indented = status.trim().replace('\n', "\n  ");
+    let role = part_of("demo", name).expect("a pod of the demo").as_str();
     yaml(&format!(
-        "metadata: {{ name: {name}, creationTimestamp: '2026-01-01T11:00:00Z' }}\nstatus:\n  {indented}\n"
+        "metadata:\n  name: {name}\n  creationTimestamp: '2026-01-01T11:00:00Z'\n  labels: {{ disagg.dev/deployment: demo, \
+         disagg.dev/role: {role} }}\nstatus:\n  {indented}\n"
     ))
 }
 
@@ -119,6 +134,11 @@ fn worker(name: &str, role: &str, kv_compat: &str) -> Worker {
 fn demo(snapshot: &mut Snapshot) -> &mut DeploymentSnapshot {
     let Seen::It(deployments) = &mut snapshot.deployments else { panic!("deployments") };
     &mut deployments[0]
+}
+
+/// All findings, of whatever group.
+fn findings(snapshot: &Snapshot) -> Vec<Finding> {
+    findings::findings(snapshot).into_iter().flat_map(|group| group.findings).collect()
 }
 
 /// The only finding after `change`.
@@ -205,10 +225,10 @@ fn the_operator_is_slow_or_says_no() {
         Severity::Error,
         "dd/demo",
         "has not taken its last change over",
-        "watches this namespace",
+        "operator's log",
     );
     let found = with(RESOURCE.split("status:\n").next().unwrap().to_owned());
-    assert_finding(&found, Severity::Error, "dd/demo", "has not said anything", "watches this namespace");
+    assert_finding(&found, Severity::Error, "dd/demo", "has not said anything", "operator's log");
 
     let no = RESOURCE.replace(
         "type: Ready, status: 'True', reason: Serving, message: ''",
@@ -216,9 +236,18 @@ fn the_operator_is_slow_or_says_no() {
     );
     let found = with(no.clone());
     let what = "Ready is False, NoModel: the claim is missing";
-    assert_finding(&found, Severity::Error, "dd/demo", what, "kubectl describe");
-    let found = with(no.replace("Progressing, status: 'False'", "Progressing, status: 'True'"));
-    assert_finding(&found, Severity::Warning, "dd/demo", what, "a change is under way");
+    assert_finding(&found, Severity::Error, "dd/demo", what, "what the condition says to do");
+    // A change that is under way excuses what it brings with it, and nothing else.
+    let changing = no.replace("Progressing, status: 'False'", "Progressing, status: 'True'");
+    assert_finding(
+        &with(changing.clone()),
+        Severity::Error,
+        "dd/demo",
+        what,
+        "what the condition says to do",
+    );
+    let found = with(changing.replace("NoModel", "Starting"));
+    assert_finding(&found, Severity::Warning, "dd/demo", "Ready is False, Starting", "a change is under way");
     let found = only(|it| demo(it).resource = Err("missing field `model`".to_owned()));
     assert_finding(&found, Severity::Error, "dd/demo", "missing field `model`", "of the version");
 }
@@ -250,7 +279,8 @@ fn a_pod_that_no_node_takes() {
         ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "fewer replicas or GPUs"),
         ("0/3 nodes are available: 3 Insufficient memory.", "lower the resources"),
         ("persistentvolumeclaim \"weights\" not found", "create the PersistentVolumeClaim"),
-        ("pod has unbound immediate PersistentVolumeClaims", "kubectl get pvc"),
+        ("pod has unbound immediate PersistentVolumeClaims. not found", "kubectl get pvc,storageclass"),
+        ("1 node(s) didn't find available persistent volumes to bind.", "a StorageClass that makes one"),
         ("0/1 nodes are available: 1 node(s) had untolerated taint {gpu: }", "toleration"),
         ("1 node(s) didn't match Pod's node affinity/selector", "nodeSelector"),
         ("no nodes available to schedule pods", "kubectl get nodes"),
@@ -423,7 +453,7 @@ fn workers_that_a_router_cannot_use() {
         Severity::Warning,
         "pod/demo-router-x",
         "cannot reach the worker demo-decode-0",
-        "NetworkPolicies",
+        "service mesh",
     );
     let found = with(vec![worker("p", "prefill", "a"), worker("d", "decode", "b")]);
     assert_finding(&found, Severity::Warning, "dd/demo", "no prefill worker can hand KV", "the same options");
