@@ -12,6 +12,7 @@ mod app;
 mod args;
 mod config;
 mod endpoints;
+mod failure;
 #[doc(hidden)]
 pub mod fuzz;
 mod generation;
@@ -31,4 +32,5 @@ mod wire;
 mod workers;
 
 pub use args::RouterArgs;
+pub use failure::failure;
 pub use server::{run, serve};

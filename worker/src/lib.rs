@@ -9,6 +9,7 @@ pub mod backend;
 pub mod convert;
 pub mod cuda;
 pub mod engine_thread;
+mod failure;
 pub mod handoff;
 pub mod http;
 pub mod https;
@@ -37,6 +38,7 @@ use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::format::Format;
 use cuda::weights::Origin;
+pub use failure::failure;
 use http::Probes;
 use hub::{HubConfig, Lines, ModelRef};
 use model::{ModelCard, ModelConfig as Shapes, ModelSource, OpenModel, WeightsSource, memory};
@@ -92,7 +94,7 @@ async fn model_folder(config: &ModelConfig) -> anyhow::Result<PathBuf> {
         ModelRef::Folder(folder) => Ok(folder.clone()),
         ModelRef::BuiltIn(model) => {
             let model = *model;
-            let write = move || model.write(&model::built_in::default_cache());
+            let write = move || model.write(&model::built_in::default_cache()?);
             let written = tokio::task::spawn_blocking(write).await.context("writing the model panicked")?;
             Ok(written
                 .context("the model is part of disagg, but cannot be written into the cache folder")?

@@ -113,6 +113,12 @@ pub(crate) struct UpArgs {
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=86_400))]
     pub(crate) startup_timeout_seconds: u32,
 
+    /// A router or worker that answers nothing on its health port for so long hangs: it is killed and started again, in
+    /// seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = RangedU64ValueParser::<u32>::new().range(3..=3600))]
+    pub(crate) max_silence_seconds: u32,
+
     /// On Ctrl-C, longest time for open answers to end, in seconds [default: the file's, or 10]
     #[arg(long, value_name = "SECONDS",
           value_parser = RangedU64ValueParser::<u32>::new().range(0..=3600))]

@@ -206,7 +206,7 @@ impl Worker<'_> {
     }
 
     /// Arguments of `disagg`.
-    pub(crate) fn args(&self, model_folder: &Path, listen: &str) -> Vec<OsString> {
+    pub(crate) fn args(&self, model_folder: &Path, listen: &str, probes: &str) -> Vec<OsString> {
         let plan = self.plan;
         // Destructured without `..`, so that a new option has to be thought of here.
         let EngineSpec {
@@ -223,6 +223,7 @@ impl Worker<'_> {
         args.flag("--name", self.name());
         args.flag("--role", self.role);
         args.flag("--listen", listen);
+        args.flag("--metrics-listen", probes);
         args.flag("--model", model_folder);
         args.flag("--served-model-name", &plan.served_name);
         args.flag("--load-format", plan.load_format.as_str());

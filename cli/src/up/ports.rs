@@ -37,10 +37,25 @@ pub(super) fn router_address(address: SocketAddr) -> Result<SocketAddr, PortErro
     }
 }
 
-/// `count` free loopback ports for workers, which keep them over restarts.
-pub(super) fn worker_addresses(count: usize) -> Result<Vec<SocketAddr>, PortError> {
-    let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    Ok(free_ports(ip, count)?.into_iter().map(|port| SocketAddr::new(ip, port)).collect())
+/// Where a worker listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct WorkerPorts {
+    /// For the router and for other workers.
+    pub(super) grpc: SocketAddr,
+    /// Its health and its metrics, for us.
+    pub(super) probes: SocketAddr,
+}
+
+/// Free loopback ports for so many workers, which keep them over restarts unless somebody else takes them meanwhile.
+pub(super) fn worker_ports(count: usize) -> Result<Vec<WorkerPorts>, PortError> {
+    let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    let ports = free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * count)?;
+    let (grpc, probes) = ports.split_at(count);
+    Ok(grpc
+        .iter()
+        .zip(probes)
+        .map(|(&grpc, &probes)| WorkerPorts { grpc: at(grpc), probes: at(probes) })
+        .collect())
 }
 
 /// The search begins at a place of this process's own, so that deployments started at the same time do not choose
@@ -71,13 +86,15 @@ mod tests {
 
     #[test]
     fn ports_are_free_distinct_and_below_the_ephemeral_range() {
-        let addresses = worker_addresses(5).unwrap();
+        let all = |count| -> Vec<SocketAddr> {
+            worker_ports(count).unwrap().into_iter().flat_map(|ports| [ports.grpc, ports.probes]).collect()
+        };
+        let addresses = all(5);
         let listeners: Vec<TcpListener> =
             addresses.iter().map(|address| TcpListener::bind(address).unwrap()).collect();
-        assert_eq!(listeners.len(), 5);
+        assert_eq!(listeners.len(), 10);
         assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() < 32_768));
-        let others = worker_addresses(5).unwrap();
-        assert!(others.iter().all(|address| !addresses.contains(address)), "taken ones are passed over");
+        assert!(all(5).iter().all(|address| !addresses.contains(address)), "taken ones are passed over");
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl ModelCard {
         let mut left = CARD_BYTES_MAX;
         for name in CARD_FILES {
             let path = source.path.join(name);
-            if path.is_file() {
+            // What is there and no file is refused, not passed over.
+            if path.exists() {
                 let bytes = read_bounded(&path, left)?;
                 left -= bytes.len() as u64;
                 files.push(CardFile { name, bytes: bytes.into() });

@@ -38,7 +38,7 @@ struct AsRouter {
 
 /// What the worker itself makes of the arguments we give it.
 fn worker_config(plan: &Plan, index: usize) -> WorkerConfig {
-    let args = plan.workers()[index].args(Path::new("/m"), "127.0.0.1:20000");
+    let args = plan.workers()[index].args(Path::new("/m"), "127.0.0.1:20000", "127.0.0.1:20001");
     AsWorker::try_parse_from(args).unwrap().args.resolve().unwrap()
 }
 
@@ -143,6 +143,7 @@ fn every_engine_option_reaches_its_worker() {
         assert_eq!(config.model.block_size, 64);
         assert_eq!(config.model.load_format, WorkerLoadFormat::Auto);
         assert_eq!(config.serve.listen, "127.0.0.1:20000");
+        assert_eq!(config.metrics_listen.as_deref(), Some("127.0.0.1:20001"));
         assert_eq!(config.serve.drain.as_secs(), 10, "what neither flag nor file names has its default");
         assert!(config.exit_with_stdin, "no worker outlives `up`");
     }

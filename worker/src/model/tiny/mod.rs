@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::config::{CONFIG_FILE, ModelConfig};
 use super::error::ModelError;
-use super::weights::{DummyWeights, TensorSource, expected_tensors};
+use super::weights::{DummyWeights, SINGLE_FILE, TensorSource, expected_tensors};
 
 pub use tokenizer::VOCAB_SIZE;
 
@@ -25,18 +25,27 @@ const STANDARD_DEVIATION: f32 = 0.12;
 ///
 /// Not atomic: whoever shares the folder writes into a temporary one and renames it.
 pub fn write(dir: &Path, seed: u64) -> Result<(), ModelError> {
-    std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
-    let write = |name: &str, bytes: &[u8]| {
-        let path = dir.join(name);
-        std::fs::write(&path, bytes).map_err(ModelError::io(&path))
-    };
+    write_files(dir, &files(seed)?)
+}
+
+/// Names and contents of the folder's files.
+pub(super) fn files(seed: u64) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
     let config = config_json();
-    write(CONFIG_FILE, pretty(&config).as_bytes())?;
-    for (name, content) in tokenizer_files() {
-        write(name, content.as_bytes())?;
+    let mut files = vec![(CONFIG_FILE, pretty(&config).into_bytes())];
+    files.extend(tokenizer_files().map(|(name, content)| (name, content.into_bytes())));
+    let config = ModelConfig::parse(Path::new(CONFIG_FILE), config.to_string().as_bytes())?;
+    files.push((SINGLE_FILE, weights(&config, seed)?));
+    Ok(files)
+}
+
+/// Writes these files into `dir`, which is made if it is not there.
+pub(super) fn write_files(dir: &Path, files: &[(&str, impl AsRef<[u8]>)]) -> Result<(), ModelError> {
+    std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
+    for (name, content) in files {
+        let path = dir.join(name);
+        std::fs::write(&path, content).map_err(ModelError::io(&path))?;
     }
-    let config = ModelConfig::parse(&dir.join(CONFIG_FILE), config.to_string().as_bytes())?;
-    write("model.safetensors", &weights(&config, seed)?)
+    Ok(())
 }
 
 /// The tokenizer and generation files by name, equal for every seed.
@@ -100,10 +109,7 @@ fn weights(config: &ModelConfig, seed: u64) -> Result<Vec<u8>, ModelError> {
         .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
     let file = views.and_then(|views| safetensors::serialize(views, None));
-    file.map_err(|error| ModelError::WeightsFile {
-        path: "model.safetensors".into(),
-        message: error.to_string(),
-    })
+    file.map_err(|error| ModelError::WeightsFile { path: SINGLE_FILE.into(), message: error.to_string() })
 }
 
 #[cfg(test)]

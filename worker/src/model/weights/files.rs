@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use disagg_process::file;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
@@ -90,9 +91,10 @@ impl SafetensorsFolder {
 /// looked at.
 pub(crate) fn weight_files(folder: &Path) -> Result<Vec<String>, ModelError> {
     let index = folder.join(INDEX_FILE);
-    if folder.join(SINGLE_FILE).is_file() {
+    // What is there and no file is refused when it is opened.
+    if folder.join(SINGLE_FILE).exists() {
         Ok(vec![SINGLE_FILE.to_owned()])
-    } else if index.is_file() {
+    } else if index.exists() {
         shard_names(&index)
     } else {
         Err(ModelError::Missing {
@@ -126,7 +128,7 @@ fn shard_names(index: &Path) -> Result<Vec<String>, ModelError> {
 impl Shard {
     fn open(folder: &Path, name: String) -> Result<Self, ModelError> {
         let path = folder.join(&name);
-        let file = File::open(&path).map_err(ModelError::io(&path))?;
+        let file = file::open(&path)?;
         let size = file.metadata().map_err(ModelError::io(&path))?.len();
         let refuse = |message: String| ModelError::WeightsFile { path: path.clone(), message };
         let mut length = [0; 8];
