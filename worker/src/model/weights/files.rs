@@ -15,9 +15,9 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::TensorSource;
-use crate::model::config::WeightFormat;
 use super::digest::{WeightFile, WeightsDigest};
 use super::digest_cache::DigestCache;
+use crate::model::config::WeightFormat;
 use crate::model::error::{ModelError, read_bounded};
 
 /// The weights, if they are one file.
