@@ -30,5 +30,5 @@ mod upstream;
 mod wire;
 mod workers;
 
-pub use args::RouterArgs;
-pub use server::{run, serve};
+pub use args::{ConnectionArgs, RouterArgs};
+pub use server::{Listeners, run, serve};

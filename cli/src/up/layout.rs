@@ -20,7 +20,10 @@ const NOT_INHERITED: [&str; 2] = ["DISAGG_ADVERTISE", "DISAGG_METRICS_LISTEN"];
 
 /// Who runs where. Processes are known by their index: the router, then the workers.
 pub(super) struct Layout {
+    /// Of the API.
     pub(super) router: SocketAddr,
+    /// Of the router, for whoever runs it.
+    pub(super) admin: SocketAddr,
     pub(super) workers: Vec<SocketAddr>,
     /// Of the router, then of the workers.
     pub(super) names: Vec<String>,
@@ -32,9 +35,11 @@ impl Layout {
         let host = args.host.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
         // First of all: a taken port is the likeliest mistake.
         let router = ports::router_address(SocketAddr::new(host, plan.port))?;
+        let admin = ports::admin_address(router, args.admin_port)?;
         let workers = plan.workers();
         Ok(Self {
             router,
+            admin,
             workers: ports::worker_addresses(workers.len())?,
             names: std::iter::once("router".to_owned())
                 .chain(workers.iter().map(plan::Worker::name))
@@ -65,7 +70,7 @@ impl Layout {
         let chosen = std::env::var_os("RUST_LOG").is_some_and(|level| !level.is_empty());
         let env = if chosen { Vec::new() } else { vec![("RUST_LOG", log_level.to_owned())] };
         let addresses: Vec<String> = self.workers.iter().map(ToString::to_string).collect();
-        let router = plan::router_args(plan, &self.router.to_string(), &addresses, &self.settings);
+        let router = plan::router_args(plan, self.router, self.admin, &addresses, &self.settings);
         let workers = plan.workers();
         let workers = workers.iter().zip(&addresses).map(|(worker, listen)| worker.args(model, listen));
         let gpus = std::iter::once(None).chain(gpus.iter().map(Option::as_ref));

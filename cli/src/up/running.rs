@@ -65,7 +65,7 @@ impl<'a> Up<'a> {
             plan,
             layout,
             console,
-            client: RouterClient::new(&banner::url(layout.router))?,
+            client: RouterClient::new(&banner::url(layout.admin))?,
             supervisor,
             events,
             reached,
@@ -162,8 +162,9 @@ impl<'a> Up<'a> {
         } else {
             Example::Continuations
         };
-        let (address, name) = (self.layout.router, &self.plan.served_name);
-        console::print(&banner::ready(address, name, example, threshold, has_prefill));
+        let Layout { router, admin, .. } = *self.layout;
+        let name = &self.plan.served_name;
+        console::print(&banner::ready(router, admin, name, example, threshold, has_prefill));
     }
 
     fn wait_for(&self, target: Target, life: Option<Life>) -> AbortHandle {
