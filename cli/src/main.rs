@@ -23,6 +23,8 @@ use args::{Cli, Command};
 
 fn main() -> ExitCode {
     disagg_process::malloc::set_up();
+    // A connection is a file, of the router's clients and of the load that `bench` makes.
+    disagg_process::open_files::raise();
     // Parsed before anything else: help and mistakes need no runtime.
     let called = if kubectl::is_called(std::env::args_os().next().as_deref()) {
         Called::Plugin(Box::new(kubectl::Cli::parse()))

@@ -15,7 +15,7 @@ use disagg_process::file;
 use tokio::time::{Instant, interval};
 
 use crate::console;
-use crate::router_client::{RouterClient, Settings};
+use crate::router_client::{ADMIN_URL, RouterClient, Settings};
 
 /// The router takes a change over within a second.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,15 +28,9 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// worker, all others where they are decoded.
 #[derive(Args, Debug)]
 pub(crate) struct ThresholdArgs {
-    /// URL of the router
-    #[arg(
-        long,
-        env = "DISAGG_ROUTER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8181",
-        global = true
-    )]
-    router: String,
+    /// URL of the router's admin port: by default one above the port of its API
+    #[arg(long, env = "DISAGG_ADMIN", value_name = "URL", default_value = ADMIN_URL, global = true)]
+    admin: String,
 
     #[command(subcommand)]
     command: ThresholdCommand,
@@ -54,7 +48,7 @@ enum ThresholdCommand {
 }
 
 pub(crate) async fn run(args: &ThresholdArgs) -> anyhow::Result<ExitCode> {
-    let client = RouterClient::new(&args.router)?;
+    let client = RouterClient::new(&args.admin)?;
     let settings = client.settings().await?;
     if let Some(problem) = &settings.problem {
         console::note(&format!("the settings file is not in force: {problem}"));

@@ -31,6 +31,6 @@ mod upstream;
 mod wire;
 mod workers;
 
-pub use args::RouterArgs;
+pub use args::{ConnectionArgs, RouterArgs};
 pub use failure::failure;
-pub use server::{run, serve};
+pub use server::{Listeners, run, serve};

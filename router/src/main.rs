@@ -31,6 +31,7 @@ async fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     // A pod's log is no terminal.
     disagg_process::log_to_stderr(std::io::stderr().is_terminal());
+    disagg_process::open_files::raise();
     disagg_router::run(cli.router, terminated()?).await
 }
 

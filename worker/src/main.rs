@@ -18,6 +18,7 @@ fn main() -> std::io::Result<()> {
     let cli = Cli::parse();
     // A pod's log is no terminal.
     disagg_process::log_to_stderr(std::io::stderr().is_terminal());
+    disagg_process::open_files::raise();
     disagg_process::malloc::give_back_when_idle();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));

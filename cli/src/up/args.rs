@@ -57,7 +57,12 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
 
-    /// Address of the HTTP endpoint; 0.0.0.0 lets other machines in
+    /// Port for you alone, always on 127.0.0.1: metrics, workers and settings, what `disagg status` and `disagg
+    /// threshold` ask; 0 takes a free one [default: one above the port of the HTTP endpoint, or a free one]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) admin_port: Option<u16>,
+
+    /// Address of the HTTP endpoint; 0.0.0.0 lets in whoever reaches this machine, and nobody needs a key
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub(crate) host: Option<std::net::IpAddr>,
 

@@ -18,7 +18,10 @@ pub(super) const ROUTER: usize = 0;
 
 /// Who runs where. Processes are known by their index: the router, then the workers.
 pub(super) struct Layout {
+    /// Of the API.
     pub(super) router: SocketAddr,
+    /// Of the router, for whoever runs it.
+    pub(super) admin: SocketAddr,
     pub(super) workers: Vec<WorkerPorts>,
     /// Of the router, then of the workers.
     pub(super) names: Vec<String>,
@@ -41,9 +44,11 @@ impl Layout {
         let host = args.host.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
         // First of all: a taken port is the likeliest mistake.
         let router = ports::router_address(SocketAddr::new(host, plan.port))?;
+        let admin = ports::admin_address(router, args.admin_port)?;
         let workers = plan.workers();
         Ok(Self {
             router,
+            admin,
             workers: ports::worker_ports(workers.len())?,
             names: std::iter::once("router".to_owned())
                 .chain(workers.iter().map(plan::Worker::name))
@@ -83,7 +88,7 @@ impl Layout {
             Process { name: name.clone(), program: program.clone(), args, env, health }
         };
         let addresses: Vec<String> = self.workers.iter().map(|ports| ports.grpc.to_string()).collect();
-        let router = plan::router_args(plan, &self.router.to_string(), &addresses, &self.settings);
+        let router = plan::router_args(plan, self.router, self.admin, &addresses, &self.settings);
         let mut processes = vec![process(&self.names[ROUTER], router, None, self.router, false)];
         let workers = plan.workers();
         for (((worker, ports), gpu), name) in

@@ -64,6 +64,9 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         }
     };
     describe(&console, &plan, &model_folder);
+    if let Some(warning) = banner::open_to_others(layout.router) {
+        console.say(&warning);
+    }
     let gpus = deal_gpus(&plan, &model_folder.path).await?;
     for (name, gpu) in layout.names.iter().skip(1).zip(&gpus) {
         if let Some(gpu) = gpu {

@@ -66,7 +66,7 @@ impl<'a> Up<'a> {
         Ok(Self {
             common,
             console,
-            client: RouterClient::new(&banner::url(layout.router))?,
+            client: RouterClient::new(&banner::url(layout.admin))?,
             supervisor,
             events,
             reached,
@@ -191,8 +191,9 @@ impl<'a> Up<'a> {
         } else {
             Example::Continuations
         };
-        let (address, name) = (self.layout.router, &self.common.plan.served_name);
-        console::print(&banner::ready(address, name, example, threshold, has_prefill));
+        let Layout { router, admin, .. } = self.layout;
+        let name = &self.common.plan.served_name;
+        console::print(&banner::ready(router, admin, name, example, threshold, has_prefill));
     }
 
     fn wait_for(&self, target: Target, life: Option<Life>) -> AbortHandle {

@@ -186,6 +186,16 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER_ERROR, Some("request_timeout"), message)
     }
 
+    /// 403 or 503: refused before it was looked at, for where it comes from or for how many there are.
+    pub(crate) fn of_connection(status: StatusCode, message: String) -> Self {
+        let (kind, code) = if status == StatusCode::FORBIDDEN {
+            (INVALID_REQUEST, "host_not_allowed")
+        } else {
+            (SERVER_ERROR, "too_many_connections")
+        };
+        Self::new(status, kind, Some(code), message)
+    }
+
     /// 500: a defect of this server.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, Some("internal_error"), message)
