@@ -60,6 +60,19 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("invalid_value"), message).param(param)
     }
 
+    /// 400: a field's value is no JSON, which shows only when it is looked into.
+    pub(crate) fn bad_json_value(param: impl Into<String>, problem: &serde_json::Error) -> Self {
+        let param = param.into();
+        let mut problem = problem.to_string();
+        if problem.contains("surrogate") || problem.contains("end of hex escape") {
+            problem =
+                "it has half of a surrogate pair, such as \\ud83d without \\ude00, which is no character"
+                    .to_owned();
+        }
+        let message = format!("Invalid value for '{param}': {problem}.");
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("invalid_json"), message).param(param)
+    }
+
     /// 400: a field that must be there is not.
     pub(crate) fn missing(param: impl Into<String>, rule: &str) -> Self {
         let param = param.into();
