@@ -43,7 +43,6 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("best_of", &["1"]),
     ("echo", &["false"]),
     ("continue_final_message", &["false"]),
-    ("add_special_tokens", &["false"]),
     ("documents", &["[]"]),
     ("chat_template", &[]),
     ("mm_processor_kwargs", &["{}"]),
@@ -81,6 +80,7 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     }
     let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?.unwrap_or(true);
     let inputs = vec![Input::Conversation(Conversation { messages, add_generation_prompt, kwargs })];
+    let add_special_tokens = fields.flag("add_special_tokens")?;
     let (stream, include_usage) = stream(fields)?;
     Ok(Request {
         endpoint: Endpoint::Chat,
@@ -88,6 +88,7 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
         inputs,
         n,
         echo: false,
+        add_special_tokens,
         params,
         stream,
         include_usage,

@@ -116,6 +116,14 @@ impl ApiError {
             .param(param)
     }
 
+    /// 500: the model has a chat template that does not parse. Its makers can mend that, clients cannot.
+    pub(crate) fn broken_template(model: &str, problem: &dyn std::fmt::Display) -> Self {
+        let message = format!(
+            "The chat template of the model `{model}` does not parse: {problem}. /v1/completions works without it."
+        );
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, Some("broken_chat_template"), message)
+    }
+
     /// 400: a worker found the request invalid.
     pub(crate) fn refused_by_worker(message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, None, message)

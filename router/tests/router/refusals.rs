@@ -44,7 +44,7 @@ async fn every_bad_field_is_named() {
         json!({ "use_beam_search": true }),
         json!({ "guided_json": {} }),
         json!({ "structured_outputs": {} }),
-        json!({ "add_special_tokens": false }),
+        json!({ "add_special_tokens": "no" }),
         json!({ "prompt": null }),
         json!({ "prompt": ["a", 1] }),
         json!({ "prompt": [] }),
