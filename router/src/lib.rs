@@ -20,6 +20,8 @@ mod kubernetes;
 mod metrics;
 mod model;
 mod openai;
+#[cfg(test)]
+mod parity;
 mod prepare;
 mod routing;
 mod server;

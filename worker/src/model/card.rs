@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use disagg_core::{KvCompat, ModelFingerprint};
 use disagg_engine::KvLayout;
+use disagg_tokenizer::{ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_FILE};
+use disagg_tokenizer::{CONFIG_FILE as TOKENIZER_CONFIG_FILE, Files};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::config::{CONFIG_FILE, ModelConfig};
@@ -15,16 +17,16 @@ use super::{LoadFormat, ModelSource, WeightsDigest};
 /// Of all files of a card together.
 pub const CARD_BYTES_MAX: u64 = 64 << 20;
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
 const GENERATION_FILE: &str = "generation_config.json";
 
 /// The card's files, in the order in which they are sent and hashed. Those that a folder lacks are left out.
-pub const CARD_FILES: [&str; 6] = [
+pub const CARD_FILES: [&str; 7] = [
     CONFIG_FILE,
-    "generation_config.json",
+    GENERATION_FILE,
     TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_CONFIG_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    ADDED_TOKENS_FILE,
     "chat_template.jinja",
 ];
 
@@ -123,7 +125,7 @@ impl ModelCard {
     /// `folder` is for errors.
     fn check(&self, folder: &Path) -> Result<(), ModelError> {
         let path = |name: &str| folder.join(name);
-        for name in ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        for name in [GENERATION_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE] {
             let Some(bytes) = self.file(name) else { continue };
             let _: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes)
                 .map_err(|source| ModelError::Json { path: path(name), source })?;
@@ -137,17 +139,31 @@ impl ModelCard {
             let message = "is not UTF-8".to_owned();
             return Err(ModelError::TokenizerFile { path: path("chat_template.jinja"), message });
         }
-        let Some(bytes) = self.file(TOKENIZER_FILE) else { return Ok(()) };
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| {
-            let message = format!("is no tokenizer that we know: {error}");
-            ModelError::TokenizerFile { path: path(TOKENIZER_FILE), message }
+        self.check_tokenizer(folder)
+    }
+
+    /// The tokenizer with the tokens of all its files, as the router makes it.
+    fn check_tokenizer(&self, folder: &Path) -> Result<(), ModelError> {
+        let optional = |name| self.file(name).map(|bytes| &bytes[..]);
+        let Some(tokenizer) = optional(TOKENIZER_FILE) else { return Ok(()) };
+        let files = Files {
+            tokenizer,
+            config: optional(TOKENIZER_CONFIG_FILE),
+            special_tokens_map: optional(SPECIAL_TOKENS_MAP_FILE),
+            added_tokens: optional(ADDED_TOKENS_FILE),
+        };
+        let loaded = disagg_tokenizer::load(&files).map_err(|error| ModelError::TokenizerFile {
+            path: folder.join(error.file),
+            message: error.problem.to_string(),
         })?;
         // Some fine-tunes add tokens that they never use; requests with them are refused one by one.
-        if tokenizer.get_vocab_size(true) > self.vocab_size as usize {
+        let tokens = loaded.tokenizer.get_vocab_size(true);
+        if tokens > self.vocab_size as usize {
             tracing::warn!(
-                tokens = tokenizer.get_vocab_size(true),
+                tokens,
                 vocab_size = self.vocab_size,
-                "the tokenizer has more tokens than the model"
+                "the tokenizer has more tokens than the model's embedding has rows: requests with the tokens beyond it \
+                 are refused"
             );
         }
         Ok(())

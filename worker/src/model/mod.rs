@@ -8,6 +8,7 @@ pub mod card;
 pub mod config;
 mod error;
 pub mod memory;
+mod rope;
 pub mod tiny;
 pub mod weights;
 
@@ -15,8 +16,9 @@ use std::path::PathBuf;
 
 pub use built_in::BuiltIn;
 pub use card::{CARD_FILES, CardFile, ModelCard, OpenCard, kv_compat};
-pub use config::{Family, ModelConfig, RopeScaling, WeightFormat};
+pub use config::{Family, ModelConfig, WeightFormat};
 pub use error::ModelError;
+pub use rope::RopeScaling;
 pub use weights::{DummyWeights, SafetensorsFolder, Weights, WeightsDigest};
 
 /// Where the numbers come from.
@@ -73,10 +75,11 @@ impl WeightsSource {
 impl OpenModel {
     /// Reads everything but the weights, which begin to be hashed.
     pub fn open(source: &ModelSource) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(&source.path)?;
+        let mut config = ModelConfig::read(&source.path)?;
         let (weights, digest) = match source.format {
             LoadFormat::Auto => {
                 let files = SafetensorsFolder::open(&source.path)?;
+                files.settle_tie(&mut config)?;
                 files.check(&config)?;
                 let digest = files.digest()?;
                 (WeightsSource::Files(files), digest)

@@ -30,6 +30,9 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 const SHARDS_MAX: usize = 4096;
 
+/// Bytes that are read at once where two tensors are compared.
+const COMPARE_BYTES: usize = 1 << 20;
+
 /// An open safetensors file.
 struct Shard {
     name: String,
@@ -164,6 +167,37 @@ impl SafetensorsFolder {
     /// Names of all tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.tensors.keys()
+    }
+
+    /// Whether some file has the tensor.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Whether two tensors, which must be there, are the same: dtype, shape and bytes.
+    pub(super) fn equal(&self, one: &str, other: &str) -> Result<bool, ModelError> {
+        let find = |name: &str| {
+            let shard = self.tensors.get(name).map(|&shard| &self.shards[shard]);
+            shard.and_then(|shard| Some((shard, shard.metadata.info(name)?)))
+        };
+        let (Some((one, one_info)), Some((other, other_info))) = (find(one), find(other)) else {
+            return Ok(false);
+        };
+        if one_info.dtype != other_info.dtype || one_info.shape != other_info.shape {
+            return Ok(false);
+        }
+        let ((start, end), other_start) = (one_info.data_offsets, other_info.data_offsets.0);
+        let mut buffers = [vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]];
+        for offset in (0..end - start).step_by(COMPARE_BYTES) {
+            let length = COMPARE_BYTES.min(end - start - offset);
+            let [left, right] = &mut buffers;
+            one.read_at(start + offset, &mut left[..length])?;
+            other.read_at(other_start + offset, &mut right[..length])?;
+            if left[..length] != right[..length] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What the header says of a tensor. An error if it is not there or has another shape.
