@@ -14,6 +14,10 @@ use disagg_core::prefix_index::APPROX_BYTES_PER_BLOCK;
 use crate::RouterArgs;
 use crate::kubernetes::Target;
 
+/// A body is held with what is made of it, three times its size in all; one request may take three quarters of the
+/// memory.
+const MEMORY_PER_BODY_BYTE: u64 = 5;
+
 /// An argument that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -23,6 +27,19 @@ pub(crate) enum ConfigError {
     /// A name that no resource can have.
     #[error("--deployment-name {0:?} is no name of a DisaggDeployment; write for example demo")]
     DeploymentName(String),
+    /// Memory that is too little for one large body.
+    #[error(
+        "--max-request-memory-mib {memory_mib} is too little for --max-body-bytes {body_bytes}: reading and parsing the \
+         largest body takes {needed_mib} MiB of it; raise the one or lower the other"
+    )]
+    RequestMemory {
+        /// As given.
+        memory_mib: u32,
+        /// As given.
+        body_bytes: u32,
+        /// The least that would do.
+        needed_mib: u64,
+    },
     /// A routing setting out of its range.
     #[error("{0}")]
     Settings(SettingsErrors),
@@ -51,6 +68,7 @@ pub(crate) enum Source {
 pub(crate) struct Limits {
     pub in_flight_max: u32,
     pub body_bytes_max: usize,
+    pub request_memory_bytes_max: usize,
     pub request_timeout: Duration,
     pub worker_wait_max: Duration,
     pub reader_timeout: Duration,
@@ -125,6 +143,10 @@ impl TryFrom<RouterArgs> for Config {
             limits: Limits {
                 in_flight_max: args.max_in_flight,
                 body_bytes_max: args.max_body_bytes as usize,
+                request_memory_bytes_max: request_memory_bytes_max(
+                    args.max_request_memory_mib,
+                    args.max_body_bytes,
+                )?,
                 request_timeout: seconds(args.request_timeout_seconds),
                 worker_wait_max: seconds(args.max_wait_for_worker_seconds),
                 reader_timeout: seconds(args.reader_timeout_seconds),
@@ -135,6 +157,15 @@ impl TryFrom<RouterArgs> for Config {
             exit_with_stdin: args.exit_with_stdin,
         })
     }
+}
+
+/// The budget for requests and answers, in which the largest body has to have room.
+fn request_memory_bytes_max(memory_mib: u32, body_bytes: u32) -> Result<usize, ConfigError> {
+    let needed_mib = (MEMORY_PER_BODY_BYTE * u64::from(body_bytes)).div_ceil(1024 * 1024);
+    if u64::from(memory_mib) < needed_mib {
+        return Err(ConfigError::RequestMemory { memory_mib, body_bytes, needed_mib });
+    }
+    Ok(memory_mib as usize * 1024 * 1024)
 }
 
 fn is_address(text: &str) -> bool {
@@ -181,6 +212,8 @@ mod tests {
             (&["--overlap-weight-percent", "10001"], "overlapWeightPercent"),
             (&["--fallback-policy", "Maybe"], "it must be Local or Fail"),
             (&["--max-in-flight", "0"], "--max-in-flight"),
+            (&["--max-request-memory-mib", "63"], "--max-request-memory-mib"),
+            (&["--max-request-memory-mib", "64", "--max-body-bytes", "16777216"], "takes 80 MiB"),
             (&["--routing", "prefix"], "none of kv, least-loaded, round-robin, random"),
             (&["--min-workers", "0"], "--min-workers"),
             (&["--max-prefix-index-mib", "0"], "--max-prefix-index-mib"),

@@ -1,7 +1,10 @@
 //! The HTTP surface: OpenAI's endpoints, and those for operators.
 
+mod body;
 mod inference;
 mod info;
+
+pub(crate) use body::Bodies;
 
 use std::sync::Arc;
 

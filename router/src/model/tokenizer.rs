@@ -4,6 +4,7 @@ use std::fmt;
 
 use tokenizers::{DecoderWrapper, Tokenizer};
 
+use super::least_tokens::LeastTokens;
 use crate::text::Decode;
 
 /// A tokenizer and what it takes to use it right.
@@ -13,8 +14,8 @@ pub(crate) struct TextTokenizer {
     bos: Option<u32>,
     /// Tokens are spelled in GPT-2's printable stand-ins for bytes.
     byte_level: bool,
-    /// No token stands for more bytes of text than this; known only if nothing rewrites the text first.
-    token_bytes_max: Option<usize>,
+    /// Known for most kinds of tokenizers.
+    least_tokens: Option<LeastTokens>,
 }
 
 impl TextTokenizer {
@@ -27,9 +28,8 @@ impl TextTokenizer {
         let first = inner.encode_fast("a", true)?.get_ids().first().copied();
         let bos = bos.and_then(|token| inner.token_to_id(token)).filter(|id| first == Some(*id));
         let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        let longest = || inner.get_vocab(true).keys().map(String::len).max();
-        let token_bytes_max = if inner.get_normalizer().is_none() { longest() } else { None };
-        Ok(Self { inner, bos, byte_level, token_bytes_max })
+        let least_tokens = LeastTokens::of(&inner);
+        Ok(Self { inner, bos, byte_level, least_tokens })
     }
 
     /// Token ids of a plain prompt, with the begin-of-text token first if the model wants one, and only once even if
@@ -56,9 +56,9 @@ impl TextTokenizer {
         Ok(ids)
     }
 
-    /// The least number of tokens that `text` can be; costs nothing.
+    /// The least number of tokens that `text` can be; costs next to nothing. 0 where nothing is known.
     pub(crate) fn tokens_min(&self, text: &str) -> usize {
-        self.token_bytes_max.map_or(0, |longest| text.len().div_ceil(longest.max(1)))
+        self.least_tokens.as_ref().map_or(0, |least| least.count(text))
     }
 
     /// The id of a special token, or of any token by its spelling.
@@ -110,7 +110,7 @@ impl fmt::Debug for TextTokenizer {
 
 /// The byte that a character of a byte-level vocabulary stands for: printable Latin-1 stands for itself, the other 68
 /// bytes follow from U+0100 in order.
-fn byte_of(stand_in: char) -> Option<u8> {
+pub(super) fn byte_of(stand_in: char) -> Option<u8> {
     let code = u32::from(stand_in);
     match code {
         0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u8::try_from(code).ok(),

@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::bounded::List;
 use super::completion::model;
+use super::content::Content;
 use super::fields::Fields;
 use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
 use super::{ApiError, Conversation, Endpoint, Input, Request};
+
+/// Messages of one conversation. Each is an object of its own for the chat template, whatever little it says.
+pub(super) const MESSAGES_MAX: usize = 16_384;
+/// JSON text of the template's variables, which can be thirty times as much in memory.
+pub(super) const KWARGS_BYTES_MAX: usize = 64 * 1024;
 
 const ROLES: [&str; 5] = ["developer", "system", "user", "assistant", "tool"];
 
@@ -41,12 +47,12 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
 
 pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let model = model(fields)?;
-    let rule = "a list of at least one message";
-    let messages: Vec<&RawValue> = fields
-        .take_if("messages", rule, |messages: &Vec<_>| !messages.is_empty())?
+    let rule = "a list of 1 to 16384 messages";
+    let messages: List<&RawValue, MESSAGES_MAX> = fields
+        .take_if("messages", rule, |messages: &List<_, MESSAGES_MAX>| !messages.0.is_empty())?
         .ok_or_else(|| ApiError::missing("messages", rule))?;
     let messages =
-        messages.into_iter().enumerate().map(|(at, raw)| message(at, raw)).collect::<Result<_, _>>()?;
+        messages.0.into_iter().enumerate().map(|(at, raw)| message(at, raw)).collect::<Result<_, _>>()?;
     for (name, harmless) in UNSUPPORTED {
         fields.unsupported(name, harmless)?;
     }
@@ -58,7 +64,8 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let mut params = Params::take(fields)?;
     params.max_tokens = max_tokens(fields)?;
     params.top_logprobs = top_logprobs(fields)?;
-    let rule = "an object of variables for the chat template";
+    let rule = "an object of variables for the chat template, of at most 65536 bytes";
+    fields.at_most("chat_template_kwargs", KWARGS_BYTES_MAX, rule)?;
     let kwargs: BTreeMap<String, serde_json::Value> =
         fields.take("chat_template_kwargs", rule)?.unwrap_or_default();
     if let Some(name) =
@@ -118,30 +125,9 @@ fn message(at: usize, raw: &RawValue) -> Result<serde_json::Value, ApiError> {
     Ok(object)
 }
 
-/// Content is a string, or a list of text parts, which are joined by line ends as vLLM does.
+/// A string, or a list of text parts.
 fn content(fields: &mut Fields<'_>) -> Result<String, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Content {
-        Text(String),
-        Parts(Vec<Part>),
-    }
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Part {
-        r#type: String,
-        text: String,
-    }
     let rule = "a string or a list of parts of type text";
-    let allowed = |content: &Content| match content {
-        Content::Text(_) => true,
-        Content::Parts(parts) => !parts.is_empty() && parts.iter().all(|part| part.r#type == "text"),
-    };
-    match fields.take_if("content", rule, allowed)? {
-        None => Err(ApiError::missing(fields.name("content"), rule)),
-        Some(Content::Text(text)) => Ok(text),
-        Some(Content::Parts(parts)) => {
-            Ok(parts.into_iter().map(|part| part.text).collect::<Vec<_>>().join("\n"))
-        }
-    }
+    let content: Option<Content> = fields.take("content", rule)?;
+    content.map(|content| content.0).ok_or_else(|| ApiError::missing(fields.name("content"), rule))
 }
