@@ -8,7 +8,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Budget;
 use crate::config::{Limits, RoutingConfig};
+use crate::endpoints::Bodies;
 use crate::kubernetes::Health;
 use crate::metrics::Metrics;
 use crate::routing::Draws;
@@ -25,9 +27,13 @@ pub(crate) struct App {
     pub routing: RoutingStrategy,
     pub draws: Draws,
     pub text_pool: TextPool,
-    /// A permit for each request in progress.
+    /// A permit for each choice in progress: prompts times `n`.
     pub admission: Arc<Semaphore>,
-    /// The tasks that write streamed answers.
+    /// Memory for requests and answers.
+    pub budget: Arc<Budget>,
+    /// The bodies that are being read.
+    pub bodies: Bodies,
+    /// The tasks that write answers.
     pub streams: TaskTracker,
     /// Ends open answers when a shutdown has waited long enough.
     pub cut: CancellationToken,
@@ -57,6 +63,8 @@ impl App {
             min_workers: routing.min_workers,
             metrics: Metrics::new(),
             text_pool: TextPool::new(limits.tokenizer_threads),
+            budget: Budget::new(limits.request_memory_bytes_max),
+            bodies: Bodies::default(),
             admission: Arc::new(Semaphore::new(limits.in_flight_max as usize)),
             limits,
             streams: TaskTracker::new(),
@@ -95,6 +103,11 @@ impl App {
     /// What the cluster has not told yet.
     fn missing(&self) -> Option<String> {
         self.cluster.as_ref()?.missing()
+    }
+
+    /// Choices that hold a permit.
+    pub(crate) fn choices_in_flight(&self) -> usize {
+        (self.limits.in_flight_max as usize).saturating_sub(self.admission.available_permits())
     }
 
     /// From now on, connections are closed after each answer, so that clients come back elsewhere.

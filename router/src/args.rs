@@ -5,7 +5,10 @@ mod connections;
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
-use disagg_api::kubernetes::{ENV_DEPLOYMENT, ENV_NAMESPACE};
+use disagg_api::kubernetes::{
+    ENV_DEPLOYMENT, ENV_INDEX_MEMORY_MIB, ENV_NAMESPACE, ENV_REQUEST_MEMORY_MIB,
+    ROUTER_INDEX_MEMORY_MIB_DEFAULT, ROUTER_REQUEST_MEMORY_MIB_DEFAULT,
+};
 use disagg_core::RoutingStrategy;
 
 pub use connections::ConnectionArgs;
@@ -88,11 +91,12 @@ pub struct RouterArgs {
 
     /// Memory for the index of what workers have cached, in MiB. When it is full, what was stored longest ago is
     /// forgotten.
-    #[arg(long, env = "DISAGG_MAX_PREFIX_INDEX_MIB", value_name = "MIB", default_value_t = 192,
+    #[arg(long, env = ENV_INDEX_MEMORY_MIB, value_name = "MIB", default_value_t = ROUTER_INDEX_MEMORY_MIB_DEFAULT,
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=65_536))]
     pub max_prefix_index_mib: u32,
 
-    /// Requests that may be in progress at once; more are answered 429 with Retry-After.
+    /// Choices that may be in progress at once: a request is as many as its prompts times its `n`. More are answered 429
+    /// with Retry-After; a single request of more is refused.
     #[arg(long, env = "DISAGG_MAX_IN_FLIGHT", value_name = "N", default_value_t = 1024,
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=1_000_000))]
     pub max_in_flight: u32,
@@ -107,17 +111,28 @@ pub struct RouterArgs {
           value_parser = RangedU64ValueParser::<u32>::new().range(0..=3600))]
     pub max_wait_for_worker_seconds: u32,
 
-    /// A client that takes nothing from its open answer for this long is given up, and its request cancelled.
+    /// A client that takes nothing from its answer for this long, streamed or not, is given up, and its request cancelled.
     #[arg(long, env = "DISAGG_READER_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 60,
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=3600))]
     pub reader_timeout_seconds: u32,
 
-    /// Largest request body, in bytes; larger ones are answered 413.
+    /// Largest request body, in bytes; larger ones are answered 413. A body has to arrive within 30 seconds, and at 16 KiB
+    /// a second or faster.
     #[arg(long, env = "DISAGG_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 8 * 1024 * 1024,
           value_parser = RangedU64ValueParser::<u32>::new().range(1024..=256 * 1024 * 1024))]
     pub max_body_bytes: u32,
 
-    /// Prompts that are tokenized at once; others wait their turn. [default: number of CPUs]
+    /// Memory for requests and answers, in MiB: bodies, what is made of them, prompts, and answers that are not read yet.
+    /// When it is full, requests are answered 503 with Retry-After. One request may take three quarters of it, and takes 300
+    /// bytes for each byte of prose while it is tokenized: by default 2.5 MB of text, or half a million tokens. The process
+    /// takes this, the prefix index, and about 320 MiB.
+    #[arg(long, env = ENV_REQUEST_MEMORY_MIB, value_name = "MIB",
+          default_value_t = ROUTER_REQUEST_MEMORY_MIB_DEFAULT,
+          value_parser = RangedU64ValueParser::<u32>::new().range(64..=1_048_576))]
+    pub max_request_memory_mib: u32,
+
+    /// Short prompts that are tokenized at once; others wait their turn. Those over 64 KiB take turns of their own, half
+    /// as many, and those over 1 MiB a quarter. [default: number of CPUs]
     #[arg(long, env = "DISAGG_TOKENIZER_THREADS", value_name = "N",
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=256))]
     pub tokenizer_threads: Option<u32>,

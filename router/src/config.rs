@@ -22,6 +22,10 @@ const CONNECTIONS_MIN: u32 = 4096;
 /// A client that takes nothing is given up with its request; what is left to send is cut when that did not do it.
 const CUT_AFTER: Duration = Duration::from_secs(2);
 
+/// A body is held with what is made of it, three times its size in all; one request may take three quarters of the
+/// memory.
+const MEMORY_PER_BODY_BYTE: u64 = 5;
+
 /// An argument that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -37,6 +41,19 @@ pub(crate) enum ConfigError {
     /// A URL with a path, or no URL.
     #[error("--cors-origin {0:?} is no origin; write SCHEME://HOST[:PORT] as browsers do, or *")]
     CorsOrigin(String),
+    /// Memory that is too little for one large body.
+    #[error(
+        "--max-request-memory-mib {memory_mib} is too little for --max-body-bytes {body_bytes}: reading and parsing the \
+         largest body takes {needed_mib} MiB of it; raise the one or lower the other"
+    )]
+    RequestMemory {
+        /// As given.
+        memory_mib: u32,
+        /// As given.
+        body_bytes: u32,
+        /// The least that would do.
+        needed_mib: u64,
+    },
     /// A routing setting out of its range.
     #[error("{0}")]
     Settings(SettingsErrors),
@@ -65,6 +82,7 @@ pub(crate) enum Source {
 pub(crate) struct Limits {
     pub in_flight_max: u32,
     pub body_bytes_max: usize,
+    pub request_memory_bytes_max: usize,
     pub request_timeout: Duration,
     pub worker_wait_max: Duration,
     pub reader_timeout: Duration,
@@ -159,6 +177,10 @@ impl TryFrom<RouterArgs> for Config {
             limits: Limits {
                 in_flight_max: args.max_in_flight,
                 body_bytes_max: args.max_body_bytes as usize,
+                request_memory_bytes_max: request_memory_bytes_max(
+                    args.max_request_memory_mib,
+                    args.max_body_bytes,
+                )?,
                 request_timeout: seconds(args.request_timeout_seconds),
                 worker_wait_max: seconds(args.max_wait_for_worker_seconds),
                 reader_timeout: seconds(args.reader_timeout_seconds),
@@ -216,6 +238,15 @@ fn cors_origins(args: &ConnectionArgs) -> Result<Vec<HeaderValue>, ConfigError> 
     args.cors_origins.iter().map(origin).collect()
 }
 
+/// The budget for requests and answers, in which the largest body has to have room.
+fn request_memory_bytes_max(memory_mib: u32, body_bytes: u32) -> Result<usize, ConfigError> {
+    let needed_mib = (MEMORY_PER_BODY_BYTE * u64::from(body_bytes)).div_ceil(1024 * 1024);
+    if u64::from(memory_mib) < needed_mib {
+        return Err(ConfigError::RequestMemory { memory_mib, body_bytes, needed_mib });
+    }
+    Ok(memory_mib as usize * 1024 * 1024)
+}
+
 fn is_address(text: &str) -> bool {
     text.parse::<http::uri::Authority>().is_ok_and(|authority| {
         authority.port_u16().is_some() && !authority.host().is_empty() && !text.contains('@')
@@ -260,6 +291,8 @@ mod tests {
             (&["--overlap-weight-percent", "10001"], "overlapWeightPercent"),
             (&["--fallback-policy", "Maybe"], "it must be Local or Fail"),
             (&["--max-in-flight", "0"], "--max-in-flight"),
+            (&["--max-request-memory-mib", "63"], "--max-request-memory-mib"),
+            (&["--max-request-memory-mib", "64", "--max-body-bytes", "16777216"], "takes 80 MiB"),
             (&["--routing", "prefix"], "none of kv, least-loaded, round-robin, random"),
             (&["--min-workers", "0"], "--min-workers"),
             (&["--max-prefix-index-mib", "0"], "--max-prefix-index-mib"),

@@ -4,12 +4,14 @@
 //! serve; all it knows of a worker is what the worker says on its own connection. Losing a worker never blocks a
 //! request that does not run on it.
 //!
-//! A request passes, in order: `endpoints` (admission, body), `openai` (parsed once into a valid type), `serving` (a
+//! A request passes, in order: `endpoints` (body, admission), `openai` (parsed once into a valid type), `serving` (a
 //! worker is waited for), `prepare` (token ids), `routing` (where it goes), `upstream` (one attempt on one worker),
-//! `text` (token ids to text), and back through `serving` and `openai` as an answer. `workers` runs beside all this.
+//! `text` (token ids to text), and back through `serving` and `openai` as an answer. `workers` runs beside all this. What a request makes the router hold on its
+//! way is taken from one `budget`.
 
 mod app;
 mod args;
+mod budget;
 mod config;
 mod endpoints;
 mod failure;

@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::budget::Budget;
 use crate::kubernetes::{Feed, Health};
 use crate::openai::{Endpoint, Usage};
 use crate::workers::{self, State};
@@ -144,6 +145,10 @@ pub(crate) struct Metrics {
     index_evicted: Counter,
     settings_valid: Gauge,
     watches: Family<FeedLabel, Gauge>,
+    memory_used: Gauge,
+    memory_max: Gauge,
+    choices: Gauge,
+    bodies: Gauge,
 }
 
 impl Metrics {
@@ -170,6 +175,10 @@ impl Metrics {
             index_evicted: Counter::default(),
             settings_valid: Gauge::default(),
             watches: Family::default(),
+            memory_used: Gauge::default(),
+            memory_max: Gauge::default(),
+            choices: Gauge::default(),
+            bodies: Gauge::default(),
             registry: Registry::default(),
         };
         let m = &metrics;
@@ -201,6 +210,13 @@ impl Metrics {
         registry.register("settings_valid", help, m.settings_valid.clone());
         let help = "In a cluster: 1 if what is watched through the Kubernetes API is up to date";
         registry.register("kubernetes_watch_up", help, m.watches.clone());
+        let help = "Memory that requests and answers hold, of --max-request-memory-mib";
+        registry.register_with_unit("request_memory", help, Unit::Bytes, m.memory_used.clone());
+        let help = "Memory that requests and answers may hold";
+        registry.register_with_unit("request_memory_max", help, Unit::Bytes, m.memory_max.clone());
+        let help = "Choices in progress, of --max-in-flight: prompts times n";
+        registry.register("choices_in_flight", help, m.choices.clone());
+        registry.register("bodies_arriving", "Request bodies that are being read", m.bodies.clone());
         Arc::new(Self { registry, ..metrics })
     }
 
@@ -236,6 +252,15 @@ impl Metrics {
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+
+    /// Sets the gauges of what is held now, for [`Self::render`].
+    pub(crate) fn holds(&self, budget: &Budget, choices: usize, bodies: usize) {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.memory_used.set(number(budget.used()));
+        self.memory_max.set(number(budget.max()));
+        self.choices.set(number(choices));
+        self.bodies.set(number(bodies));
     }
 
     /// Counts how a prompt was really placed. `reason` is one of a fixed set.

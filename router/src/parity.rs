@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::budget::{Budget, Held};
 use crate::model::{CardAssembler, Model, TextTokenizer};
 use crate::openai::{Endpoint, Request};
 use crate::prepare::prepare;
@@ -97,7 +98,7 @@ fn model(tokenizer: &str, files: &Files, vocab_size: u32) -> Model {
 /// The token ids of a request's prompt, or the error's message.
 fn prompt(model: &Model, endpoint: Endpoint, body: &Value) -> Result<Vec<u32>, String> {
     let request = Request::parse(endpoint, body.to_string().as_bytes()).unwrap();
-    let prepared = prepare(&request, 0, model, MAX_MODEL_LEN, 0);
+    let prepared = prepare(&request, 0, model, MAX_MODEL_LEN, 0, Held::none(&Budget::new(1 << 30)));
     prepared.map(|prepared| prepared.prompt.token_ids).map_err(|error| {
         assert_eq!(error.status, http::StatusCode::BAD_REQUEST);
         error.body.message
@@ -199,7 +200,7 @@ fn a_template_that_does_not_parse_is_told_and_leaves_completions_alone() {
     assert!(prompt(&model, Endpoint::Completions, &json!({"model": "m", "prompt": "a"})).is_ok());
     let body = json!({"model": "m", "messages": [{"role": "user", "content": "a"}]});
     let request = Request::parse(Endpoint::Chat, body.to_string().as_bytes()).unwrap();
-    let error = prepare(&request, 0, &model, MAX_MODEL_LEN, 0).unwrap_err();
+    let error = prepare(&request, 0, &model, MAX_MODEL_LEN, 0, Held::none(&Budget::new(1 << 30))).unwrap_err();
     assert_eq!((error.status.as_u16(), error.body.code), (500, Some("broken_chat_template")));
     assert!(
         error.body.message.contains("chat template of the model `m` does not parse: "),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use disagg_proto::v1;
 
+use crate::budget::Held;
 use crate::model::{Model, Render};
 use crate::openai::{ApiError, Endpoint, Input, Params, Request};
 use crate::text::{Decode, TextRules};
@@ -16,8 +17,14 @@ const TEMPERATURE_DEFAULT: f32 = 1.0;
 /// The wire contract's limit.
 const EOS_TOKENS_MAX: usize = 64;
 
+/// Memory that a token id of a prompt takes: here, in the copy that is sent to a worker, and in the message made of that.
+const BYTES_PER_TOKEN: usize = 12;
+
+/// How long a text waits for the memory that tokenizing takes, if others have it. They tokenize too, and will be done soon.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A request for one generation of a model.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Prepared {
     /// As it goes to the worker, but for the request id.
     pub prompt: v1::Prompt,
@@ -29,6 +36,8 @@ pub(crate) struct Prepared {
     pub rendering: Option<Duration>,
     /// Time that tokenizing took, if there was text.
     pub tokenizing: Option<Duration>,
+    /// The memory of all this.
+    _held: Held,
 }
 
 /// The token ids of an input, and what making them took.
@@ -40,16 +49,19 @@ struct Tokens {
 }
 
 /// Turns one input of `request` into token ids and checks it against the model. `max_model_len` is what every worker of the
-/// generation can take; `seed` is used if the request has none. Takes milliseconds for long prompts.
+/// generation can take; `seed` is used if the request has none. `held`, empty, becomes the memory of the work and then of
+/// the result. Takes milliseconds for long prompts.
 pub(crate) fn prepare(
     request: &Request,
     input: usize,
     model: &Model,
     max_model_len: u32,
     seed: u64,
+    mut held: Held,
 ) -> Result<Prepared, ApiError> {
     let params = &request.params;
-    let Tokens { ids: token_ids, rendering, tokenizing } = tokenize(request, input, model, max_model_len)?;
+    let Tokens { ids: token_ids, rendering, tokenizing } =
+        tokenize(request, input, model, max_model_len, &mut held)?;
     let max_tokens = max_tokens(request, token_ids.len(), max_model_len)?;
     if params.min_tokens > max_tokens {
         let rule = format!("at most the limit on tokens, which is {max_tokens}");
@@ -75,6 +87,7 @@ pub(crate) fn prepare(
         Input::Text(text) => text.clone(),
         Input::Tokens(_) | Input::Conversation(_) => model.tokenizer.decode(&token_ids, params.skip_special),
     });
+    held.resize(token_ids.len() * BYTES_PER_TOKEN + echo.as_ref().map_or(0, String::len))?;
     let prompt = v1::Prompt {
         request_id: String::new(),
         token_ids,
@@ -90,21 +103,28 @@ pub(crate) fn prepare(
         }),
         choices: request.n,
     };
-    Ok(Prepared { prompt, text, echo, rendering, tokenizing })
+    Ok(Prepared { prompt, text, echo, rendering, tokenizing, _held: held })
 }
 
-fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) -> Result<Tokens, ApiError> {
+fn tokenize(
+    request: &Request,
+    input: usize,
+    model: &Model,
+    max_model_len: u32,
+    held: &mut Held,
+) -> Result<Tokens, ApiError> {
     let failed =
         |error: tokenizers::Error| ApiError::internal(format!("Tokenizing the prompt failed: {error}"));
     let param = request.input_name(input);
     let too_long =
         |tokens: usize, least: &str| too_long(request.endpoint, &param, max_model_len, tokens, least);
-    let encode = |text: &str| {
+    let encode = |text: &str, held: &mut Held| {
         // What cannot fit is refused before the work of tokenizing it.
         let least = model.tokenizer.tokens_min(text);
         if least >= max_model_len as usize {
             return Err(too_long(least, "at least "));
         }
+        held.grow_within(tokenizing_bytes(text), MEMORY_PATIENCE)?;
         let begun = Instant::now();
         let ids = model.tokenizer.encode(text, request.add_special_tokens).map_err(failed)?;
         Ok(Tokens { ids, tokenizing: Some(begun.elapsed()), rendering: None })
@@ -115,13 +135,19 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
                 let rule = format!("of token ids below {}", model.vocab_size);
                 return Err(ApiError::bad_value(param, &id.to_string(), &rule));
             }
+            if ids.len() >= max_model_len as usize {
+                return Err(too_long(ids.len(), ""));
+            }
+            held.resize(ids.len() * BYTES_PER_TOKEN)?;
             Tokens { ids: ids.clone(), ..Tokens::default() }
         }
-        Input::Text(text) => encode(text)?,
+        Input::Text(text) => encode(text, held)?,
         Input::Conversation(conversation) => {
             let template =
                 model.template.as_ref().map_err(|error| ApiError::broken_template(&model.name, error))?;
             let template = template.as_ref().ok_or_else(|| ApiError::no_template(&model.name))?;
+            // This copy, and the one that the template makes of it.
+            held.grow(2 * request.inputs[input].bytes())?;
             let begun = Instant::now();
             let mut messages = conversation.messages.clone();
             for message in messages.iter_mut().filter(|message| message["role"] == "developer") {
@@ -134,7 +160,7 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
             };
             let text = template.render(&render).map_err(|error| ApiError::template(&error.to_string()))?;
             let rendering = Some(begun.elapsed());
-            Tokens { rendering, ..encode(&text)? }
+            Tokens { rendering, ..encode(&text, held)? }
         }
     };
     let ids = &tokens.ids;
@@ -152,6 +178,23 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
         return Err(too_long(ids.len(), ""));
     }
     Ok(tokens)
+}
+
+/// What turning `text` into token ids takes at its peak, at most: the library keeps offsets for each byte and an object for
+/// each token, of which there may be one a byte, and another for each piece that it splits the text into, which are words,
+/// single signs and digits. (Measured with tokenizers 0.23, Qwen's pattern and with NFC or without: 130 to 410 bytes a
+/// byte.)
+fn tokenizing_bytes(text: &str) -> usize {
+    const BYTES_PER_BYTE: usize = 224;
+    const BYTES_PER_PIECE: usize = 200;
+    let (mut pieces, mut in_word) = (1, false);
+    for byte in text.bytes() {
+        let letter = byte.is_ascii_alphabetic();
+        // The rest of a character is no piece of its own.
+        pieces += usize::from(if letter { !in_word } else { !matches!(byte, b' ' | 0x80..=0xbf) });
+        in_word = letter;
+    }
+    text.len() * BYTES_PER_BYTE + pieces * BYTES_PER_PIECE
 }
 
 /// OpenAI's wording for a prompt that leaves no room for a token.

@@ -45,11 +45,24 @@ pub const ROUTER_ADMIN_PORT: u16 = ROUTER_HTTP_PORT + 1;
 /// Name of [`ROUTER_ADMIN_PORT`] in pods.
 pub const ROUTER_ADMIN_PORT_NAME: &str = "admin";
 
+/// Default of a router's `--max-request-memory-mib`: what requests and answers may take.
+pub const ROUTER_REQUEST_MEMORY_MIB_DEFAULT: u32 = 1024;
+/// Default of a router's `--max-prefix-index-mib`.
+pub const ROUTER_INDEX_MEMORY_MIB_DEFAULT: u32 = 192;
+/// What a router takes beside these two: tokenizers of two generations of a model, connections, and what the allocator
+/// keeps.
+pub const ROUTER_PROCESS_MEMORY_MIB: u32 = 320;
+
 /// Environment of a router in a cluster: the `DisaggDeployment` that it serves. Its workers are then found through the
 /// EndpointSlices with that [`LABEL_DEPLOYMENT`], and its settings are the ConfigMap [`settings_config_map`].
 pub const ENV_DEPLOYMENT: &str = "DISAGG_DEPLOYMENT";
 /// Environment of a router in a cluster: the namespace of all that.
 pub const ENV_NAMESPACE: &str = "DISAGG_NAMESPACE";
+
+/// Environment of a router: its `--max-request-memory-mib`.
+pub const ENV_REQUEST_MEMORY_MIB: &str = "DISAGG_MAX_REQUEST_MEMORY_MIB";
+/// Environment of a router: its `--max-prefix-index-mib`.
+pub const ENV_INDEX_MEMORY_MIB: &str = "DISAGG_MAX_PREFIX_INDEX_MIB";
 
 /// The path on [`ROUTER_ADMIN_PORT`] on which a router lists its workers, as JSON.
 pub const WORKERS_PATH: &str = "/internal/workers";

@@ -1,61 +1,64 @@
-//! The two endpoints that generate: admission, body, and the choice between a whole and a streamed answer.
+//! The two endpoints that generate: body, admission, and the choice between a whole and a streamed answer.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use futures::future::try_join_all;
 use http::{HeaderName, HeaderValue, header};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
+use super::body::check_type;
 use crate::app::App;
+use crate::budget::Held;
 use crate::metrics::{RequestMetrics, Stage, Status};
 use crate::openai::{ApiError, Endpoint, Request};
-use crate::serving::{self, Call, Part, StreamLimits, placement_header};
+use crate::serving::{self, AnswerLimits, Call, Part, Whole, placement_header};
 
-/// Time for a request's body to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Larger bodies are parsed off the async threads.
-const PARSE_INLINE_BYTES_MAX: usize = 64 * 1024;
+/// A request that has been understood and admitted.
+struct Admitted {
+    calls: Vec<Call>,
+    streamed: bool,
+    /// One for each choice.
+    permit: OwnedSemaphorePermit,
+}
 
 /// An answer that is ready to be sent.
 enum Begun {
-    Whole { json: String, placement: Option<HeaderValue> },
-    Stream { parts: Vec<Part>, placement: Option<HeaderValue> },
+    Whole { whole: Whole, permit: OwnedSemaphorePermit },
+    Stream { parts: Vec<Part>, placement: Option<HeaderValue>, permit: OwnedSemaphorePermit },
 }
 
 /// Serves one request.
 pub(super) async fn infer(app: Arc<App>, endpoint: Endpoint, http: axum::extract::Request) -> Response {
     let mut metrics = RequestMetrics::begin(&app.metrics, endpoint);
     let deadline = Instant::now() + app.limits.request_timeout;
-    let Ok(mut permit) = Arc::clone(&app.admission).try_acquire_owned() else {
-        return refuse(&mut metrics, ApiError::too_many_requests(app.limits.in_flight_max));
-    };
     let id = match random() {
         Ok(id) => id,
         Err(error) => return refuse(&mut metrics, error),
     };
-    let begun =
-        timeout_at(deadline, begin(&app, endpoint, http.into_body(), id, &mut permit, &metrics)).await;
+    let begun = timeout_at(deadline, begin(&app, endpoint, http, id, &metrics)).await;
     let timed_out = || ApiError::timeout(app.limits.request_timeout.as_secs());
+    let limits = || AnswerLimits {
+        budget: Arc::clone(&app.budget),
+        deadline,
+        request_timeout: app.limits.request_timeout,
+        reader_timeout: app.limits.reader_timeout,
+        cut: app.cut.clone(),
+    };
     let mut response = match begun.unwrap_or_else(|_| Err(timed_out())) {
         Err(error) => refuse(&mut metrics, error),
-        Ok(Begun::Whole { json, placement }) => {
-            metrics.ends(Status::Http(200));
-            with_placement(placement, ([(header::CONTENT_TYPE, "application/json")], json).into_response())
+        Ok(Begun::Whole { mut whole, permit }) => {
+            let (placement, length) = (whole.placement.take(), whole.json.len());
+            let (body, task) = serving::deliver(whole, metrics, permit, limits());
+            app.streams.spawn(task);
+            let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            with_placement(placement, response)
         }
-        Ok(Begun::Stream { parts, placement }) => {
-            let limits = StreamLimits {
-                deadline,
-                request_timeout: app.limits.request_timeout,
-                reader_timeout: app.limits.reader_timeout,
-                cut: app.cut.clone(),
-            };
-            let (body, task) = serving::stream(parts, metrics, permit, limits);
+        Ok(Begun::Stream { parts, placement, permit }) => {
+            let (body, task) = serving::stream(parts, metrics, permit, limits());
             app.streams.spawn(task);
             let headers = [
                 (header::CONTENT_TYPE, "text/event-stream"),
@@ -75,26 +78,24 @@ pub(super) async fn infer(app: Arc<App>, endpoint: Endpoint, http: axum::extract
 async fn begin(
     app: &Arc<App>,
     endpoint: Endpoint,
-    body: Body,
+    http: axum::extract::Request,
     id: u128,
-    permit: &mut OwnedSemaphorePermit,
     metrics: &RequestMetrics,
 ) -> Result<Begun, ApiError> {
+    let (head, body) = http.into_parts();
+    check_type(&head.headers)?;
     let reading = Instant::now();
-    let body = timeout(BODY_TIMEOUT, read(body, app.limits.body_bytes_max));
-    let body = body.await.map_err(|_| ApiError::body_timeout())??;
+    let (body, held) = app.bodies.read(&head.headers, body, app.limits.body_bytes_max, &app.budget).await?;
     app.metrics.passed(Stage::Read, reading.elapsed());
-    let parsing = Instant::now();
-    let request = if body.len() <= PARSE_INLINE_BYTES_MAX {
-        Request::parse(endpoint, &body)?
-    } else {
-        app.text_pool.run(move || Request::parse(endpoint, &body)).await??
+    let (waiting, bytes) = (Instant::now(), body.len());
+    let in_turn = {
+        let app = Arc::clone(app);
+        move || {
+            app.metrics.passed(Stage::TextQueue, waiting.elapsed());
+            admit(&app, endpoint, body, held, id)
+        }
     };
-    app.metrics.passed(Stage::Parse, parsing.elapsed());
-    admit_all(app, &request, permit)?;
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let streamed = request.stream;
-    let mut calls = Call::all(app, request, id, created);
+    let Admitted { mut calls, streamed, permit } = app.text_pool.run(bytes, in_turn).await??;
     if calls.len() > 1 {
         Call::check_all(&mut calls).await?;
     }
@@ -104,23 +105,51 @@ async fn begin(
         let placement =
             placement_header(opened.iter().map(|open| (&open.started, open.decode.name.as_str())));
         let parts = calls.iter().zip(opened).map(|(call, open)| Part::new(call, open)).collect();
-        return Ok(Begun::Stream { parts, placement });
+        return Ok(Begun::Stream { parts, placement, permit });
     }
-    let (json, placement) = serving::whole(&mut calls, metrics).await?;
-    Ok(Begun::Whole { json, placement })
+    let whole = serving::whole(&mut calls, metrics, &app.budget).await?;
+    Ok(Begun::Whole { whole, permit })
 }
 
-/// Each prompt of a batch counts as a request in progress; the first has its permit already.
-fn admit_all(app: &App, request: &Request, permit: &mut OwnedSemaphorePermit) -> Result<(), ApiError> {
-    let prompts = request.inputs.len() as u32;
-    let max = app.limits.in_flight_max;
-    if prompts > max {
-        let rule = format!("at most {max} prompts, which is how many may be in progress");
-        return Err(ApiError::bad_value("prompt", &format!("{prompts} prompts"), &rule));
+/// Parses a request, admits it, and prepares its prompts, all in one turn of the text pool: what is made of a body, which
+/// may be several times as large, does not wait anywhere but in requests that are in progress.
+fn admit(
+    app: &Arc<App>,
+    endpoint: Endpoint,
+    body: Vec<u8>,
+    mut held: Held,
+    id: u128,
+) -> Result<Admitted, ApiError> {
+    let parsing = Instant::now();
+    held.resize(Request::parse_bytes(endpoint, &body))?;
+    let request = Request::parse(endpoint, &body)?;
+    drop(body);
+    held.shrink(request.bytes());
+    app.metrics.passed(Stage::Parse, parsing.elapsed());
+    let permit = permit(app, &request)?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let streamed = request.stream;
+    let mut calls = Call::all(app, request, held, id, created);
+    calls.iter_mut().try_for_each(Call::prepare_in_turn)?;
+    Ok(Admitted { calls, streamed, permit })
+}
+
+/// Each choice of each prompt counts as one in progress, which is what it is to the workers.
+fn permit(app: &App, request: &Request) -> Result<OwnedSemaphorePermit, ApiError> {
+    let (prompts, max) = (request.inputs.len() as u32, app.limits.in_flight_max);
+    let choices = prompts.saturating_mul(request.n);
+    if choices > max {
+        let rule =
+            format!("such that prompts times 'n' is at most {max}, which is how many may be in progress");
+        let (field, value) = match request.n {
+            1 => ("prompt", format!("{prompts} prompts")),
+            n if prompts == 1 => ("n", n.to_string()),
+            n => ("n", format!("{n} for {prompts} prompts")),
+        };
+        return Err(ApiError::bad_value(field, &value, &rule));
     }
-    let others = Arc::clone(&app.admission).try_acquire_many_owned(prompts.saturating_sub(1));
-    permit.merge(others.map_err(|_| ApiError::too_many_requests(max))?);
-    Ok(())
+    let permit = Arc::clone(&app.admission).try_acquire_many_owned(choices);
+    permit.map_err(|_| ApiError::too_many_requests(max))
 }
 
 fn refuse(metrics: &mut RequestMetrics, error: ApiError) -> Response {
@@ -133,20 +162,6 @@ fn with_placement(placement: Option<HeaderValue>, mut response: Response) -> Res
         response.headers_mut().insert("x-disagg-placement", placement);
     }
     response
-}
-
-/// Reads a body of at most `bytes_max`.
-async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let mut chunks = body.into_data_stream();
-    let mut all = BytesMut::new();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| ApiError::bad_json(&error))?;
-        if all.len() + chunk.len() > bytes_max {
-            return Err(ApiError::body_too_large(bytes_max));
-        }
-        all.extend_from_slice(&chunk);
-    }
-    Ok(all.freeze())
 }
 
 /// Random bits from the operating system.

@@ -73,6 +73,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    app.metrics.holds(&app.budget, app.choices_in_flight(), app.bodies.open());
     let settings_valid = app.settings.in_force().problem.is_none();
     let text = app.metrics.render(&app.registry, settings_valid, app.cluster.as_deref());
     ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response()

@@ -1,8 +1,11 @@
 //! The HTTP surface: OpenAI's endpoints on the clients' port, and those for operators on a port of their own.
 
+mod body;
 mod cors;
 mod inference;
 mod info;
+
+pub(crate) use body::Bodies;
 
 use std::sync::Arc;
 

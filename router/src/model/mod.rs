@@ -2,6 +2,7 @@
 
 mod card;
 mod defaults;
+mod least_tokens;
 mod template;
 mod tokenizer;
 

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use tokenizers::models::ModelWrapper;
 use tokenizers::{DecoderWrapper, Tokenizer};
 
+use super::least_tokens::LeastTokens;
 use crate::text::Decode;
 
 /// A tokenizer and what it takes to use it right.
@@ -12,16 +12,16 @@ pub(crate) struct TextTokenizer {
     inner: Tokenizer,
     /// Tokens are spelled in GPT-2's printable stand-ins for bytes.
     byte_level: bool,
-    /// No token stands for more bytes of text than this; unknown if a token may swallow any number of them.
-    token_bytes_max: Option<usize>,
+    /// Known for most kinds of tokenizers.
+    least_tokens: Option<LeastTokens>,
 }
 
 impl TextTokenizer {
     /// Takes a tokenizer that neither cuts nor pads.
     pub(crate) fn new(inner: Tokenizer) -> Self {
         let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        let token_bytes_max = token_bytes_max(&inner, byte_level);
-        Self { inner, byte_level, token_bytes_max }
+        let least_tokens = LeastTokens::of(&inner);
+        Self { inner, byte_level, least_tokens }
     }
 
     /// Reads a `tokenizer.json` that has no files beside it.
@@ -43,9 +43,9 @@ impl TextTokenizer {
         Ok(self.inner.encode_fast(text, special)?.get_ids().to_vec())
     }
 
-    /// The least number of tokens that `text` can be; costs nothing.
+    /// The least number of tokens that `text` can be; costs next to nothing. 0 where nothing is known.
     pub(crate) fn tokens_min(&self, text: &str) -> usize {
-        self.token_bytes_max.map_or(0, |longest| text.len().div_ceil(longest.max(1)))
+        self.least_tokens.as_ref().map_or(0, |least| least.count(text))
     }
 
     /// The id of a special token, or of any token by its spelling.
@@ -105,24 +105,9 @@ impl fmt::Debug for TextTokenizer {
     }
 }
 
-/// The most bytes of text that one token can stand for, if there is such a bound: nothing may rewrite the text first, no
-/// token may take the white space around it along, and no run of unknown characters may become a single token.
-fn token_bytes_max(tokenizer: &Tokenizer, byte_level: bool) -> Option<usize> {
-    let mut added = tokenizer.get_added_vocabulary().get_added_tokens_decoder().values();
-    let knows_all_bytes =
-        byte_level || matches!(tokenizer.get_model(), ModelWrapper::BPE(bpe) if bpe.byte_fallback);
-    if tokenizer.get_normalizer().is_some()
-        || added.any(|token| token.lstrip || token.rstrip)
-        || !knows_all_bytes
-    {
-        return None;
-    }
-    tokenizer.get_vocab(true).keys().map(String::len).max()
-}
-
 /// The byte that a character of a byte-level vocabulary stands for: printable Latin-1 stands for itself, the other 68
 /// bytes follow from U+0100 in order.
-fn byte_of(stand_in: char) -> Option<u8> {
+pub(super) fn byte_of(stand_in: char) -> Option<u8> {
     let code = u32::from(stand_in);
     match code {
         0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u8::try_from(code).ok(),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
+use super::bounded::List;
 use super::completion::model;
+use super::content::Content;
 use super::fields::{self, Fields};
 use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
 use super::{ApiError, Conversation, Endpoint, Input, Request};
@@ -21,6 +23,12 @@ const UNSUPPORTED_OF_MESSAGE: &[(&str, &[&str])] = &[
 /// Fields of a message that templates see as they come. `tool_call_id` and `name` say which call a message of the role
 /// `tool` answers; the others are what a reasoning model thought in an earlier turn.
 const TEXTS_OF_MESSAGE: [&str; 4] = ["name", "tool_call_id", "reasoning_content", "reasoning"];
+/// Messages of one conversation. Each is an object of its own for the chat template, whatever little it says.
+pub(super) const MESSAGES_MAX: usize = 16_384;
+/// Parts of one message that say more than their text.
+const PARTS_MAX: usize = 4096;
+/// JSON text of the template's variables, which can be thirty times as much in memory.
+pub(super) const KWARGS_BYTES_MAX: usize = 64 * 1024;
 
 const ROLES: [&str; 5] = ["developer", "system", "user", "assistant", "tool"];
 
@@ -52,12 +60,12 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
 
 pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let model = model(fields)?;
-    let rule = "a list of at least one message";
-    let messages: Vec<&RawValue> = fields
-        .take_if("messages", rule, |messages: &Vec<_>| !messages.is_empty())?
+    let rule = "a list of 1 to 16384 messages";
+    let messages: List<&RawValue, MESSAGES_MAX> = fields
+        .take_if("messages", rule, |messages: &List<_, MESSAGES_MAX>| !messages.0.is_empty())?
         .ok_or_else(|| ApiError::missing("messages", rule))?;
     let messages =
-        messages.into_iter().enumerate().map(|(at, raw)| message(at, raw)).collect::<Result<_, _>>()?;
+        messages.0.into_iter().enumerate().map(|(at, raw)| message(at, raw)).collect::<Result<_, _>>()?;
     for (name, harmless) in UNSUPPORTED {
         fields.unsupported(name, harmless)?;
     }
@@ -69,7 +77,8 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let mut params = Params::take(fields)?;
     params.max_tokens = max_tokens(fields)?;
     params.top_logprobs = top_logprobs(fields)?;
-    let rule = "an object of variables for the chat template";
+    let rule = "an object of variables for the chat template, of at most 65536 bytes";
+    fields.at_most("chat_template_kwargs", KWARGS_BYTES_MAX, rule)?;
     let kwargs: BTreeMap<String, serde_json::Value> =
         fields.take("chat_template_kwargs", rule)?.unwrap_or_default();
     if let Some(name) =
@@ -142,7 +151,7 @@ fn message(at: usize, raw: &RawValue) -> Result<serde_json::Value, ApiError> {
     Ok(object)
 }
 
-/// Content is a string, or a list of text parts, which are joined by line ends as vLLM does.
+/// A string, or a list of text parts.
 fn content(fields: &mut Fields<'_>) -> Result<String, ApiError> {
     let rule = "a string or a list of parts of type text";
     let name = fields.name("content");
@@ -150,7 +159,11 @@ fn content(fields: &mut Fields<'_>) -> Result<String, ApiError> {
     if !raw.get().starts_with('[') {
         return fields::parse(name, raw, rule);
     }
-    let parts: Vec<&RawValue> = fields::parse(name.clone(), raw, rule)?;
+    // In one pass, unless a part has more to it or is refused.
+    if let Ok(Content(text)) = serde_json::from_str(raw.get()) {
+        return Ok(text);
+    }
+    let List::<&RawValue, PARTS_MAX>(parts) = fields::parse(name.clone(), raw, rule)?;
     if parts.is_empty() {
         return Err(ApiError::bad_value(name, raw.get(), rule));
     }

@@ -1,25 +1,14 @@
 //! `POST /v1/completions`.
 
-use serde::Deserialize;
-
 use super::fields::Fields;
 use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
+use super::prompt::Prompts;
 use super::{ApiError, Endpoint, Input, Request};
 
 /// Choices of all prompts of a request together.
 const TOTAL_CHOICES_MAX: usize = 256;
 
-const PROMPT_RULE: &str = "a string, a list of token ids, or a list of at least one of either";
-
-/// The forms of a prompt, and of several.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Prompt {
-    Text(String),
-    Tokens(Vec<u32>),
-    Texts(Vec<String>),
-    TokenLists(Vec<Vec<u32>>),
-}
+const PROMPT_RULE: &str = "a string, a list of token ids, or a list of 1 to 256 of either";
 
 pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let model = model(fields)?;
@@ -60,12 +49,8 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
 }
 
 fn inputs(fields: &mut Fields<'_>) -> Result<Vec<Input>, ApiError> {
-    let inputs: Vec<Input> = match fields.take("prompt", PROMPT_RULE)? {
-        None => return Err(ApiError::missing("prompt", PROMPT_RULE)),
-        Some(Prompt::Text(text)) => vec![Input::Text(text)],
-        Some(Prompt::Tokens(ids)) => vec![Input::Tokens(ids)],
-        Some(Prompt::Texts(texts)) => texts.into_iter().map(Input::Text).collect(),
-        Some(Prompt::TokenLists(lists)) => lists.into_iter().map(Input::Tokens).collect(),
+    let Some(Prompts(inputs)) = fields.take("prompt", PROMPT_RULE)? else {
+        return Err(ApiError::missing("prompt", PROMPT_RULE));
     };
     let empty = inputs.iter().position(|input| matches!(input, Input::Tokens(ids) if ids.is_empty()));
     match empty {

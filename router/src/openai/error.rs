@@ -1,9 +1,13 @@
 //! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+
+use crate::budget::NoRoom;
 
 /// An error as the client gets it.
 #[derive(Clone, PartialEq, Debug)]
@@ -147,9 +151,25 @@ impl ApiError {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID_REQUEST, Some("method_not_allowed"), message)
     }
 
-    /// 408: the body did not come.
-    pub(crate) fn body_timeout() -> Self {
-        let message = "The request body did not arrive in time.";
+    /// 400: the body broke off.
+    pub(crate) fn body_broken(problem: &dyn std::fmt::Display) -> Self {
+        let message = format!("The request body could not be read: {problem}");
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("body_broken"), message)
+    }
+
+    /// 408: the body did not come, or too slowly.
+    pub(crate) fn body_too_slow(within: Duration, bytes_per_second_min: usize) -> Self {
+        let message = format!(
+            "The request body did not arrive in time; it has to come at {bytes_per_second_min} bytes per second or \
+             more, and within {} seconds.",
+            within.as_secs()
+        );
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, Some("body_timeout"), message)
+    }
+
+    /// 408: the body came slowly while too many others were coming.
+    pub(crate) fn body_displaced() -> Self {
+        let message = "The request body came slowly and had to make room for others. Try again shortly.";
         Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, Some("body_timeout"), message)
     }
 
@@ -159,12 +179,56 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, Some("request_too_large"), message)
     }
 
-    /// 429: as many requests are in progress as may be.
+    /// 415: the body is not said to be JSON.
+    pub(crate) fn unsupported_media_type(given: Option<&str>) -> Self {
+        let given = given.map_or("has no Content-Type".to_owned(), |given| {
+            format!("has the Content-Type '{}'", printable(given))
+        });
+        let message = format!("The request {given}. It must be application/json.");
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            Some("unsupported_content_type"),
+            message,
+        )
+    }
+
+    /// 429: as much is in progress as may be.
     pub(crate) fn too_many_requests(max: u32) -> Self {
-        let message =
-            format!("Too many requests: {max} are in progress, which is the limit. Try again shortly.");
+        let message = format!(
+            "Too many requests: with this one more than {max} choices would be in progress, which is the limit. Try \
+             again shortly."
+        );
         Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message)
             .retry_after(1)
+    }
+
+    /// 429: as many bodies are being read as may be.
+    pub(crate) fn too_many_bodies() -> Self {
+        let message = "Too many requests are arriving at once. Try again shortly.";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message)
+            .retry_after(1)
+    }
+
+    /// 503: requests and answers hold all the memory that they may. 413: a request would need more than there ever is.
+    pub(crate) fn no_room(why: &NoRoom) -> Self {
+        match why {
+            NoRoom::Now => {
+                let message = "The memory for requests and answers is in use. Try again shortly.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, Some("memory_full"), message)
+                    .retry_after(1)
+            }
+            NoRoom::Ever { needed, max } => {
+                let mib = |bytes: &usize| bytes.div_ceil(1024 * 1024);
+                let message = format!(
+                    "The request is too large: the router would need {} MiB for it, and one request may take {} MiB of \
+                     --max-request-memory-mib.",
+                    mib(needed),
+                    mib(max)
+                );
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, Some("request_too_large"), message)
+            }
+        }
     }
 
     /// 429: every worker is at its admission bound.
@@ -172,6 +236,17 @@ impl ApiError {
         let message = "Every worker has as many requests waiting as it takes. Try again shortly.";
         Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message)
             .retry_after(1)
+    }
+
+    /// As [`Self::no_room`], for an answer that grew too large before any of it was sent.
+    pub(crate) fn no_room_for_answer(why: &NoRoom) -> Self {
+        let NoRoom::Ever { max, .. } = why else { return Self::no_room(why) };
+        let message = format!(
+            "The answer is too large to be sent as a whole: it may take {} MiB of --max-request-memory-mib. Ask for \
+             fewer tokens, choices or logprobs, or stream it.",
+            max / (1024 * 1024)
+        );
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("answer_too_large"), message)
     }
 
     /// 503: no worker can serve this now.
@@ -238,5 +313,11 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+impl From<NoRoom> for ApiError {
+    fn from(why: NoRoom) -> Self {
+        Self::no_room(&why)
     }
 }

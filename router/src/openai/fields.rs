@@ -6,6 +6,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::ApiError;
+use super::bounded::Object;
+
+/// Fields of one object. No object of the interface has so many.
+const FIELDS_MAX: usize = 256;
+/// Characters, white space aside, that a value of a field that is not implemented is looked at for.
+const HARMLESS_CHARS_MAX: usize = 64;
 
 /// Fields not taken yet. Values stay as raw JSON until then: a prompt of a million token ids is parsed once, into
 /// numbers, and never into a tree of values.
@@ -17,13 +23,15 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The fields of a request body.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
-        let raw = serde_json::from_slice(body).map_err(|error| ApiError::bad_json(&error))?;
+        let Object::<_, FIELDS_MAX>(raw) =
+            serde_json::from_slice(body).map_err(|error| ApiError::bad_json(&error))?;
         Ok(Self { prefix: String::new(), raw })
     }
 
     /// The fields of the object `value`, which is the field `name`.
     pub(crate) fn nested(name: &str, value: &'a RawValue) -> Result<Self, ApiError> {
-        let raw = serde_json::from_str(value.get()).map_err(|_| bad(name.to_owned(), value, "an object"))?;
+        let bad = |_| bad(name.to_owned(), value, "an object");
+        let Object::<_, FIELDS_MAX>(raw) = serde_json::from_str(value.get()).map_err(bad)?;
         Ok(Self { prefix: format!("{name}."), raw })
     }
 
@@ -53,6 +61,16 @@ impl<'a> Fields<'a> {
         match serde_json::from_str(raw.get()) {
             Ok(value) if allowed(&value) => Ok(Some(value)),
             _ => Err(bad(self.name(name), raw, rule)),
+        }
+    }
+
+    /// Refuses a field whose JSON text is longer than this.
+    pub(crate) fn at_most(&self, name: &str, bytes_max: usize, rule: &str) -> Result<(), ApiError> {
+        match self.raw.get(name) {
+            Some(raw) if raw.get().len() > bytes_max => {
+                Err(ApiError::bad_value(self.name(name), raw.get(), rule))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -88,7 +106,8 @@ impl<'a> Fields<'a> {
     /// texts `harmless`.
     pub(crate) fn unsupported(&mut self, name: &str, harmless: &[&str]) -> Result<(), ApiError> {
         let Some(raw) = self.raw(name) else { return Ok(()) };
-        let plain: String = raw.get().chars().filter(|char| !char.is_whitespace()).collect();
+        let plain: String =
+            raw.get().chars().filter(|char| !char.is_whitespace()).take(HARMLESS_CHARS_MAX).collect();
         if harmless.contains(&plain.as_str()) {
             return Ok(());
         }

@@ -1,11 +1,15 @@
 //! OpenAI's HTTP interface as types: requests parsed once into what is valid, answers and errors in its shapes.
 
 mod answer;
+mod bounded;
 mod chat;
 mod completion;
+mod content;
 mod error;
 mod fields;
+mod memory;
 mod params;
+mod prompt;
 
 pub(crate) use answer::{Answer, Usage};
 pub(crate) use error::ApiError;

@@ -1,10 +1,7 @@
 //! Parameters that both endpoints share: how to draw tokens, and when to stop.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-
 use super::ApiError;
+use super::bounded::{List, Object, OneOrList};
 use super::fields::Fields;
 
 /// Limits of the wire contract, and of stop strings, which cost time for every token.
@@ -68,13 +65,6 @@ pub(crate) struct Params {
     pub include_stop: bool,
     pub skip_special: bool,
     pub cache_salt: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
 }
 
 impl Params {
@@ -141,32 +131,24 @@ fn positive(fields: &mut Fields<'_>, name: &str, max: f64) -> Result<Option<f32>
 
 fn logit_bias(fields: &mut Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
     let rule = "an object of at most 1024 token ids, each with a number from -100 to 100";
-    let allowed = |map: &BTreeMap<String, f32>| {
-        map.len() <= LOGIT_BIAS_MAX
-            && map.iter().all(|(id, bias)| id.parse::<u32>().is_ok() && (-100.0..=100.0).contains(bias))
+    let allowed = |map: &Object<f32, LOGIT_BIAS_MAX>| {
+        map.0.iter().all(|(id, bias)| id.parse::<u32>().is_ok() && (-100.0..=100.0).contains(bias))
     };
-    let map = fields.take_if("logit_bias", rule, allowed)?.unwrap_or_default();
+    let map = fields.take_if("logit_bias", rule, allowed)?.map(|map| map.0).unwrap_or_default();
     Ok(map.into_iter().filter_map(|(id, bias)| Some((id.parse().ok()?, bias))).collect())
 }
 
 fn stops(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
     let rule = "a string or a list of at most 16, none of them empty or longer than 1024 bytes";
     let one = |stop: &String| (1..=STOP_BYTES_MAX).contains(&stop.len());
-    let allowed = |stops: &OneOrMany| match stops {
-        OneOrMany::One(stop) => one(stop),
-        OneOrMany::Many(stops) => stops.len() <= STOPS_MAX && stops.iter().all(one),
-    };
-    Ok(match fields.take_if("stop", rule, allowed)? {
-        None => Vec::new(),
-        Some(OneOrMany::One(stop)) => vec![stop],
-        Some(OneOrMany::Many(stops)) => stops,
-    })
+    let allowed = |stops: &OneOrList<STOPS_MAX>| stops.0.iter().all(one);
+    Ok(fields.take_if("stop", rule, allowed)?.map(|stops| stops.0).unwrap_or_default())
 }
 
 fn stop_token_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, ApiError> {
     let rule = "a list of at most 64 token ids";
-    let ids = fields.take_if("stop_token_ids", rule, |ids: &Vec<u32>| ids.len() <= STOP_TOKENS_MAX)?;
-    Ok(ids.unwrap_or_default())
+    let ids: Option<List<u32, STOP_TOKENS_MAX>> = fields.take("stop_token_ids", rule)?;
+    Ok(ids.map(|ids| ids.0).unwrap_or_default())
 }
 
 fn cache_salt(fields: &mut Fields<'_>) -> Result<String, ApiError> {

@@ -8,6 +8,7 @@ use futures::future::try_join_all;
 use tokio::time::timeout_at;
 
 use crate::app::App;
+use crate::budget::Held;
 use crate::generation::Started;
 use crate::metrics::Stage;
 use crate::model::Model;
@@ -31,6 +32,8 @@ const AVOID_FOR: Duration = Duration::from_secs(2);
 pub(crate) struct Call {
     app: Arc<App>,
     request: Arc<Request>,
+    /// The memory of `request`.
+    request_held: Arc<Held>,
     /// Which of the request's inputs.
     input: usize,
     /// Random; names the request everywhere.
@@ -64,6 +67,14 @@ struct Generation {
     all: Vec<ReadyWorker>,
 }
 
+impl Generation {
+    /// What every worker of it can take.
+    fn max_model_len(&self) -> u32 {
+        let of_workers = self.decoders.iter().map(|worker| worker.identity.max_model_len);
+        of_workers.min().unwrap_or(self.model.max_model_len).min(self.model.max_model_len)
+    }
+}
+
 /// What there is to be found.
 enum Look {
     Found(Generation),
@@ -84,12 +95,13 @@ impl Open {
 }
 
 impl Call {
-    /// A call for each input of `request`. Of `id`, which is random, the upper half serves as seed.
-    pub(crate) fn all(app: &Arc<App>, request: Request, id: u128, created: u64) -> Vec<Self> {
-        let request = Arc::new(request);
+    /// A call for each input of `request`, whose memory is `held`. Of `id`, which is random, the upper half serves as seed.
+    pub(crate) fn all(app: &Arc<App>, request: Request, held: Held, id: u128, created: u64) -> Vec<Self> {
+        let (request, request_held) = (Arc::new(request), Arc::new(held));
         let call = |input| Self {
             app: Arc::clone(app),
             request: Arc::clone(&request),
+            request_held: Arc::clone(&request_held),
             input,
             id,
             created,
@@ -124,8 +136,22 @@ impl Call {
         }
     }
 
-    /// Tokenizes and checks the prompt of each. Before any of several is sent to a worker, so that one that is refused costs
-    /// no worker's time for the others.
+    /// Tokenizes and checks the prompt if there is a worker for it, in a turn of the text pool that the caller has. What
+    /// there is no worker for is prepared when one has been waited for.
+    pub(crate) fn prepare_in_turn(&mut self) -> Result<(), ApiError> {
+        if let Look::Found(generation) = self.look()? {
+            let max_model_len = generation.max_model_len();
+            let held = Held::none(&self.app.budget);
+            let model = &generation.model;
+            let prepared = prepare(&self.request, self.input, model, max_model_len, self.seed, held)?;
+            self.observe(&prepared);
+            self.prepared = Some((model.fingerprint, max_model_len, Arc::new(prepared)));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the prompt of each is tokenized and checked. Before any of several is sent to a worker, so that one
+    /// that is refused costs no worker's time for the others.
     pub(crate) async fn check_all(calls: &mut [Self]) -> Result<(), ApiError> {
         let check = async |call: &mut Self| {
             let generation = call.generation().await?;
@@ -280,28 +306,38 @@ impl Call {
     /// The request for this generation; made once, and again only if the generation changed between attempts.
     async fn prepare(&mut self, generation: &Generation) -> Result<Arc<Prepared>, ApiError> {
         let model = &generation.model;
-        let of_workers = generation.decoders.iter().map(|worker| worker.identity.max_model_len);
-        let max_model_len = of_workers.min().unwrap_or(model.max_model_len).min(model.max_model_len);
+        let max_model_len = generation.max_model_len();
         if let Some((fingerprint, length, prepared)) = &self.prepared
             && *fingerprint == model.fingerprint
             && *length == max_model_len
         {
             return Ok(Arc::clone(prepared));
         }
+        // What was made for another generation is given back first.
+        self.prepared = None;
         let (request, for_model) = (Arc::clone(&self.request), Arc::clone(model));
         let (input, seed) = (self.input, self.seed);
-        let started = Instant::now();
-        let made = self.app.text_pool.run(move || prepare(&request, input, &for_model, max_model_len, seed));
-        let prepared = Arc::new(made.await??);
-        let mut waited = started.elapsed();
+        let held = Held::none(&self.app.budget);
+        let bytes = self.request_held.bytes();
+        let waiting = Instant::now();
+        let made = self.app.text_pool.run(bytes, move || {
+            let waited = waiting.elapsed();
+            prepare(&request, input, &for_model, max_model_len, seed, held).map(|prepared| (prepared, waited))
+        });
+        let (prepared, waited) = made.await??;
+        self.app.metrics.passed(Stage::TextQueue, waited);
+        self.observe(&prepared);
+        let prepared = Arc::new(prepared);
+        self.prepared = Some((model.fingerprint, max_model_len, Arc::clone(&prepared)));
+        Ok(prepared)
+    }
+
+    /// Counts the time that preparing took.
+    fn observe(&self, prepared: &Prepared) {
         for (stage, took) in [(Stage::Render, prepared.rendering), (Stage::Tokenize, prepared.tokenizing)] {
             if let Some(took) = took {
-                waited = waited.saturating_sub(took);
                 self.app.metrics.passed(stage, took);
             }
         }
-        self.app.metrics.passed(Stage::TextQueue, waited);
-        self.prepared = Some((model.fingerprint, max_model_len, Arc::clone(&prepared)));
-        Ok(prepared)
     }
 }

@@ -2,11 +2,12 @@
 
 mod call;
 mod choices;
+mod outbox;
 mod placement_header;
 mod stream;
 mod whole;
 
 pub(crate) use call::Call;
 pub(crate) use placement_header::placement_header;
-pub(crate) use stream::{Part, StreamLimits, stream};
-pub(crate) use whole::whole;
+pub(crate) use stream::{AnswerLimits, Part, stream};
+pub(crate) use whole::{Whole, deliver, whole};

@@ -1,35 +1,32 @@
-//! Streamed answers: a task per answer reads the workers and fills a bounded channel that the client's connection
-//! empties. A client that does not read thereby stops its workers, and nothing piles up in between.
+//! Streamed answers: a task per answer reads the workers and fills an outbox that the client's connection empties. A
+//! client that does not read thereby stops its workers, and nothing piles up in between.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
-use futures::Stream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::mpsc::{self, error::SendTimeoutError};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::call::{Call, Open};
 use super::choices::Choices;
+use super::outbox::{Outbox, Unread};
+use crate::budget::{Budget, Held};
 use crate::generation::Event;
 use crate::metrics::{RequestMetrics, Status};
 use crate::model::Model;
 use crate::openai::{Answer, ApiError, Usage};
 use crate::upstream::{Failure, Upstream};
 
-/// Chunks between the worker and the client's connection.
-const CHUNKS_MAX: usize = 16;
 const DONE: &str = "data: [DONE]\n\n";
 
-/// What an answer is held to.
-pub(crate) struct StreamLimits {
+/// What an answer is held to, streamed or not.
+pub(crate) struct AnswerLimits {
+    /// Memory for what is written and not read yet.
+    pub budget: Arc<Budget>,
     /// End of the whole request, and how long that was in seconds, for the error.
     pub deadline: Instant,
     pub request_timeout: Duration,
@@ -41,12 +38,25 @@ pub(crate) struct StreamLimits {
 
 /// Why an answer breaks off.
 enum Broken {
-    /// The client went away.
-    Client,
-    /// The client stopped reading.
-    Reader,
+    /// The client went away or stopped reading.
+    Unread(Unread),
     /// There is an error to tell.
     Error(ApiError),
+}
+
+impl From<Unread> for Broken {
+    fn from(unread: Unread) -> Self {
+        Self::Unread(unread)
+    }
+}
+
+impl From<Unread> for Status {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Gone => Self::Cancelled,
+            Unread::Stopped => Self::ReaderTimeout,
+        }
+    }
 }
 
 impl From<Failure> for Broken {
@@ -92,19 +102,18 @@ impl Part {
     }
 }
 
-/// The body of the answer, and the task that fills it. There is at least one part.
+/// The body of the answer, and the task that fills it. There is at least one part. `permit` lasts until the client has
+/// read the answer, or is given up.
 pub(crate) fn stream(
     parts: Vec<Part>,
     metrics: RequestMetrics,
     permit: OwnedSemaphorePermit,
-    limits: StreamLimits,
+    limits: AnswerLimits,
 ) -> (Body, impl Future<Output = ()> + Send) {
-    let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
-    let complete = Arc::new(AtomicBool::new(false));
-    let body = Body::from_stream(Chunks { receiver, complete: Arc::clone(&complete), ended: false });
-    let writer = Writer { parts, turn: 0, metrics, sender, reader_timeout: limits.reader_timeout };
+    let (outbox, body) = Outbox::new(limits.reader_timeout);
+    let writer = Writer { parts, turn: 0, metrics, outbox, limits };
     let task = async move {
-        writer.run(&limits, &complete).await;
+        writer.run().await;
         drop(permit);
     };
     (body, task)
@@ -115,45 +124,46 @@ struct Writer {
     /// The part that is asked first for its next event, so that none starves the others.
     turn: usize,
     metrics: RequestMetrics,
-    sender: mpsc::Sender<Bytes>,
-    reader_timeout: Duration,
+    outbox: Outbox,
+    limits: AnswerLimits,
 }
 
 impl Writer {
-    async fn run(mut self, limits: &StreamLimits, complete: &AtomicBool) {
-        let client = self.sender.clone();
+    async fn run(mut self) {
+        let (deadline, cut) = (self.limits.deadline, self.limits.cut.clone());
+        let closed = self.outbox.closes();
         let ended = tokio::select! {
             ended = self.write() => ended,
-            () = client.closed() => Err(Broken::Client),
-            () = sleep_until(limits.deadline) => {
-                Err(Broken::Error(ApiError::timeout(limits.request_timeout.as_secs())))
+            () = closed => Err(Unread::Gone.into()),
+            () = sleep_until(deadline) => {
+                Err(Broken::Error(ApiError::timeout(self.limits.request_timeout.as_secs())))
             }
-            () = limits.cut.cancelled() => {
+            () = cut.cancelled() => {
                 Err(Broken::Error(ApiError::interrupted("the router is shutting down.")))
             }
         };
-        let status = match ended {
-            Ok(()) => Status::Http(200),
-            Err(Broken::Client) => Status::Cancelled,
-            Err(Broken::Reader) => Status::ReaderTimeout,
-            Err(Broken::Error(error)) => {
-                let unfinished = self.parts.iter().flat_map(Part::unfinished);
-                let chunk = self.parts.first().map(|part| {
-                    tracing::warn!(
-                        request = part.answer.id,
-                        message = error.body.message,
-                        "answer interrupted"
-                    );
-                    format!("{}{DONE}", event(&part.answer.error_chunk(unfinished, &error)))
-                });
-                match self.send(chunk.unwrap_or_default()).await {
-                    Ok(()) => Status::Interrupted,
-                    Err(_) => Status::Cancelled,
-                }
-            }
+        let told = match ended {
+            Ok(()) => Ok(Status::Http(200)),
+            Err(Broken::Unread(unread)) => Err(unread),
+            Err(Broken::Error(error)) => self.tell(&error).await.map(|()| Status::Interrupted),
         };
-        complete.store(matches!(status, Status::Http(_) | Status::Interrupted), Ordering::Release);
+        // What the workers still do is cancelled before the client has read all.
+        self.parts.clear();
+        let status = match told {
+            Ok(status) => self.outbox.finish().await.map_or_else(Status::from, |()| status),
+            Err(unread) => unread.into(),
+        };
         self.metrics.ends(status);
+    }
+
+    /// Ends an answer that cannot be finished.
+    async fn tell(&self, error: &ApiError) -> Result<(), Unread> {
+        let unfinished = self.parts.iter().flat_map(Part::unfinished);
+        let Some(part) = self.parts.first() else { return Ok(()) };
+        tracing::warn!(request = part.answer.id, message = error.body.message, "answer interrupted");
+        let chunk = format!("{}{DONE}", event(&part.answer.error_chunk(unfinished, error)));
+        // Small, and the last: it needs no room of its own.
+        self.outbox.put(chunk, Arc::new(Held::none(&self.limits.budget))).await
     }
 
     /// Writes the answer to its end.
@@ -216,43 +226,15 @@ impl Writer {
         chunk.map(|json| event(&json)).unwrap_or_default() + DONE
     }
 
+    /// Hands a chunk to the client. Waits for the client to take what is before it, and for memory.
     async fn send(&self, chunk: String) -> Result<(), Broken> {
-        match self.sender.send_timeout(chunk.into(), self.reader_timeout).await {
-            Ok(()) => Ok(()),
-            Err(SendTimeoutError::Closed(_)) => Err(Broken::Client),
-            Err(SendTimeoutError::Timeout(_)) => Err(Broken::Reader),
-        }
+        let held = self.limits.budget.hold_within(chunk.len(), self.limits.reader_timeout).await;
+        let held = held.map_err(|_| Broken::Error(ApiError::interrupted("the router is out of memory.")))?;
+        Ok(self.outbox.put(chunk, Arc::new(held)).await?)
     }
 }
 
 /// One server-sent event.
 fn event(json: &str) -> String {
     format!("data: {json}\n\n")
-}
-
-/// The chunks as a body. A body that ends without being complete ends in an error, which closes the connection, so
-/// that a client never takes half an answer for a whole one.
-struct Chunks {
-    receiver: mpsc::Receiver<Bytes>,
-    complete: Arc<AtomicBool>,
-    ended: bool,
-}
-
-impl Stream for Chunks {
-    type Item = Result<Bytes, std::io::Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        self.receiver.poll_recv(cx).map(|chunk| {
-            if chunk.is_none() {
-                self.ended = true;
-                if !self.complete.load(Ordering::Acquire) {
-                    return Some(Err(std::io::Error::other("the answer broke off")));
-                }
-            }
-            chunk.map(Ok)
-        })
-    }
 }

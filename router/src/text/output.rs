@@ -39,6 +39,16 @@ pub(crate) struct TokenText {
     pub offset: usize,
 }
 
+impl TokenText {
+    /// What it takes in memory.
+    fn size(&self) -> usize {
+        size_of::<Self>()
+            + self.text.len()
+            + self.bytes.len()
+            + self.top.iter().map(Self::size).sum::<usize>()
+    }
+}
+
 /// What can be given out now.
 #[derive(PartialEq, Debug, Default)]
 pub(crate) struct Delta {
@@ -54,6 +64,11 @@ impl Delta {
         self.text.push_str(&next.text);
         self.logprobs.extend(next.logprobs);
         self.stopped |= next.stopped;
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.text.len() + self.logprobs.iter().map(TokenText::size).sum::<usize>()
     }
 
     /// Nothing to show.

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub)] // a test has no outside
 
 mod answers;
+mod bounds;
 mod choices;
 mod connections;
 mod failures;

@@ -30,7 +30,7 @@ pub struct RouterSpec {
     #[serde(default, skip_serializing_if = "RouterService::is_unset")]
     pub service: RouterService,
 
-    /// Requests that one router has in progress at once; more are answered 429. The default is 1024.
+    /// Choices that one router has in progress at once, prompts times `n`; more are answered 429. The default is 1024.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limits::MAX_IN_FLIGHT))]
     pub max_in_flight: Option<i32>,
@@ -57,7 +57,8 @@ pub struct RouterSpec {
     #[schemars(range(min = 1, max = limits::MIN_WORKERS))]
     pub min_workers: Option<i32>,
 
-    /// CPU and memory of each router.
+    /// CPU and memory of each router. Where nothing is said of memory, the limit is what its own bounds add up to, 1536Mi
+    /// by default.
     #[serde(default, skip_serializing_if = "Resources::is_unset")]
     pub resources: Resources,
 

@@ -1,8 +1,10 @@
 //! The routers: a Deployment, the Service that clients use, and the ConfigMap with their settings.
 
+use disagg_api::crd::{Amount, Resources};
 use disagg_api::kubernetes::{
-    Component, ENV_DEPLOYMENT, ENV_NAMESPACE, ROUTER_ADMIN_PORT, ROUTER_ADMIN_PORT_NAME, ROUTER_HTTP_PORT,
-    ROUTER_HTTP_PORT_NAME, settings_config_map,
+    Component, ENV_DEPLOYMENT, ENV_INDEX_MEMORY_MIB, ENV_NAMESPACE, ENV_REQUEST_MEMORY_MIB, ROUTER_ADMIN_PORT,
+    ROUTER_ADMIN_PORT_NAME, ROUTER_HTTP_PORT, ROUTER_HTTP_PORT_NAME, ROUTER_INDEX_MEMORY_MIB_DEFAULT,
+    ROUTER_PROCESS_MEMORY_MIB, ROUTER_REQUEST_MEMORY_MIB_DEFAULT, settings_config_map,
 };
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Service, ServicePort, ServiceSpec};
@@ -11,10 +13,12 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::access::router_account;
 use super::labels::{metadata, selector};
 use super::pod::{Parts, container_port, field_env, http_probe, plain_env, template};
-use crate::reconcile::validate::{Replicas, Wanted};
+use crate::reconcile::validate::{Replicas, Router, Wanted};
 
 /// How long a router that is to end goes on accepting, until every node has learnt that it leaves.
 const SHUTDOWN_DELAY_SECONDS: i32 = 5;
+/// Memory that is set aside for a router of a resource that names none. What it may take is more: see [`resources`].
+const MEMORY_REQUEST_MIB: u32 = 256;
 /// What a router takes beyond delay and drain to end its process.
 const GRACE_MARGIN_SECONDS: i32 = 10;
 
@@ -53,6 +57,27 @@ pub(super) fn service(wanted: &Wanted) -> Service {
 pub(crate) fn url(wanted: &Wanted) -> String {
     let service = Component::Router.child(&wanted.name);
     format!("http://{service}.{}.svc:{}", wanted.namespace, wanted.router.port)
+}
+
+/// The container's resources. Where the user says nothing of memory, the limit is what a router takes at most, by its own
+/// bounds: a defect there ends one router and not the node.
+fn resources(router: &Router) -> Resources {
+    let mut resources = router.resources.clone();
+    let named = |amounts: &std::collections::BTreeMap<String, Amount>| amounts.contains_key("memory");
+    if !named(&resources.requests) && !named(&resources.limits) {
+        let mib = |name: &str, default: u32| {
+            let set = router.pod.env.iter().find(|variable| variable.name == name);
+            let set = set.and_then(|variable| variable.value.as_deref()?.parse().ok());
+            set.unwrap_or(u64::from(default))
+        };
+        let limit = mib(ENV_REQUEST_MEMORY_MIB, ROUTER_REQUEST_MEMORY_MIB_DEFAULT)
+            .saturating_add(mib(ENV_INDEX_MEMORY_MIB, ROUTER_INDEX_MEMORY_MIB_DEFAULT))
+            .saturating_add(ROUTER_PROCESS_MEMORY_MIB.into());
+        let amount = |mib: u64| ("memory".to_owned(), Amount::Text(format!("{mib}Mi")));
+        resources.requests.extend([amount(MEMORY_REQUEST_MIB.into())]);
+        resources.limits.extend([amount(limit)]);
+    }
+    resources
 }
 
 pub(super) fn deployment(wanted: &Wanted) -> Deployment {
@@ -95,7 +120,7 @@ pub(super) fn deployment(wanted: &Wanted) -> Deployment {
         needs_token: true,
         container,
         volumes: Vec::new(),
-        resources: &router.resources,
+        resources: &resources(router),
         overrides: &router.pod,
         grace_seconds: SHUTDOWN_DELAY_SECONDS + wanted.drain_seconds + GRACE_MARGIN_SECONDS,
     };

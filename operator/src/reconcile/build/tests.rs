@@ -1,6 +1,7 @@
 //! Fixtures in YAML through validate and build, as snapshots.
 
 use disagg_api::DisaggDeployment;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Serialize;
 
 use super::*;
@@ -180,6 +181,27 @@ fn a_number_that_is_left_out_is_not_applied() {
     };
     assert_eq!(replicas(""), (None, None));
     assert_eq!(replicas("  decode: {replicas: 0}\n  router: {replicas: 3}\n"), (Some(0), Some(3)));
+}
+
+#[test]
+fn a_routers_memory_is_limited_by_what_it_is_told_to_take() {
+    let memory = |router: &str| {
+        let children = with_spec(&format!("  model: {{source: {{random: {{}}}}}}\n  router: {router}\n"));
+        let pod = children.router.spec.unwrap().template.spec.unwrap();
+        let resources = pod.containers[0].resources.clone().unwrap();
+        let of = |amounts: Option<std::collections::BTreeMap<_, Quantity>>| {
+            Some(amounts?.get("memory")?.0.clone())
+        };
+        (of(resources.requests), of(resources.limits))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(memory("{}"), (some("256Mi"), some("1536Mi")));
+    assert_eq!(memory("{resources: {limits: {cpu: 1}}}"), (some("256Mi"), some("1536Mi")));
+    let env = "[{name: DISAGG_MAX_REQUEST_MEMORY_MIB, value: '4096'}, {name: DISAGG_MAX_PREFIX_INDEX_MIB, value: '8'}]";
+    assert_eq!(memory(&format!("{{podTemplate: {{env: {env}}}}}")), (some("256Mi"), some("4424Mi")));
+    // Who says something of memory has said all of it.
+    assert_eq!(memory("{resources: {requests: {memory: 2Gi}}}"), (some("2Gi"), None));
+    assert_eq!(memory("{resources: {limits: {memory: 3Gi}}}"), (None, some("3Gi")));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod api_server;
 pub mod fake;
+pub mod raw;
 mod script;
 pub mod tokenizer;
 
@@ -112,7 +113,28 @@ impl TestRouter {
     }
 
     pub async fn post_raw(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
-        read(self.client.post(self.url(path)).body(body).send().await.expect("an answer")).await
+        self.post_as("application/json", path, body).await
+    }
+
+    /// Sends a body of this type.
+    pub async fn post_as(&self, content_type: &str, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        let request = self.client.post(self.url(path)).header("content-type", content_type).body(body);
+        read(request.send().await.expect("an answer")).await
+    }
+
+    /// What a gauge or counter of `/metrics` says; 0 if it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let metrics = self.get("/metrics").await.body;
+        let line = metrics.lines().find(|line| line.split(' ').next() == Some(name));
+        line.and_then(|line| line.split(' ').next_back())
+            .map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Waits until nothing is held for any request.
+    pub async fn until_idle(&self) {
+        for gauge in ["requests_in_flight", "choices_in_flight", "bodies_arriving", "request_memory_bytes"] {
+            self.until_metric(&format!("disagg_router_{gauge} 0")).await;
+        }
     }
 
     /// A completion of `prompt`.
