@@ -19,8 +19,9 @@ use crate::kubernetes::Target;
 /// Connections that are taken by default, at least.
 const CONNECTIONS_MIN: u32 = 4096;
 
-/// A client that takes nothing is given up with its request; what is left to send is cut when that did not do it.
-const CUT_AFTER: Duration = Duration::from_secs(2);
+/// Beyond the reader timeout, when a connection is cut whose client takes nothing. A stream that has filled what lies
+/// between its worker and the socket is given up before that, and counted as such; this is for all other answers.
+const CUT_AFTER: Duration = Duration::from_secs(10);
 
 /// A body is held with what is made of it, three times its size in all; one request may take three quarters of the
 /// memory.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use disagg_process::slots::{Full, Slot, SlotLimits, Slots};
+use disagg_process::slots::{Slot, SlotLimits, Slots};
 use disagg_process::{Acceptor, Seldom, open_files};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -133,7 +133,7 @@ impl Kinds {
                 slot.works();
                 Some(slot)
             }
-            Err(full @ (Full::Total(_) | Full::PerPeer(_))) => {
+            Err(full) => {
                 if let Some(times) = self.refused.now() {
                     tracing::warn!(%peer, times, %full, "a connection was refused");
                 }

@@ -66,7 +66,11 @@ pub(super) fn worker_ports(count: usize) -> Result<Vec<WorkerPorts>, PortError> 
 /// another is `wanted`.
 pub(super) fn admin_address(api: SocketAddr, wanted: Option<u16>) -> Result<SocketAddr, PortError> {
     let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let free = || Ok(SocketAddr::new(ip, free_ports(ip, 1)?[0]));
+    // Nobody listens on the API's own port yet: of two that are free, at least one is another.
+    let free = || {
+        let port = free_ports(ip, 2)?.into_iter().find(|port| *port != api.port());
+        Ok(SocketAddr::new(ip, port.ok_or(PortError::NoneFree(2))?))
+    };
     let is_free = |address: SocketAddr| address != api && TcpListener::bind(address).is_ok();
     match wanted {
         Some(0) => free(),

@@ -282,6 +282,23 @@ async fn ctrl_c_while_it_starts_is_obeyed() {
     assert_eq!(up.process.end(DONE).await.code(), Some(0), "{}", up.process.log());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_for_all_is_warned_about_and_the_admin_port_is_for_this_machine_alone() {
+    let mut up = Up::start(&["--host", "0.0.0.0"]);
+    up.says("warning: --host 0.0.0.0: whoever reaches this machine").await;
+    up.ready().await;
+    // Of several clients, this one comes by another address than loopback's own.
+    let port = |url: &str| url.rsplit(':').next().unwrap().to_owned();
+    let get = async |address: &str, url: &str, path: &str| {
+        http_client().get(format!("http://{address}:{}{path}", port(url))).send().await
+    };
+    assert_eq!(get("127.0.0.2", &up.url, "/health").await.unwrap().status(), 200);
+    assert_eq!(get("127.0.0.2", &up.url, "/metrics").await.unwrap().status(), 404);
+    assert_eq!(get("127.0.0.1", &up.admin, "/metrics").await.unwrap().status(), 200);
+    get("127.0.0.2", &up.admin, "/metrics").await.unwrap_err();
+    assert!(up.run(&["status"]).status.success());
+}
+
 #[test]
 fn help_and_version_are_printed() {
     let home = tempfile::tempdir().unwrap();
