@@ -138,12 +138,14 @@ fn more_workers_are_waited_for_than_there_are() {
     let waits = || RouterSnapshot { not_ready_because: Ok(Some(reason.clone())), ..router(512) };
     let found = only(|it| _ = demo(it).routers.insert("demo-router-x".to_owned(), waits()));
     assert_finding(&found, Severity::Error, "pod/demo-router-x", &reason, "lower spec.router.minWorkers");
-    // A worker that does not start is why.
+    // A worker that does not start is why, and of what the operator says of the routers, too.
     let found = only(|it| {
+        let starting = "  - { type: RouterAvailable, status: 'False', reason: Starting, message: '', lastTransitionTime: ";
+        demo(it).resource = Ok(yaml(&format!("{RESOURCE}{starting}'{NOW}' }}\n")));
         demo(it).routers.insert("demo-router-x".to_owned(), waits());
         let status = container("state: { waiting: { reason: ErrImagePull, message: no such host } }");
         demo(it).pods = Seen::It(vec![pod("demo-prefill-0", &status)]);
     });
     assert_finding(&found, Severity::Error, "pod/demo-prefill-0", "no such host", "r.example/disagg:1");
-    assert_eq!(found.hence, ["pod/demo-router-x is not ready"]);
+    assert_eq!(found.hence, ["pod/demo-router-x is not ready", "RouterAvailable is False"]);
 }
