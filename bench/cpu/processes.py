@@ -65,7 +65,7 @@ class Deployment:
         while True:
             if any(each.poll() is not None for each in self.children):
                 raise RuntimeError("a process has ended")
-            status = get(port, "/internal/workers")
+            status = get(port + 1, "/internal/workers")
             if status is not None and status.count(b'"ready"') >= len(workers):
                 return child
             if time.monotonic() > until:

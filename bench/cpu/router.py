@@ -58,7 +58,7 @@ def first_token(text):
 def stages():
     """Sum and count of each stage so far."""
     found = re.findall(
-        r'^disagg_router_request_stage_seconds_(sum|count)\{stage="(\w+)"\} (\S+)$', get(PORT, "/metrics").decode(), re.M)
+        r'^disagg_router_request_stage_seconds_(sum|count)\{stage="(\w+)"\} (\S+)$', get(PORT + 1, "/metrics").decode(), re.M)
     return {(stage, what): float(value) for what, stage, value in found}
 
 

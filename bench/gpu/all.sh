@@ -48,6 +48,7 @@ part transfer "$examples/cuda_transfer"
 part faults python3 "$here/faults.py" "$bins/disagg"
 part http "$here/http.sh" "$bins/disagg"
 part handoff "$here/handoff.sh" "$bins/disagg"
+part files python3 "$here/files.py" "$bins/disagg"
 # Time and bytes of every kernel alone, as CSV.
 part profile ncu --clock-control none --metrics gpu__time_duration.sum,dram__bytes_read.sum --csv \
   --log-file "$logs/profile.csv" "$examples/cuda_steps" profile

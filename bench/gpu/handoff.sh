@@ -25,10 +25,10 @@ worker() { # role, port, device, share of the GPU's memory
 serve() { # port of the router, ports of the workers
   local port=$1 workers=() ; shift
   for each in "$@"; do workers+=(--worker "127.0.0.1:$each"); done
-  "$disagg" router "${workers[@]}" --listen "127.0.0.1:$port" >"$scratch/router-$port.log" 2>&1 &
+  "$disagg" router "${workers[@]}" --listen "127.0.0.1:$port" --admin-listen "127.0.0.1:$((port + 100))" >"$scratch/router-$port.log" 2>&1 &
   children+=($!)
   for _ in $(seq 1200); do
-    if python3 - "$port" $# 2>/dev/null <<'P'
+    if python3 - "$((port + 100))" $# 2>/dev/null <<'P'
 import json, sys, urllib.request
 port, wanted = map(int, sys.argv[1:])
 workers = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/internal/workers", timeout=1))["workers"]
@@ -49,10 +49,10 @@ serve 8101 9001
 worker prefill 9002 "$prefill_device" 0.8
 serve 8102 9001 9002
 python3 "$here/answers.py" http://127.0.0.1:8102 "$scratch/remote.json" "$count"
-curl -s http://127.0.0.1:8102/metrics | grep -E "^disagg_router_(placements|requests)" | head -5 || true
+curl -s http://127.0.0.1:8202/metrics | grep -E "^disagg_router_(placements|requests)" | head -5 || true
 python3 - <<'P'
 import json, urllib.request
-workers = json.load(urllib.request.urlopen("http://127.0.0.1:8102/internal/workers", timeout=5))["workers"]
+workers = json.load(urllib.request.urlopen("http://127.0.0.1:8202/internal/workers", timeout=5))["workers"]
 for worker in workers:
     for peer, speed in worker["transfer_bytes_per_second"].items():
         print(f"{worker['name']} to {peer}: {speed / 1e9:.1f} GB/s while it pushes, running mean")

@@ -23,6 +23,8 @@ use args::{Cli, Command};
 
 fn main() -> ExitCode {
     disagg_process::malloc::set_up();
+    // A connection is a file, of the router's clients and of the load that `bench` makes.
+    disagg_process::open_files::raise();
     // Parsed before anything else: help and mistakes need no runtime.
     let called = if kubectl::is_called(std::env::args_os().next().as_deref()) {
         Called::Plugin(Box::new(kubectl::Cli::parse()))
@@ -60,17 +62,26 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Router(args) => {
             log_to_stderr();
             disagg_process::malloc::give_back_when_idle();
-            disagg_router::run(*args, disagg_worker::terminated()).await?;
-            Ok(ExitCode::SUCCESS)
+            match disagg_router::run(*args, disagg_worker::terminated()).await {
+                Ok(()) => Ok(ExitCode::SUCCESS),
+                Err(error) => {
+                    fail(&error);
+                    Ok(disagg_router::failure(&error).status().into())
+                }
+            }
         }
         Command::Worker(args) => {
             log_to_stderr();
             disagg_process::malloc::give_back_when_idle();
             let ended = disagg_worker::run(*args, disagg_worker::terminated()).await;
-            if let Err(error) = &ended {
-                fail(error);
-            }
-            disagg_process::end_at_once(ended.is_err().into())
+            let status = ended.map_or_else(
+                |error| {
+                    fail(&error);
+                    disagg_worker::failure(&error).status()
+                },
+                |()| 0,
+            );
+            disagg_process::end_at_once(status)
         }
     }
 }
@@ -82,6 +93,6 @@ fn log_to_stderr() {
 
 /// The one place where an error is shown: itself and its causes in one line, unless it has several of its own.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    console::error(&format!("{error:#}"));
+    console::error(&disagg_process::one_line(error.as_ref()));
     ExitCode::FAILURE
 }

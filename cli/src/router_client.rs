@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use disagg_api::kubernetes::{SETTINGS_PATH, SettingsReport};
+use disagg_api::kubernetes::{SETTINGS_PATH, SettingsReport, WORKERS_PATH};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -20,6 +20,9 @@ pub(crate) struct RouterClient {
     url: String,
     http: reqwest::Client,
 }
+
+/// Where the admin port of a router on this machine is, unless its ports were chosen.
+pub(crate) const ADMIN_URL: &str = "http://127.0.0.1:8182";
 
 /// Answer of `GET /internal/workers`.
 #[derive(Deserialize, Clone, PartialEq, Debug)]
@@ -84,7 +87,7 @@ impl Settings {
 }
 
 impl RouterClient {
-    /// `url` is that of the router's HTTP endpoint, for example `http://127.0.0.1:8181`.
+    /// `url` is that of the router's admin port, for example [`ADMIN_URL`].
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
         let http = disagg_worker::https::client_builder(url).timeout(TIMEOUT).build();
         let http = http.with_context(|| format!("cannot make an HTTP client for {url}"))?;
@@ -93,7 +96,7 @@ impl RouterClient {
 
     /// The workers, by name.
     pub(crate) async fn workers(&self) -> anyhow::Result<Workers> {
-        self.get("/internal/workers").await
+        self.get(WORKERS_PATH).await
     }
 
     /// The settings in force.
@@ -151,8 +154,19 @@ impl RouterClient {
         let response = response.with_context(|| format!("no router answers at {}", self.url))?;
         let status = response.status();
         if !status.is_success() {
-            bail!("{url} answers {status}; is it a disagg router?");
+            bail!("{url} answers {status}; is it the admin port of a disagg router (its --admin-listen)?");
         }
         Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ADMIN_URL;
+    use disagg_api::kubernetes::ROUTER_ADMIN_PORT;
+
+    #[test]
+    fn the_admin_port_is_that_of_routers_everywhere() {
+        assert_eq!(ADMIN_URL, format!("http://127.0.0.1:{ROUTER_ADMIN_PORT}"));
     }
 }

@@ -20,12 +20,3 @@ fn folder(variable: &str, below_home: &str) -> anyhow::Result<PathBuf> {
     let base = absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)));
     Ok(base.with_context(|| format!("neither {variable} nor HOME names a folder"))?.join("disagg"))
 }
-
-/// Writes a file so that a reader sees the old text or the new, and never half of it.
-pub(crate) fn write_atomically(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
-    let folder = path.parent().context("a file stands in a folder")?;
-    let failed = || format!("cannot write {}", path.display());
-    std::fs::create_dir_all(folder).with_context(failed)?;
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path)).with_context(failed)
-}

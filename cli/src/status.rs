@@ -12,7 +12,7 @@ use clap::Args;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::console;
-use crate::router_client::{RouterClient, Settings, Worker};
+use crate::router_client::{ADMIN_URL, RouterClient, Settings, Worker};
 use counters::Counters;
 
 /// Between two pictures of `--watch`.
@@ -26,9 +26,9 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// The exit code is 0 when the router can serve and 1 when it can not.
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
-    /// URL of the router
-    #[arg(long, env = "DISAGG_ROUTER", value_name = "URL", default_value = "http://127.0.0.1:8181")]
-    router: String,
+    /// URL of the router's admin port: by default one above the port of its API
+    #[arg(long, env = "DISAGG_ADMIN", value_name = "URL", default_value = ADMIN_URL)]
+    admin: String,
 
     /// Show it again every second, until Ctrl-C
     #[arg(long, short)]
@@ -36,7 +36,7 @@ pub(crate) struct StatusArgs {
 }
 
 pub(crate) async fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let client = RouterClient::new(&args.router)?;
+    let client = RouterClient::new(&args.admin)?;
     if args.watch {
         watch(&client).await;
         return Ok(ExitCode::SUCCESS);

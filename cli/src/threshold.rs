@@ -11,10 +11,11 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use disagg_api::RouterSettings;
 use disagg_api::settings::MAX_LOCAL_PREFILL_LENGTH;
+use disagg_process::file;
 use tokio::time::{Instant, interval};
 
-use crate::router_client::{RouterClient, Settings};
-use crate::{console, state};
+use crate::console;
+use crate::router_client::{ADMIN_URL, RouterClient, Settings};
 
 /// The router takes a change over within a second.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,15 +28,9 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// worker, all others where they are decoded.
 #[derive(Args, Debug)]
 pub(crate) struct ThresholdArgs {
-    /// URL of the router
-    #[arg(
-        long,
-        env = "DISAGG_ROUTER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8181",
-        global = true
-    )]
-    router: String,
+    /// URL of the router's admin port: by default one above the port of its API
+    #[arg(long, env = "DISAGG_ADMIN", value_name = "URL", default_value = ADMIN_URL, global = true)]
+    admin: String,
 
     #[command(subcommand)]
     command: ThresholdCommand,
@@ -53,7 +48,7 @@ enum ThresholdCommand {
 }
 
 pub(crate) async fn run(args: &ThresholdArgs) -> anyhow::Result<ExitCode> {
-    let client = RouterClient::new(&args.router)?;
+    let client = RouterClient::new(&args.admin)?;
     let settings = client.settings().await?;
     if let Some(problem) = &settings.problem {
         console::note(&format!("the settings file is not in force: {problem}"));
@@ -71,14 +66,14 @@ pub(crate) async fn run(args: &ThresholdArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The file with its threshold changed and all else kept.
-fn write(file: &Path, tokens: u32) -> anyhow::Result<()> {
-    let shown = file.display();
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("cannot read {shown}, which the router watches; is it on this machine?"))?;
+fn write(path: &Path, tokens: u32) -> anyhow::Result<()> {
+    let shown = path.display();
+    let text = file::read_text(path, RouterSettings::FILE_BYTES_MAX)
+        .context("cannot read the file that the router watches; is it on this machine?")?;
     let mut settings =
         RouterSettings::from_yaml(&text).with_context(|| format!("{shown} is not valid; repair it first"))?;
     settings.set(MAX_LOCAL_PREFILL_LENGTH, &tokens.to_string())?;
-    state::write_atomically(file, &settings.to_yaml())
+    file::write(path, settings.to_yaml().as_bytes()).context("cannot write the settings")
 }
 
 async fn wait_for(client: &RouterClient, tokens: u32) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ fn main() -> anyhow::Result<()> {
     let args = OperatorArgs::parse();
     // A pod's log is no terminal.
     disagg_process::log_to_stderr(std::io::stderr().is_terminal());
+    disagg_process::open_files::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut interrupt, mut terminate) =

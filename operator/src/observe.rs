@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use disagg_process::http::HttpOptions;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -23,10 +24,7 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, stop: Ca
         .route("/metrics", get(render))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics\n") })
         .with_state(metrics);
-    let server = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
-    if let Err(error) = server.await {
-        tracing::error!(%error, "health and metrics are not served any more");
-    }
+    disagg_process::http::serve(listener, routes, HttpOptions::management("health and metrics"), stop).await;
 }
 
 async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {

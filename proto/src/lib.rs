@@ -1,6 +1,10 @@
-//! Wire contract of disagg, generated from `proto/disagg/v1/*.proto`. No logic lives here: limits are stated in the
-//! `.proto` comments and enforced by the crates that receive the messages, which convert them at once into their
-//! own types.
+//! Wire contract of disagg, generated from `proto/disagg/v1/*.proto`. One rule is enforced here: how many entries a
+//! message may hold, since after decoding it is too late ([`bounds`]). All other limits are stated in the `.proto`
+//! comments and enforced by the crates that receive the messages, which convert them at once into their own types.
+
+pub mod bounds;
+pub mod codec;
+pub mod limits;
 
 /// Version 1 of the contract.
 pub mod v1 {

@@ -1,10 +1,14 @@
 //! Command line and environment of the router, and the validated configuration made from them.
 
+mod connections;
+
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use disagg_api::kubernetes::{ENV_DEPLOYMENT, ENV_NAMESPACE};
 use disagg_core::RoutingStrategy;
+
+pub use connections::ConnectionArgs;
 
 /// Arguments of the router. Every flag can also be set by the environment variable named beside it.
 #[derive(clap::Args, Clone, Debug)]
@@ -12,6 +16,12 @@ pub struct RouterArgs {
     /// Address to serve HTTP on. Port 0 takes a free one, which is logged.
     #[arg(long, env = "DISAGG_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:8181")]
     pub listen: String,
+
+    /// Address of /metrics, /internal/workers and /internal/settings, for whoever runs the router, and of /health and
+    /// /ready for probes. Not for clients: it tells names, addresses and epochs of workers. [default: 127.0.0.1 and
+    /// the port after --listen's]
+    #[arg(long, env = "DISAGG_ADMIN_LISTEN", value_name = "HOST:PORT")]
+    pub admin_listen: Option<String>,
 
     /// A worker's gRPC address; repeat it for each worker. Workers may start, restart and leave in any order: the
     /// router keeps trying and learns role, model and epoch from the worker itself.
@@ -126,4 +136,9 @@ pub struct RouterArgs {
     /// Shut down when standard input ends. A parent that keeps the pipe open thereby never leaves a router behind.
     #[arg(long, env = "DISAGG_EXIT_WITH_STDIN")]
     pub exit_with_stdin: bool,
+
+    /// Who may connect, and how many.
+    // Last: its heading is that of all that follows.
+    #[command(flatten)]
+    pub connections: ConnectionArgs,
 }

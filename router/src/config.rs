@@ -10,9 +10,17 @@ use disagg_api::settings::{
 use disagg_api::{RouterSettings, SettingsErrors};
 use disagg_core::RoutingStrategy;
 use disagg_core::prefix_index::APPROX_BYTES_PER_BLOCK;
+use http::HeaderValue;
 
 use crate::RouterArgs;
+use crate::args::ConnectionArgs;
 use crate::kubernetes::Target;
+
+/// Connections that are taken by default, at least.
+const CONNECTIONS_MIN: u32 = 4096;
+
+/// A client that takes nothing is given up with its request; what is left to send is cut when that did not do it.
+const CUT_AFTER: Duration = Duration::from_secs(2);
 
 /// An argument that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +31,12 @@ pub(crate) enum ConfigError {
     /// A name that no resource can have.
     #[error("--deployment-name {0:?} is no name of a DisaggDeployment; write for example demo")]
     DeploymentName(String),
+    /// A name with a port, a scheme or a path.
+    #[error("--allowed-host {0:?} is no name; write it without scheme and port, for example llm.example.com")]
+    AllowedHost(String),
+    /// A URL with a path, or no URL.
+    #[error("--cors-origin {0:?} is no origin; write SCHEME://HOST[:PORT] as browsers do, or *")]
+    CorsOrigin(String),
     /// A routing setting out of its range.
     #[error("{0}")]
     Settings(SettingsErrors),
@@ -59,6 +73,18 @@ pub(crate) struct Limits {
     pub drain_timeout: Duration,
 }
 
+/// Bounds and deadlines of clients' connections.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ConnectionLimits {
+    pub connections_max: usize,
+    /// From one address.
+    pub per_client_max: usize,
+    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
+    /// Longest time in which a client takes nothing of an answer.
+    pub write_timeout: Duration,
+}
+
 /// How workers are chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RoutingConfig {
@@ -74,6 +100,10 @@ pub(crate) struct Config {
     pub routing: RoutingConfig,
     pub source: Source,
     pub limits: Limits,
+    pub connections: ConnectionLimits,
+    /// Names beside those of loopback.
+    pub allowed_hosts: Vec<String>,
+    pub cors_origins: Vec<HeaderValue>,
     pub exit_with_stdin: bool,
 }
 
@@ -113,6 +143,10 @@ impl TryFrom<RouterArgs> for Config {
             let workers = args.workers.into_iter().collect();
             Source::Flags { workers, settings: SettingsSource::Flags(settings) }
         };
+        let connections =
+            ConnectionLimits::of(&args.connections, args.max_in_flight, args.reader_timeout_seconds);
+        let (allowed_hosts, cors_origins) =
+            (allowed_hosts(&args.connections)?, cors_origins(&args.connections)?);
         let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self {
             listen: args.listen,
@@ -132,9 +166,54 @@ impl TryFrom<RouterArgs> for Config {
                 shutdown_delay: seconds(args.shutdown_delay_seconds),
                 drain_timeout: seconds(args.drain_timeout_seconds),
             },
+            connections,
+            allowed_hosts,
+            cors_origins,
             exit_with_stdin: args.exit_with_stdin,
         })
     }
+}
+
+impl ConnectionLimits {
+    fn of(args: &ConnectionArgs, in_flight_max: u32, reader_timeout_seconds: u32) -> Self {
+        // Room for requests in progress, for those that are told to come back, and for idle connections of pools.
+        let by_default = in_flight_max.saturating_mul(4).max(CONNECTIONS_MIN);
+        let connections_max = args.max_connections.unwrap_or(by_default);
+        let per_client_max = args.max_connections_per_client.unwrap_or(connections_max.div_ceil(2));
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        Self {
+            connections_max: connections_max as usize,
+            per_client_max: per_client_max as usize,
+            head_timeout: seconds(args.head_timeout_seconds),
+            idle_timeout: seconds(args.idle_timeout_seconds),
+            write_timeout: seconds(reader_timeout_seconds) + CUT_AFTER,
+        }
+    }
+}
+
+fn allowed_hosts(args: &ConnectionArgs) -> Result<Vec<String>, ConfigError> {
+    let is_name = |name: &String| {
+        name.parse::<http::uri::Authority>()
+            .is_ok_and(|authority| authority.host() == name && !name.is_empty())
+    };
+    match args.allowed_hosts.iter().find(|name| !is_name(name)) {
+        Some(bad) => Err(ConfigError::AllowedHost(bad.clone())),
+        None => Ok(args.allowed_hosts.clone()),
+    }
+}
+
+fn cors_origins(args: &ConnectionArgs) -> Result<Vec<HeaderValue>, ConfigError> {
+    let origin = |text: &String| {
+        let is_origin = text.split_once("://").is_some_and(|(scheme, authority)| {
+            matches!(scheme, "http" | "https")
+                && authority.parse::<http::uri::Authority>().is_ok()
+                && !authority.contains(['@', '*'])
+                && *text == text.to_ascii_lowercase()
+        });
+        if is_origin || text == "*" { HeaderValue::from_str(text).ok() } else { None }
+            .ok_or_else(|| ConfigError::CorsOrigin(text.clone()))
+    };
+    args.cors_origins.iter().map(origin).collect()
 }
 
 fn is_address(text: &str) -> bool {
@@ -186,6 +265,14 @@ mod tests {
             (&["--max-prefix-index-mib", "0"], "--max-prefix-index-mib"),
             (&["--settings", "f", "--max-local-prefill-length", "1"], "cannot be used with"),
             (&["--deployment-name", "demo"], "cannot be used with"),
+            (&["--allowed-host", "https://llm.example"], "--allowed-host"),
+            (&["--allowed-host", "llm.example:443"], "without scheme and port"),
+            (&["--cors-origin", "llm.example"], "SCHEME://HOST[:PORT]"),
+            (&["--cors-origin", "https://llm.example/"], "--cors-origin"),
+            (&["--cors-origin", "https://*.example"], "--cors-origin"),
+            (&["--cors-origin", "HTTPS://llm.example"], "--cors-origin"),
+            (&["--max-connections", "0"], "--max-connections"),
+            (&["--head-timeout-seconds", "0"], "--head-timeout-seconds"),
         ] {
             let error = config(flags).unwrap_err();
             assert!(error.contains(expected), "{flags:?}: {error}");
@@ -197,6 +284,33 @@ mod tests {
         let blocks = |flags: &[&str]| config(flags).unwrap().routing.index_blocks_max;
         assert_eq!(blocks(&[]) * APPROX_BYTES_PER_BLOCK / (1024 * 1024), 191);
         assert_eq!(blocks(&["--max-prefix-index-mib", "1"]), 5461);
+    }
+
+    #[test]
+    fn there_are_more_connections_than_requests_and_one_client_has_half() {
+        let bounds = |flags: &[&str]| {
+            let limits = config(flags).unwrap().connections;
+            (limits.connections_max, limits.per_client_max)
+        };
+        assert_eq!(bounds(&[]), (4096, 2048));
+        assert_eq!(bounds(&["--max-in-flight", "5000"]), (20_000, 10_000));
+        assert_eq!(bounds(&["--max-connections", "3"]), (3, 2));
+        assert_eq!(bounds(&["--max-connections", "9", "--max-connections-per-client", "9"]), (9, 9));
+    }
+
+    #[test]
+    fn hosts_and_origins_are_repeated_or_listed() {
+        let config = config(&[
+            "--allowed-host",
+            "a.example,b",
+            "--cors-origin",
+            "https://a:8443",
+            "--cors-origin",
+            "*",
+        ]);
+        let config = config.unwrap();
+        assert_eq!(config.allowed_hosts, ["a.example", "b"]);
+        assert_eq!(config.cors_origins, ["https://a:8443", "*"]);
     }
 
     #[test]

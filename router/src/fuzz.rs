@@ -22,11 +22,11 @@ pub fn http_body(bytes: &[u8]) {
 /// model in a task of its own, for which a panic is one more error; so it is here.
 pub fn tokenizer(bytes: &[u8]) {
     let (json, text) = halves(bytes);
-    let built = std::panic::catch_unwind(|| TextTokenizer::from_bytes(json, Some("<s>")));
+    let built = std::panic::catch_unwind(|| TextTokenizer::from_json(json));
     let Ok(Ok(tokenizer)) = built else { return };
     let text = String::from_utf8_lossy(text);
-    let prompt = tokenizer.encode_prompt(&text).unwrap_or_default();
-    let rendered = tokenizer.encode_rendered(&text).unwrap_or_default();
+    let prompt = tokenizer.encode(&text, true).unwrap_or_default();
+    let rendered = tokenizer.encode(&text, false).unwrap_or_default();
     for token in prompt.into_iter().chain(rendered).chain([0, u32::MAX]) {
         tokenizer.token_bytes(token);
     }

@@ -12,6 +12,7 @@ mod app;
 mod args;
 mod config;
 mod endpoints;
+mod failure;
 #[doc(hidden)]
 pub mod fuzz;
 mod generation;
@@ -19,6 +20,8 @@ mod kubernetes;
 mod metrics;
 mod model;
 mod openai;
+#[cfg(test)]
+mod parity;
 mod prepare;
 mod routing;
 mod server;
@@ -30,5 +33,6 @@ mod upstream;
 mod wire;
 mod workers;
 
-pub use args::RouterArgs;
-pub use server::{run, serve};
+pub use args::{ConnectionArgs, RouterArgs};
+pub use failure::failure;
+pub use server::{Listeners, run, serve};

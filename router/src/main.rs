@@ -1,7 +1,8 @@
 //! The `disagg-router` binary: arguments, logging, signals; the rest is the library's.
 
 use std::future::Future;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -13,10 +14,16 @@ struct Cli {
     router: disagg_router::RouterArgs,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     disagg_process::malloc::set_up();
     disagg_process::malloc::give_back_when_idle();
-    run()
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "Error: {}", disagg_process::one_line(error.as_ref()));
+            disagg_router::failure(&error).status().into()
+        }
+    }
 }
 
 #[tokio::main]
@@ -24,6 +31,7 @@ async fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     // A pod's log is no terminal.
     disagg_process::log_to_stderr(std::io::stderr().is_terminal());
+    disagg_process::open_files::raise();
     disagg_router::run(cli.router, terminated()?).await
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use disagg_proto::v1;
 
-use crate::model::{Model, Render, TextTokenizer};
+use crate::model::{Model, Render};
 use crate::openai::{ApiError, Endpoint, Input, Params, Request};
 use crate::text::{Decode, TextRules};
 use crate::wire;
@@ -99,14 +99,14 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
     let param = request.input_name(input);
     let too_long =
         |tokens: usize, least: &str| too_long(request.endpoint, &param, max_model_len, tokens, least);
-    let encode = |text: &str, encode: fn(&TextTokenizer, &str) -> Result<Vec<u32>, tokenizers::Error>| {
+    let encode = |text: &str| {
         // What cannot fit is refused before the work of tokenizing it.
         let least = model.tokenizer.tokens_min(text);
         if least >= max_model_len as usize {
             return Err(too_long(least, "at least "));
         }
         let begun = Instant::now();
-        let ids = encode(&model.tokenizer, text).map_err(failed)?;
+        let ids = model.tokenizer.encode(text, request.add_special_tokens).map_err(failed)?;
         Ok(Tokens { ids, tokenizing: Some(begun.elapsed()), rendering: None })
     };
     let tokens = match &request.inputs[input] {
@@ -117,9 +117,11 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
             }
             Tokens { ids: ids.clone(), ..Tokens::default() }
         }
-        Input::Text(text) => encode(text, TextTokenizer::encode_prompt)?,
+        Input::Text(text) => encode(text)?,
         Input::Conversation(conversation) => {
-            let template = model.template.as_ref().ok_or_else(|| ApiError::no_template(&model.name))?;
+            let template =
+                model.template.as_ref().map_err(|error| ApiError::broken_template(&model.name, error))?;
+            let template = template.as_ref().ok_or_else(|| ApiError::no_template(&model.name))?;
             let begun = Instant::now();
             let mut messages = conversation.messages.clone();
             for message in messages.iter_mut().filter(|message| message["role"] == "developer") {
@@ -132,7 +134,7 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
             };
             let text = template.render(&render).map_err(|error| ApiError::template(&error.to_string()))?;
             let rendering = Some(begun.elapsed());
-            Tokens { rendering, ..encode(&text, TextTokenizer::encode_rendered)? }
+            Tokens { rendering, ..encode(&text)? }
         }
     };
     let ids = &tokens.ids;
@@ -140,9 +142,11 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
         return Err(ApiError::bad_value(param, "no tokens", "at least one token"));
     }
     if let Some(id) = ids.iter().find(|id| **id >= model.vocab_size) {
-        return Err(ApiError::internal(format!(
-            "The tokenizer made token {id}, which the model does not have."
-        )));
+        // The tokenizer knows more tokens than the embedding has rows; such a model serves all other texts.
+        let token = format!("token {:?} (id {id})", model.tokenizer.spelling(*id).unwrap_or_default());
+        let rule =
+            format!("text of tokens that the model has, which are those with ids below {}", model.vocab_size);
+        return Err(ApiError::bad_value(param, &token, &rule));
     }
     if ids.len() >= max_model_len as usize {
         return Err(too_long(ids.len(), ""));

@@ -1,10 +1,13 @@
 //! The router's life: start, serve, drain.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
+use axum::response::IntoResponse as _;
+use disagg_process::http::{self, Hosts, HttpOptions};
+use disagg_process::open_files;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
@@ -14,28 +17,61 @@ use tokio_util::sync::CancellationToken;
 
 use crate::RouterArgs;
 use crate::app::App;
-use crate::config::{Config, Source};
-use crate::endpoints::routes;
+use crate::config::{Config, ConnectionLimits, Source};
+use crate::endpoints::{admin_routes, api_routes};
 use crate::kubernetes::{Cluster, Health};
+use crate::openai::ApiError;
 use crate::settings::LiveSettings;
 use crate::workers::{self, Addresses, Registry};
 
 /// After open answers were cut, time for their last words to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Shares of the files that the process may open. What is left is for connections to workers and for files.
+const API_FILES_PERCENT: u64 = 70;
+const ADMIN_FILES_PERCENT: u64 = 10;
+
+/// Where a router listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For clients: the API, `/health` and `/ready`.
+    pub api: TcpListener,
+    /// For whoever runs it: `/metrics`, `/internal/*`, `/health` and `/ready`.
+    pub admin: TcpListener,
+}
+
+impl Listeners {
+    /// As `--listen` and `--admin-listen` say.
+    pub async fn bind(args: &RouterArgs) -> anyhow::Result<Self> {
+        let listen = async |address: &str, flag: &str| {
+            let bound = disagg_process::listen(address).await;
+            bound.with_context(|| format!("cannot listen on {address} ({flag})"))
+        };
+        let api = listen(&args.listen, "--listen").await?;
+        let admin = match &args.admin_listen {
+            Some(address) => listen(address, "--admin-listen").await?,
+            None => {
+                // Above the last port there is none: any.
+                let port = api.local_addr()?.port().checked_add(1).unwrap_or(0);
+                listen(&format!("127.0.0.1:{port}"), "--admin-listen, by default the port after --listen's")
+                    .await?
+            }
+        };
+        Ok(Self { api, admin })
+    }
+}
+
 /// Runs the router until `shutdown` resolves (or standard input ends, with `--exit-with-stdin`), then finishes the
 /// answers that are open, within `--drain-timeout-seconds`.
 pub async fn run(args: RouterArgs, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-    let listener = disagg_process::listen(&args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
-    serve(args, listener, shutdown).await
+    let listeners = Listeners::bind(&args).await?;
+    serve(args, listeners, shutdown).await
 }
 
-/// As [`run`], on a listener of the caller's.
+/// As [`run`], on listeners of the caller's.
 pub async fn serve(
     args: RouterArgs,
-    listener: TcpListener,
+    listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
@@ -44,36 +80,33 @@ pub async fn serve(
     let follow_workers = Arc::clone(&registry).follow(addresses);
     let (shutdown_delay, drain_timeout) = (config.limits.shutdown_delay, config.limits.drain_timeout);
     let app = Arc::new(App::new(registry, settings, cluster, config.limits, config.routing));
-    let address = listener.local_addr()?;
+    let Listeners { api, admin } = listeners;
+    let (address, admin_address) = (api.local_addr()?, admin.local_addr()?);
     let stop = CancellationToken::new();
-
-    // Small writes, each of which someone waits for.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
-    let server = axum::serve(listener, routes(Arc::clone(&app)))
-        .with_graceful_shutdown(stop.clone().cancelled_owned())
-        .into_future();
-    tracing::info!(%address, "router listening");
+    let options = api_options(&config.connections, &config.allowed_hosts, address);
+    let server = http::serve(api, api_routes(Arc::clone(&app), &config.cors_origins), options, stop.clone());
+    // It answers to the very end.
+    let admin_options = admin_options(&config.allowed_hosts, admin_address);
+    let admin = http::serve(admin, admin_routes(Arc::clone(&app)), admin_options, CancellationToken::new());
+    tracing::info!(%address, admin = %admin_address, "router listening");
 
     let serving = async {
         tokio::pin!(server);
         tokio::select! {
-            ended = &mut server => return ended.context("the HTTP server ended"),
+            // It ends only when it is told to.
+            () = &mut server => return Ok(()),
             () = shutdown => tracing::info!(delay = ?shutdown_delay, "shutdown"),
             () = stdin_ended(config.exit_with_stdin) => tracing::info!("standard input ended"),
         }
         // Whoever sends requests here may not have learned yet that this router leaves.
         app.leave();
-        if let Ok(ended) = timeout(shutdown_delay, &mut server).await {
-            return ended.context("the HTTP server ended");
+        if timeout(shutdown_delay, &mut server).await.is_ok() {
+            return Ok(());
         }
         tracing::info!("finishing open answers");
         stop.cancel();
-        if let Ok(ended) = timeout(drain_timeout, &mut server).await {
-            return ended.context("the HTTP server ended");
+        if timeout(drain_timeout, &mut server).await.is_ok() {
+            return Ok(());
         }
         tracing::warn!(open = app.streams.len(), "cutting the answers that are still open");
         app.cut.cancel();
@@ -85,7 +118,36 @@ pub async fn serve(
         ended = serving => ended,
         () = follow_workers => Ok(()),
         () = keep_up => Ok(()),
+        () = admin => Ok(()),
     }
+}
+
+fn api_options(limits: &ConnectionLimits, allowed_hosts: &[String], address: SocketAddr) -> HttpOptions {
+    let connections_max = open_files::share(limits.connections_max, API_FILES_PERCENT);
+    if connections_max < limits.connections_max {
+        tracing::warn!(
+            connections_max,
+            "fewer connections than --max-connections, for want of files that this process may open (ulimit -Hn)"
+        );
+    }
+    HttpOptions {
+        name: "api",
+        connections_max,
+        connections_per_peer_max: limits.per_client_max.min(connections_max),
+        head_timeout: limits.head_timeout,
+        idle_timeout: limits.idle_timeout,
+        write_timeout: limits.write_timeout,
+        hosts: Hosts::of(address, allowed_hosts),
+        always: &["/health", "/ready"],
+        refusal: |status, message| ApiError::of_connection(status, message).into_response(),
+    }
+}
+
+fn admin_options(allowed_hosts: &[String], address: SocketAddr) -> HttpOptions {
+    let mut options = HttpOptions::management("admin");
+    options.connections_max = open_files::share(options.connections_max, ADMIN_FILES_PERCENT);
+    options.hosts = Hosts::of(address, allowed_hosts);
+    options
 }
 
 /// Where workers and settings come from, opened.

@@ -67,6 +67,25 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 256,
 }
 
+# Keys of config.json that are changed after the model is saved: real files have them, transformers writes none of them.
+# The reference is then what transformers reads back.
+PATCHES = {
+    # The file's head is not the embedding, whatever the configuration says; rope in its old and new spelling at once.
+    "llama-untied-head": {
+        "tie_word_embeddings": True,
+        "rope_parameters": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0},
+    },
+    # A sliding window that no layer uses.
+    "qwen2-no-window": {
+        "use_sliding_window": True,
+        "sliding_window": 64,
+        "max_window_layers": 2,
+        "layer_types": None,
+    },
+}
+
 # name: (model class, configuration, dtype of the file, prompt lengths, save_pretrained arguments)
 CASES = {
     "llama": (
@@ -115,6 +134,20 @@ CASES = {
         [5, 130, 700],
         {},
     ),
+    "llama-untied-head": (
+        LlamaForCausalLM,
+        LlamaConfig(**SMALL | dict(tie_word_embeddings=False), rope_parameters=ROPE),
+        torch.bfloat16,
+        [5, 130],
+        {},
+    ),
+    "qwen2-no-window": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SMALL, rope_parameters=ROPE),
+        torch.bfloat16,
+        [5, 130],
+        {},
+    ),
 }
 
 
@@ -133,6 +166,15 @@ def make_model(name, seed):
                 parameter.copy_(0.3 * torch.randn_like(parameter))
             parameter.copy_(parameter.to(dtype).float())
     return model
+
+
+def read_back(name, folder):
+    """The model of a folder, after its config.json has been changed."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | PATCHES[name]
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}, indent=2) + "\n")
+    model_class = CASES[name][0]
+    return model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
@@ -174,6 +216,9 @@ def main():
         folder.mkdir(parents=True)
         _, _, dtype, lengths, save = CASES[name]
         model = make_model(name, seed)
+        if name in PATCHES:
+            model.to(dtype).save_pretrained(folder, **save)
+            model = read_back(name, folder)
         generator = torch.Generator().manual_seed(seed)
         prompts = [make_prompt(model, length, generator) for length in lengths]
         golden = {
@@ -190,7 +235,8 @@ def main():
             lines = [json.dumps(prompt, separators=(",", ":")) for prompt in golden.pop("prompts")]
             head = json.dumps(golden, indent=1)[:-2]
             file.write(head + ',\n "prompts": [\n' + ",\n".join(lines) + "\n ]\n}\n")
-        model.to(dtype).save_pretrained(folder, **save)
+        if name not in PATCHES:
+            model.to(dtype).save_pretrained(folder, **save)
         distinct = [len(set(prompt["output"])) for prompt in prompts]
         margins = [prompt["min_margin"] for prompt in prompts]
         print(f"{name}: distinct tokens {distinct}, smallest margins {margins}")

@@ -55,12 +55,16 @@ impl Bounds {
 struct Rounded(DummyWeights, Format);
 
 impl TensorSource for Rounded {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let mut values = self.0.tensor(name, shape)?;
-        for value in &mut values {
-            *value = self.1.decode(self.1.encode(*value));
+    fn format(&self, name: &str, shape: &[usize]) -> Result<WeightFormat, ModelError> {
+        self.0.format(name, shape)
+    }
+
+    fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        self.0.read(name, offset, out)?;
+        for bytes in out.as_chunks_mut().0 {
+            *bytes = self.1.decode(self.1.encode(f32::from_le_bytes(*bytes))).to_le_bytes();
         }
-        Ok(values)
+        Ok(())
     }
 }
 

@@ -23,8 +23,10 @@ use disagg_worker::metrics::Metrics;
 use disagg_worker::model::{ModelCard, ModelConfig};
 use disagg_worker::server::Server;
 use disagg_worker::transport::queue::{PushQueues, QueueingTransport};
+use disagg_worker::transport::reach::Reach;
 use disagg_worker::transport::stages::Stages;
 use disagg_worker::transport::tcp::{PushTarget, Pusher, STAGES};
+use disagg_worker::transport::token::LandingToken;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -37,6 +39,11 @@ fn config() -> ModelConfig {
 
 fn backend(blocks: u32) -> SimBackend {
     SimBackend::new(&config(), Speed::default(), BLOCK_SIZE, blocks).unwrap()
+}
+
+/// Known to both, since no handoff asks for anything here.
+fn token() -> LandingToken {
+    LandingToken::from_wire(&[7; LandingToken::BYTES]).unwrap()
 }
 
 fn peer() -> Peer {
@@ -75,6 +82,7 @@ async fn receive(blocks: u32) {
         lease: Duration::from_secs(5),
         drain: Duration::from_secs(5),
         step_max: Duration::from_mins(5),
+        unread_max: ServeConfig::UNREAD_MAX,
     };
     let card = ModelCard {
         served_model_name: "none".into(),
@@ -100,7 +108,7 @@ async fn receive(blocks: u32) {
             continue;
         }
         let handoff = HandoffId { epoch: identity.epoch, number: line.parse().unwrap() };
-        let mut landed = state.landing.open(handoff, peer(), reserved.clone());
+        let mut landed = state.landing.open(handoff, token(), peer(), reserved.clone());
         println!("open");
         landed.wait_for(disagg_worker::transport::landing::Landed::complete).await.unwrap();
         state.landing.close(handoff);
@@ -140,6 +148,7 @@ async fn send(tokens: u32, handoffs: u64) {
         stages: Stages::new(memory, STAGES),
         this_worker: peer(),
         kv_compat: KvCompat(compat.parse().unwrap()),
+        reach: Reach::of(address.parse().unwrap(), address),
         metrics: Arc::new(Metrics::new()),
         speeds: Arc::default(),
     };
@@ -161,7 +170,8 @@ async fn send(tokens: u32, handoffs: u64) {
         let mut transport = QueueingTransport(Arc::clone(&queues));
         (0..layout.layers).for_each(|layer| transport.push_layer(layer, &pushes));
         queues.finish(handoff);
-        let target = PushTarget { handoff, peer: WorkerId::new("decode"), address: address.to_owned() };
+        let (peer, address) = (WorkerId::new("decode"), address.to_owned());
+        let target = PushTarget { handoff, peer, address, token: token() };
         pusher.clone().push(target, ready, CancellationToken::new()).await.unwrap().unwrap();
         let took = begun.elapsed().as_secs_f64();
         assert_eq!(said.next().unwrap(), "landed");

@@ -84,7 +84,8 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_KV_CACHE_DTYPE", value_enum, default_value_t)]
     pub kv_cache_dtype: Dtype,
 
-    /// Share of a GPU's memory that weights, KV and everything else of this worker may take, over 0 and up to 1
+    /// Share of the GPU's whole memory that weights, KV and everything else of this worker may take, over 0 and up to 1.
+    /// What other processes hold does not count, but nobody gets more than is free: two workers on one GPU take 0.45 each
     #[arg(long, env = "DISAGG_GPU_MEMORY_UTILIZATION", default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_utilization: f64,
 
@@ -100,7 +101,8 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "TOKENS")]
     pub max_num_batched_tokens: u32,
 
-    /// Sequences computed in one step
+    /// Sequences computed in one step. When more want to run, requests share these slots evenly, however many choices (n)
+    /// each asks for
     #[arg(long, env = "DISAGG_MAX_NUM_SEQS", default_value_t = 64, value_name = "N")]
     pub max_num_seqs: u32,
 
@@ -116,7 +118,7 @@ pub struct WorkerArgs {
     #[arg(long, env = "DISAGG_KV_CACHE_BYTES", value_name = "SIZE")]
     pub kv_cache_bytes: Option<ByteSize>,
 
-    /// Requests that may wait to run; more are refused with 429
+    /// Requests that may wait to run; more are refused with 429. One with several choices counts once
     #[arg(long, env = "DISAGG_MAX_WAITING", default_value_t = 256, value_name = "N")]
     pub max_waiting: u32,
 
@@ -295,6 +297,7 @@ impl WorkerArgs {
                 lease: Duration::from_millis(self.handoff_lease_ms.into()),
                 drain: Duration::from_secs(self.drain_seconds.into()),
                 step_max: Duration::from_secs(self.max_step_seconds.into()),
+                unread_max: ServeConfig::UNREAD_MAX,
             },
             metrics_listen: self.metrics_listen,
             exit_with_stdin: self.exit_with_stdin,

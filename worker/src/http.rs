@@ -9,14 +9,20 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use disagg_process::http::HttpOptions;
+use disagg_process::open_files;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine_thread::EngineStatus;
 use crate::server::ServeError;
 use crate::state::WorkerState;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Share of the files that the process may open; those of [`crate::accept`] are others.
+const FILES_PERCENT: u64 = 10;
 
 /// The worker, once its model is loaded.
 type Worker = Arc<OnceLock<Arc<WorkerState>>>;
@@ -70,9 +76,9 @@ async fn serve(listener: TcpListener, worker: Worker) {
         .route("/health", get(health))
         .route("/ready", get(ready))
         .with_state(worker);
-    if let Err(error) = axum::serve(listener, routes).await {
-        tracing::error!(%error, "the metrics listener has failed");
-    }
+    let mut options = HttpOptions::management("metrics");
+    options.connections_max = open_files::share(options.connections_max, FILES_PERCENT);
+    disagg_process::http::serve(listener, routes, options, CancellationToken::new()).await;
 }
 
 async fn metrics(State(worker): State<Worker>) -> Response {

@@ -2,6 +2,10 @@
 //!
 //! reqwest is built without a provider of its own, so every client of the executables is made here.
 
+use std::net::IpAddr;
+
+use reqwest::Url;
+
 /// Begins a client for servers such as `url`. The system's certificates are read for `https` only: that takes
 /// milliseconds, and a small image may have none. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
 pub fn client_builder(url: &str) -> reqwest::ClientBuilder {
@@ -10,6 +14,15 @@ pub fn client_builder(url: &str) -> reqwest::ClientBuilder {
     let builder = reqwest::Client::builder();
     let secure = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
     if secure { builder } else { builder.tls_certs_only([]) }
+}
+
+/// Whether it is a server on this machine, reached without encryption: what is sent there does not leave it.
+pub fn is_loopback(url: &Url) -> bool {
+    let is_loopback = |host: &str| {
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    };
+    url.scheme() == "http" && url.host_str().is_some_and(is_loopback)
 }
 
 /// An error with all its causes; of reqwest's, the outermost alone says little.

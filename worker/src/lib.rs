@@ -9,6 +9,7 @@ pub mod backend;
 pub mod convert;
 pub mod cuda;
 pub mod engine_thread;
+mod failure;
 pub mod handoff;
 pub mod http;
 pub mod https;
@@ -37,9 +38,10 @@ use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::format::Format;
 use cuda::weights::Origin;
+pub use failure::failure;
 use http::Probes;
 use hub::{HubConfig, Lines, ModelRef};
-use model::{LoadedModel, ModelCard, ModelSource, OpenModel, WeightsSource, memory};
+use model::{ModelCard, ModelConfig as Shapes, ModelSource, OpenModel, WeightsSource, memory};
 use server::Server;
 
 /// KV pool of a CPU worker that was not told a size.
@@ -92,7 +94,7 @@ async fn model_folder(config: &ModelConfig) -> anyhow::Result<PathBuf> {
         ModelRef::Folder(folder) => Ok(folder.clone()),
         ModelRef::BuiltIn(model) => {
             let model = *model;
-            let write = move || model.write(&model::built_in::default_cache());
+            let write = move || model.write(&model::built_in::default_cache()?);
             let written = tokio::task::spawn_blocking(write).await.context("writing the model panicked")?;
             Ok(written
                 .context("the model is part of disagg, but cannot be written into the cache folder")?
@@ -124,21 +126,17 @@ fn load(
         seed: config.seed,
         served_model_name: Some(config.served_model_name.clone()),
     };
-    let mut model = OpenModel::open(&source)?;
-    if matches!(config.device, Device::Sim(_)) {
-        model.card.fingerprint = sim::fingerprint(model.card.fingerprint);
-    }
-    let card = model.card.clone();
-    let max_model_len = max_model_len(config.max_model_len, card.max_model_len)?;
+    let OpenModel { config: shapes, card, weights } = OpenModel::open(&source)?;
+    let max_model_len = max_model_len(config.max_model_len, card.max_model_len())?;
     // `auto` must work wherever the CPU does; a GPU that was asked for by name says what it cannot do.
-    let gpu = match cuda::check_config(&model.config) {
+    let gpu = match cuda::check_config(&shapes) {
         Err(why) if config.device == Device::Auto && gpu.is_some() => {
             tracing::info!(%why, "computing on the CPU");
             None
         }
         _ => gpu,
     };
-    let computes = match gpu.map(|_| Format::of(&model.config)) {
+    let computes = match gpu.map(|_| Format::of(&shapes)) {
         None => Dtype::Float32,
         Some(Format::F16) => Dtype::Float16,
         Some(Format::Bf16) => Dtype::Bfloat16,
@@ -152,10 +150,17 @@ fn load(
         return Err(ArgsError::new("kv-cache-dtype", problem).into());
     }
     let backend: Box<dyn Backend> = match (gpu, config.device) {
-        (Some(ordinal), _) => Box::new(cuda_backend(config, limits, model, max_model_len, ordinal)?),
-        (None, Device::Sim(speed)) => Box::new(sim_backend(config, &model, speed)?),
-        (None, _) => Box::new(cpu_backend(config, &source.path, model)?),
+        (Some(ordinal), _) => {
+            Box::new(cuda_backend(config, limits, shapes, &weights, max_model_len, ordinal)?)
+        }
+        (None, Device::Sim(speed)) => Box::new(sim_backend(config, &shapes, speed)?),
+        (None, _) => Box::new(cpu_backend(config, &source.path, shapes, &weights)?),
     };
+    // The weights were hashed beside being loaded.
+    let mut card = card.finish()?;
+    if matches!(config.device, Device::Sim(_)) {
+        card.fingerprint = sim::fingerprint(card.fingerprint);
+    }
     Ok((card, max_model_len, backend))
 }
 
@@ -182,28 +187,34 @@ fn choose_gpu(device: Device) -> Result<Option<usize>, ArgsError> {
     }
 }
 
-fn cpu_backend(config: &ModelConfig, folder: &Path, model: OpenModel) -> anyhow::Result<CandleBackend> {
+fn cpu_backend(
+    config: &ModelConfig,
+    folder: &Path,
+    shapes: Shapes,
+    weights: &WeightsSource,
+) -> anyhow::Result<CandleBackend> {
     let dtype = config.kv_cache_dtype.kv(Dtype::Float32);
-    let layout = CandleBackend::layout_of(&model.config, config.block_size, dtype);
+    let layout = CandleBackend::layout_of(&shapes, config.block_size, dtype);
     let block_bytes = CandleBackend::block_bytes(&layout);
     let blocks = cpu_blocks(config.pool, block_bytes)?;
     let kv_bytes = u64::from(blocks).saturating_mul(block_bytes as u64);
-    memory::check_fits(&model.config, folder, kv_bytes, memory::available())?;
-    let LoadedModel { config: shapes, weights, .. } = model.load()?;
+    memory::check_fits(&shapes, folder, kv_bytes, memory::available())?;
+    let weights = weights.load(&shapes)?;
     Ok(CandleBackend::new(shapes, weights, layout, blocks)?)
 }
 
-fn sim_backend(config: &ModelConfig, model: &OpenModel, speed: sim::Speed) -> anyhow::Result<SimBackend> {
-    let layout = SimBackend::layout_of(&model.config, config.block_size);
+fn sim_backend(config: &ModelConfig, shapes: &Shapes, speed: sim::Speed) -> anyhow::Result<SimBackend> {
+    let layout = SimBackend::layout_of(shapes, config.block_size);
     let blocks = cpu_blocks(config.pool, layout.block_bytes())?;
     tracing::info!(%speed, blocks, "nothing is computed: the device is simulated, and answers are noise");
-    Ok(SimBackend::new(&model.config, speed, config.block_size, blocks)?)
+    Ok(SimBackend::new(shapes, speed, config.block_size, blocks)?)
 }
 
 fn cuda_backend(
     config: &ModelConfig,
     limits: EngineLimits,
-    model: OpenModel,
+    shapes: Shapes,
+    weights: &WeightsSource,
     max_model_len: u32,
     ordinal: usize,
 ) -> anyhow::Result<CudaBackend> {
@@ -211,7 +222,7 @@ fn cuda_backend(
         let message = format!("{} given; on a GPU it is {}", config.block_size, cuda::backend::BLOCK_SIZE);
         return Err(ArgsError::new("block-size", message).into());
     }
-    let layout = CudaBackend::layout_of(&model.config);
+    let layout = CudaBackend::layout_of(&shapes);
     let options = CudaOptions {
         ordinal,
         max_num_batched_tokens: limits.max_num_batched_tokens,
@@ -221,11 +232,11 @@ fn cuda_backend(
         num_blocks: num_blocks(config.pool, layout.block_bytes())?,
         blocking_wait: config.gpu_wait == GpuWait::Sleep,
     };
-    let origin = match &model.weights {
+    let origin = match weights {
         WeightsSource::Files(files) => Origin::Tensors(files),
         WeightsSource::Dummy(dummy) => Origin::Dummy(*dummy),
     };
-    Ok(CudaBackend::new(model.config, origin, options)?)
+    Ok(CudaBackend::new(shapes, origin, options)?)
 }
 
 fn max_model_len(asked: Option<u32>, model: u32) -> Result<u32, ArgsError> {

@@ -18,11 +18,16 @@ fn main() -> std::io::Result<()> {
     let cli = Cli::parse();
     // A pod's log is no terminal.
     disagg_process::log_to_stderr(std::io::stderr().is_terminal());
+    disagg_process::open_files::raise();
     disagg_process::malloc::give_back_when_idle();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(disagg_worker::run(cli.worker, disagg_worker::terminated()));
-    if let Err(error) = &ended {
-        let _ = writeln!(std::io::stderr(), "Error: {error:?}");
-    }
-    disagg_process::end_at_once(ended.is_err().into())
+    let status = ended.map_or_else(
+        |error| {
+            let _ = writeln!(std::io::stderr(), "Error: {}", disagg_process::one_line(error.as_ref()));
+            disagg_worker::failure(&error).status()
+        },
+        |()| 0,
+    );
+    disagg_process::end_at_once(status)
 }

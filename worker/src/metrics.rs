@@ -34,6 +34,7 @@ pub struct Metrics {
     registry: Registry,
     running: Gauge,
     waiting: Gauge,
+    paused: Gauge,
     awaiting_kv: Gauge,
     blocks_total: Gauge,
     blocks_used: Gauge,
@@ -67,7 +68,8 @@ impl Metrics {
             gauge
         };
         let running = gauge("running", "Sequences in the running batch");
-        let waiting = gauge("waiting", "Requests that wait to run");
+        let waiting = gauge("waiting", "Sequences that wait to run");
+        let paused = gauge("paused", "Sequences whose client does not read");
         let awaiting_kv = gauge("awaiting_kv", "Sequences whose KV is on its way here");
         let blocks_total = gauge("kv_blocks", "Blocks in the KV pool");
         let blocks_used = gauge("kv_blocks_used", "Blocks held by sequences, handoffs or quarantine");
@@ -109,6 +111,7 @@ impl Metrics {
             registry,
             running,
             waiting,
+            paused,
             awaiting_kv,
             blocks_total,
             blocks_used,
@@ -132,6 +135,7 @@ impl Metrics {
         let engine = &load.engine;
         self.running.set(engine.running.into());
         self.waiting.set(engine.waiting.into());
+        self.paused.set(engine.paused.into());
         self.awaiting_kv.set(engine.awaiting_kv.into());
         self.blocks_total.set(engine.blocks_total.into());
         self.blocks_used.set(engine.blocks_used.into());

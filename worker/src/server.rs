@@ -30,6 +30,7 @@ use crate::state::{Lifecycle, RequestRegistry, WorkerState};
 use crate::transport::landing::LandingRegistry;
 use crate::transport::peers::Peers;
 use crate::transport::queue::{PushQueues, QueueingTransport};
+use crate::transport::reach::Reach;
 use crate::transport::stages::Stages;
 use crate::transport::tcp::{PushReceiver, Pusher, STAGES};
 
@@ -150,12 +151,14 @@ impl Server {
             .map_err(ServeError::Thread)?;
 
         let metrics = Arc::new(Metrics::new());
-        let peers = Arc::new(Peers::default());
+        let reach = Reach::of(grpc_address, &advertise);
+        let peers = Arc::new(Peers::new(reach));
         let memory = engine.memory();
         let pusher = Pusher {
             stages: Stages::new(Arc::clone(&memory), STAGES),
             this_worker: Peer { worker: identity.worker.clone(), epoch: identity.epoch },
             kv_compat: identity.kv_compat,
+            reach,
             metrics: Arc::clone(&metrics),
             speeds: Arc::default(),
         };
@@ -173,6 +176,7 @@ impl Server {
             peers,
             metrics,
             timeouts: Timeouts { lease: config.lease, ..Timeouts::default() },
+            unread_max: config.unread_max,
             requests: RequestRegistry::default(),
             lifecycle: Lifecycle::default(),
             last_handoff: AtomicU64::new(0),

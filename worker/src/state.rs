@@ -1,7 +1,6 @@
 //! What all services of a worker share.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,7 +9,6 @@ use disagg_core::HandoffId;
 use disagg_core::handoff::Timeouts;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -47,6 +45,8 @@ pub struct WorkerState {
     pub metrics: Arc<Metrics>,
     /// How long handoffs wait for what.
     pub timeouts: Timeouts,
+    /// A caller that has tokens to read and takes none for this long is given up.
+    pub unread_max: Duration,
     /// Live requests by id.
     pub requests: RequestRegistry,
     /// Whether work is taken, and what is under way.
@@ -118,29 +118,17 @@ pub fn submit_status(error: &SubmitError) -> Status {
     }
 }
 
-/// Live requests by id, so that they can be cancelled by id.
+/// Ids of live requests: each is live once.
 #[derive(Clone, Default)]
 pub struct RequestRegistry {
-    live: Arc<Mutex<HashMap<String, CancellationToken>>>,
+    live: Arc<Mutex<HashSet<String>>>,
 }
 
 impl RequestRegistry {
     /// Enters a request. It leaves when the guard is dropped. `None`: the id is live already.
     pub fn enter(&self, request_id: String) -> Option<RequestGuard> {
-        match self.live.lock().entry(request_id) {
-            Entry::Occupied(_) => None,
-            Entry::Vacant(vacant) => {
-                let request_id = vacant.key().clone();
-                let cancelled = vacant.insert(CancellationToken::new()).clone();
-                Some(RequestGuard { registry: self.clone(), request_id, cancelled })
-            }
-        }
-    }
-
-    /// Cancels a request. False if it is not live.
-    pub fn cancel(&self, request_id: &str) -> bool {
-        let token = self.live.lock().get(request_id).cloned();
-        token.inspect(CancellationToken::cancel).is_some()
+        let new = self.live.lock().insert(request_id.clone());
+        new.then(|| RequestGuard { registry: self.clone(), request_id })
     }
 }
 
@@ -148,8 +136,6 @@ impl RequestRegistry {
 pub struct RequestGuard {
     registry: RequestRegistry,
     request_id: String,
-    /// Cancelled by [`RequestRegistry::cancel`].
-    pub cancelled: CancellationToken,
 }
 
 impl Drop for RequestGuard {
@@ -240,11 +226,8 @@ mod tests {
         let registry = RequestRegistry::default();
         let guard = registry.enter("a".into()).unwrap();
         assert!(registry.enter("a".into()).is_none());
-        assert!(!registry.cancel("b"));
-        assert!(registry.cancel("a"));
-        assert!(guard.cancelled.is_cancelled());
+        assert!(registry.enter("b".into()).is_some());
         drop(guard);
-        assert!(!registry.cancel("a"));
         assert!(registry.enter("a".into()).is_some());
     }
 

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use disagg_worker::https;
 
 use crate::console;
 pub(crate) use args::BenchArgs;
@@ -52,10 +53,18 @@ pub(crate) async fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Whether others see what is sent there.
+fn is_readable_on_the_way(base: &str) -> bool {
+    reqwest::Url::parse(base).is_ok_and(|url| url.scheme() == "http" && !https::is_loopback(&url))
+}
+
 /// The server and the model that the load is for, checked as far as that can be done beforehand.
 async fn connect(args: &BenchArgs) -> anyhow::Result<Server> {
     let base = args.base_url()?;
-    let http = disagg_worker::https::client_builder(&base)
+    if args.api_key.is_some() && is_readable_on_the_way(&base) {
+        console::note(&format!("{base} is not encrypted: the API key can be read on the way there"));
+    }
+    let http = https::client_builder(&base)
         .connect_timeout(std::time::Duration::from_secs(10))
         .pool_max_idle_per_host(usize::MAX)
         .tcp_nodelay(true)

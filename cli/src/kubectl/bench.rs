@@ -24,7 +24,7 @@ pub(super) struct PluginBenchArgs {
 
 pub(super) async fn run(cluster: &Cluster, args: PluginBenchArgs) -> anyhow::Result<ExitCode> {
     let name = cluster.deployment_name(args.name.as_deref()).await?;
-    let router = Routers::of(cluster, &name).any().await?;
-    console::note(&format!("measuring through a port-forward to {}", router.pod));
-    bench::run(&args.load.at(router.forward.url())).await
+    let (pod, forward) = Routers::of(cluster, &name).any_api().await?;
+    console::note(&format!("measuring through a port-forward to {pod}"));
+    bench::run(&args.load.at(forward.url())).await
 }

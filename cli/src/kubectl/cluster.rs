@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use disagg_api::DisaggDeployment;
+use disagg_process::file;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DeserializeGuard;
@@ -13,6 +14,9 @@ use kube::{Api, Client, Config, ResourceExt};
 
 /// Longest wait for an API server that does not answer.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Most bytes of a kubeconfig.
+const KUBECONFIG_BYTES_MAX: u64 = 16 << 20;
 
 /// Flags as kubectl has them.
 #[derive(Args, Debug, Default)]
@@ -43,8 +47,10 @@ impl Connection {
         let mut config = match &self.kubeconfig {
             Some(path) => {
                 let shown = path.display();
-                let file = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {shown}"))?;
-                Config::from_custom_kubeconfig(file, &options)
+                // kube reads it itself, whatever it is.
+                file::read(path, KUBECONFIG_BYTES_MAX).context("--kubeconfig")?;
+                let config = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {shown}"))?;
+                Config::from_custom_kubeconfig(config, &options)
                     .await
                     .with_context(|| format!("--kubeconfig {shown}"))?
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use disagg_api::kubernetes::{Component, ROUTER_HTTP_PORT};
+use disagg_api::kubernetes::{Component, ROUTER_ADMIN_PORT, ROUTER_HTTP_PORT};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -25,7 +25,8 @@ pub(super) struct Routers {
 pub(super) struct Router {
     pub(super) pod: String,
     pub(super) client: RouterClient,
-    pub(super) forward: Arc<Forward>,
+    /// Of its admin port; kept, so that it stays open.
+    _forward: Arc<Forward>,
 }
 
 impl Routers {
@@ -48,20 +49,32 @@ impl Routers {
         if let Some(router) = self.open.get(pod) {
             return Ok(router.clone());
         }
-        let forward = Forward::open(self.pods.clone(), pod, ROUTER_HTTP_PORT).await?;
+        let forward = Forward::open(self.pods.clone(), pod, ROUTER_ADMIN_PORT).await?;
         let client = RouterClient::new(&forward.url())?;
-        let router = Router { pod: pod.to_owned(), client, forward: Arc::new(forward) };
+        let router = Router { pod: pod.to_owned(), client, _forward: Arc::new(forward) };
         self.open.insert(pod.to_owned(), router.clone());
         Ok(router)
     }
 
     /// Some ready router.
     pub(super) async fn any(&mut self) -> anyhow::Result<Router> {
+        let pod = self.any_ready().await?;
+        self.router(&pod).await
+    }
+
+    /// The API of some ready router, and the name of its pod.
+    pub(super) async fn any_api(&self) -> anyhow::Result<(String, Forward)> {
+        let pod = self.any_ready().await?;
+        let forward = Forward::open(self.pods.clone(), &pod, ROUTER_HTTP_PORT).await?;
+        Ok((pod, forward))
+    }
+
+    async fn any_ready(&self) -> anyhow::Result<String> {
         let ready = self.ready().await?;
-        let Some(pod) = ready.first() else {
+        let Some(pod) = ready.into_iter().next() else {
             bail!("no router of {} is ready; kubectl disagg check tells why", self.deployment);
         };
-        self.router(pod).await
+        Ok(pod)
     }
 }
 

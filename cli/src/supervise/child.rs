@@ -1,21 +1,19 @@
 //! One child's task: a loop of start, wait, back off.
 
-use std::collections::VecDeque;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use disagg_process::Failure;
 use parking_lot::Mutex;
 use tokio::process::Command;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::last_words::{LastWords, message};
 use super::output::{Output, pump};
-use super::{Event, Exit, Phase, Policy, Process};
-
-/// Lines kept of each child, to show when it is given up.
-const LAST_LINES: usize = 20;
+use super::{Event, Exit, Phase, Policy, Process, health};
 
 /// How long to read on after a child's end. Its own output is there at once; only a grandchild that holds the pipe
 /// could keep us waiting.
@@ -23,9 +21,13 @@ const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 
 pub(super) struct Child {
     pub(super) index: usize,
-    pub(super) process: Process,
+    /// What is started next.
+    pub(super) process: Arc<Mutex<Process>>,
     pub(super) policy: Policy,
+    pub(super) http: reqwest::Client,
     pub(super) told: watch::Receiver<Phase>,
+    /// It is to end and to be started again.
+    pub(super) again: Arc<Notify>,
     pub(super) served: Arc<AtomicBool>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) output: Arc<dyn Output>,
@@ -35,8 +37,10 @@ pub(super) struct Child {
 enum Life {
     /// By itself.
     Died(Exit),
+    /// Because it was to be started again.
+    Replaced,
     /// Because it was told to.
-    Stopped,
+    Stopped(Exit),
 }
 
 impl Child {
@@ -46,14 +50,37 @@ impl Child {
         let mut restarts = 0;
         loop {
             let begin = Instant::now();
-            let last_lines = Arc::default();
-            let Life::Died(exit) = self.live(restarts, &last_lines).await else { return };
+            let words = Arc::default();
+            let (exit, name) = match self.live(restarts, &words).await {
+                (Life::Died(exit), name) => (exit, name),
+                (Life::Replaced, _) => {
+                    restarts += 1;
+                    continue;
+                }
+                (Life::Stopped(exit), name) => {
+                    // That of another child, for which all are stopped, is the same.
+                    if exit.failure() != Failure::Refused {
+                        self.show(&name, &words.lock().take_held());
+                    }
+                    return;
+                }
+            };
             if begin.elapsed() >= self.policy.stable_after {
                 deaths = 0;
             }
             deaths += 1;
-            if deaths >= self.policy.start_attempts && !self.served.load(Ordering::Relaxed) {
-                let last_lines = std::mem::take(&mut *last_lines.lock()).into();
+            let served = self.served.load(Ordering::Relaxed);
+            let held = words.lock().take_held();
+            if exit.failure() == Failure::Refused && !served && !held.is_empty() {
+                self.tell(Event::Refused { process: self.index, why: message(&held) }).await;
+                return;
+            }
+            // Whoever hears of the address tells of it.
+            if exit.failure() != Failure::AddressInUse {
+                self.show(&name, &held);
+            }
+            if deaths >= self.policy.start_attempts && !served {
+                let last_lines = words.lock().take_lines();
                 self.tell(Event::GaveUp { process: self.index, exit, last_lines }).await;
                 return;
             }
@@ -67,82 +94,91 @@ impl Child {
         }
     }
 
-    /// One life: from start to end.
-    async fn live(&mut self, restarts: u32, last_lines: &Arc<Mutex<VecDeque<String>>>) -> Life {
-        let mut child = match self.command().spawn() {
+    /// One life, from start to end, and the name that it had.
+    async fn live(&mut self, restarts: u32, words: &Arc<Mutex<LastWords>>) -> (Life, String) {
+        // A wish for another start from before this one is met by it.
+        tokio::select! {
+            biased;
+            () = self.again.notified() => {}
+            () = std::future::ready(()) => {}
+        }
+        let process = self.process.lock().clone();
+        let (name, health) = (process.name.clone(), process.health.clone());
+        let mut child = match command(&process).spawn() {
             Ok(child) => child,
-            Err(error) => return Life::Died(Exit::NotStarted(error)),
+            Err(error) => return (Life::Died(Exit::NotStarted(error)), name),
         };
         let stdin = child.stdin.take();
         let mut pumps = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
-            pumps.spawn(pump(stdout, self.line_handler(last_lines)));
+            pumps.spawn(pump(stdout, self.line_handler(&name, words)));
         }
         if let Some(stderr) = child.stderr.take() {
-            pumps.spawn(pump(stderr, self.line_handler(last_lines)));
+            pumps.spawn(pump(stderr, self.line_handler(&name, words)));
         }
         if let Some(pid) = child.id() {
             self.tell(Event::Started { process: self.index, pid, restarts }).await;
         }
-        let died = tokio::select! {
-            status = child.wait() => Some(status),
-            () = told(&mut self.told, Phase::Stop) => None,
-        };
-        let life = match died {
-            Some(Ok(status)) => Life::Died(Exit::Status(status)),
-            Some(Err(error)) => Life::Died(Exit::NotStarted(error)),
-            None => {
-                drop(stdin);
-                let grace = self.policy.stop_grace;
-                let _: Option<ExitStatus> = tokio::select! {
-                    status = child.wait() => status.ok(),
-                    () = tokio::time::sleep(grace) => None,
-                    () = told(&mut self.told, Phase::Kill) => None,
-                };
-                Life::Stopped
+        let silent = async {
+            match &health {
+                Some(url) => health::silent(&self.http, url, self.policy.silence_max).await,
+                None => std::future::pending().await,
             }
         };
+        let exit = |waited: std::io::Result<_>| waited.map_or_else(Exit::NotStarted, Exit::Status);
+        let mut life = tokio::select! {
+            status = child.wait() => Life::Died(exit(status)),
+            () = silent => Life::Died(Exit::Silent(self.policy.silence_max)),
+            () = self.again.notified() => Life::Replaced,
+            () = told(&mut self.told, Phase::Stop) => Life::Stopped(Exit::Silent(self.policy.stop_grace)),
+        };
+        if !matches!(life, Life::Died(_)) {
+            drop(stdin);
+            let grace = self.policy.stop_grace;
+            let ended = tokio::select! {
+                status = child.wait() => Some(exit(status)),
+                () = tokio::time::sleep(grace) => None,
+                () = told(&mut self.told, Phase::Kill) => None,
+            };
+            if let (Life::Stopped(exit), Some(ended)) = (&mut life, ended) {
+                *exit = ended;
+            }
+        }
         // For a child that still lives; one that is gone and reaped is not signalled.
         let _ = child.kill().await;
         let _ = tokio::time::timeout(OUTPUT_GRACE, pumps.join_all()).await;
-        life
+        (life, name)
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.process.program);
-        command
-            .args(&self.process.args)
-            .envs(self.process.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own, so that the terminal's Ctrl-C reaches only this process, which ends the children in
-            // order.
-            .process_group(0)
-            .kill_on_drop(true);
-        for name in &self.process.env_remove {
-            command.env_remove(name);
-        }
-        command
+    fn line_handler(&self, name: &str, words: &Arc<Mutex<LastWords>>) -> impl Fn(&str) + Send + 'static {
+        let (name, output, words) = (name.to_owned(), Arc::clone(&self.output), Arc::clone(words));
+        move |line| words.lock().hear(line).iter().for_each(|line| output.line(&name, line))
     }
 
-    fn line_handler(&self, last_lines: &Arc<Mutex<VecDeque<String>>>) -> impl Fn(&str) + Send + 'static {
-        let (name, output, last_lines) =
-            (self.process.name.clone(), Arc::clone(&self.output), Arc::clone(last_lines));
-        move |line| {
-            output.line(&name, line);
-            let mut last_lines = last_lines.lock();
-            if last_lines.len() == LAST_LINES {
-                last_lines.pop_front();
-            }
-            last_lines.push_back(line.to_owned());
-        }
+    fn show(&self, name: &str, lines: &[String]) {
+        lines.iter().for_each(|line| self.output.line(name, line));
     }
 
     async fn tell(&self, event: Event) {
         // Nobody listens any more: we are about to be told to stop.
         let _ = self.events.send(event).await;
     }
+}
+
+fn command(process: &Process) -> Command {
+    let mut command = Command::new(&process.program);
+    command
+        .args(&process.args)
+        .env_clear()
+        .envs(process.env.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A group of its own, so that the terminal's Ctrl-C reaches only this process, which ends the children in
+        // order.
+        .process_group(0)
+        .kill_on_drop(true);
+    command
 }
 
 /// Waits until the phase is at least `phase`. The supervisor being gone counts as that.
@@ -168,6 +204,7 @@ mod tests {
             stable_after: Duration::ZERO,
             start_attempts: 3,
             stop_grace: Duration::ZERO,
+            silence_max: Duration::MAX,
         };
         let delays: Vec<u128> = (1..9).map(|deaths| restart_delay(&policy, deaths).as_millis()).collect();
         assert_eq!(delays, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);

@@ -2,12 +2,17 @@
 //!
 //! The promises, each with a test:
 //! - A child that dies is started again with the same arguments, after a delay that doubles up to a bound.
-//! - A child that never served and dies again and again is given up, with the last lines it wrote.
+//! - A child that never served and dies again and again is given up, with the last lines it wrote; one whose exit status
+//!   says that another start would end in the same way, at once, with its one message.
+//! - A child that does not answer on its health port any more is killed, and started again like one that died.
+//! - A child has of our environment what it was given, and nothing else.
 //! - A child is asked to end by closing its standard input. One that does not is killed after a while.
 //! - However this process ends, even by `kill -9`, the children's standard input closes. They are started with
 //!   `--exit-with-stdin`, so none is left behind.
 
 mod child;
+mod health;
+mod last_words;
 mod output;
 
 use std::ffi::OsString;
@@ -18,7 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use disagg_process::Failure;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) use output::Output;
@@ -33,10 +40,10 @@ pub(crate) struct Process {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<OsString>,
-    /// Set in its environment, beyond what it inherits.
-    pub(crate) env: Vec<(&'static str, String)>,
-    /// Taken from its environment.
-    pub(crate) env_remove: Vec<&'static str>,
+    /// Its whole environment; it inherits nothing.
+    pub(crate) env: Vec<(OsString, OsString)>,
+    /// A URL that answers as long as the process works, from the first moment on.
+    pub(crate) health: Option<String>,
 }
 
 /// When to restart, when to give up, how long to wait.
@@ -52,6 +59,8 @@ pub(crate) struct Policy {
     pub(crate) start_attempts: u32,
     /// Time to end after being asked to, before being killed.
     pub(crate) stop_grace: Duration,
+    /// Silence on the health URL after which a child is killed.
+    pub(crate) silence_max: Duration,
 }
 
 /// What happened to a child. `process` is its index in the list given to [`Supervisor::start`].
@@ -63,14 +72,28 @@ pub(crate) enum Event {
     Died { process: usize, exit: Exit, restart_in: Duration },
     /// It never served, died as often as allowed, and is not started again.
     GaveUp { process: usize, exit: Exit, last_lines: Vec<String> },
+    /// It never served, and said that another start would be refused in the same way.
+    Refused { process: usize, why: String },
 }
 
 /// How a child ended.
 #[derive(Debug)]
 pub(crate) enum Exit {
     Status(ExitStatus),
+    /// It was killed, since it had not answered for so long.
+    Silent(Duration),
     /// It could not be started at all.
     NotStarted(std::io::Error),
+}
+
+impl Exit {
+    /// What its exit status says about another start.
+    pub(crate) fn failure(&self) -> Failure {
+        match self {
+            Self::Status(status) => status.code().map_or(Failure::Passing, Failure::of_status),
+            Self::Silent(_) | Self::NotStarted(_) => Failure::Passing,
+        }
+    }
 }
 
 impl fmt::Display for Exit {
@@ -78,6 +101,9 @@ impl fmt::Display for Exit {
         use std::os::unix::process::ExitStatusExt as _;
         match self {
             Self::NotStarted(error) => write!(f, "could not be started: {error}"),
+            Self::Silent(silence) => {
+                write!(f, "has not answered for {} s and was killed", silence.as_secs_f64())
+            }
             Self::Status(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => write!(f, "ended with exit code {code}"),
                 (None, Some(9)) => f.write_str("was killed (SIGKILL)"),
@@ -104,6 +130,8 @@ pub(crate) struct Supervisor {
 }
 
 struct Handle {
+    process: Arc<Mutex<Process>>,
+    again: Arc<Notify>,
     phase: watch::Sender<Phase>,
     served: Arc<AtomicBool>,
     task: JoinHandle<()>,
@@ -115,27 +143,41 @@ impl Supervisor {
         processes: Vec<Process>,
         policy: Policy,
         output: &Arc<dyn Output>,
-    ) -> (Self, mpsc::Receiver<Event>) {
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Event>)> {
+        let http = health::client()?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let children = processes
             .into_iter()
             .enumerate()
             .map(|(index, process)| {
                 let (phase, told) = watch::channel(Phase::Run);
+                let (process, again) = (Arc::new(Mutex::new(process)), Arc::new(Notify::new()));
                 let served = Arc::new(AtomicBool::new(false));
                 let child = child::Child {
                     index,
-                    process,
+                    process: Arc::clone(&process),
                     policy,
+                    http: http.clone(),
                     told,
+                    again: Arc::clone(&again),
                     served: Arc::clone(&served),
                     events: events.clone(),
                     output: Arc::clone(output),
                 };
-                Handle { phase, served, task: tokio::spawn(child.keep_running()) }
+                Handle { process, again, phase, served, task: tokio::spawn(child.keep_running()) }
             })
             .collect();
-        (Self { children }, receiver)
+        Ok((Self { children }, receiver))
+    }
+
+    /// What the process is from its next start on.
+    pub(crate) fn replace(&self, process: usize, with: Process) {
+        *self.children[process].process.lock() = with;
+    }
+
+    /// Asks a process to end, and starts it again when it has.
+    pub(crate) fn start_again(&self, process: usize) {
+        self.children[process].again.notify_one();
     }
 
     /// The process has served: from now on it is restarted however often it dies.

@@ -23,6 +23,7 @@ fn policy() -> Policy {
         stable_after: Duration::from_mins(1),
         start_attempts: 3,
         stop_grace: Duration::from_millis(300),
+        silence_max: Duration::from_millis(600),
     }
 }
 
@@ -31,8 +32,8 @@ fn script(name: &str, text: &str) -> Process {
         name: name.to_owned(),
         program: "/bin/sh".into(),
         args: vec!["-c".into(), text.into()],
-        env: vec![("GREETING", "hello".to_owned())],
-        env_remove: vec!["PWD_OF_NOBODY"],
+        env: vec![("GREETING".into(), "hello".into()), ("PATH".into(), env!("PATH").into())],
+        health: None,
     }
 }
 
@@ -45,7 +46,7 @@ struct Running {
 fn start(policy: Policy, processes: Vec<Process>) -> Running {
     let lines = Arc::new(Lines::default());
     let output: Arc<dyn Output> = Arc::clone(&lines) as _;
-    let (supervisor, events) = Supervisor::start(processes, policy, &output);
+    let (supervisor, events) = Supervisor::start(processes, policy, &output).unwrap();
     Running { supervisor, events, lines }
 }
 
@@ -159,7 +160,7 @@ async fn a_long_life_makes_delays_short_again() {
         match running.event().await {
             Event::Died { restart_in, .. } => delays.push(restart_in.as_millis()),
             Event::Started { .. } => {}
-            gave_up @ Event::GaveUp { .. } => panic!("{gave_up:?}"),
+            end @ (Event::GaveUp { .. } | Event::Refused { .. }) => panic!("{end:?}"),
         }
     }
     assert_eq!(delays, [10; 5]);
@@ -220,4 +221,104 @@ async fn dropping_the_supervisor_ends_the_children() {
         assert!(begin.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn a_start_that_is_refused_for_good_is_told_once() {
+    for status in ["78", "2"] {
+        let text = format!("echo loading; echo 'error: no such model:' >&2; echo '  /m' >&2; exit {status}");
+        let mut running = start(policy(), vec![script("a", &text)]);
+        running.started().await;
+        let Event::Refused { process: 0, why } = running.event().await else { panic!("refused") };
+        assert_eq!(why, "no such model:\n  /m");
+        assert_eq!(*running.lines.0.lock(), ["a: loading"], "whoever reads the event says the rest");
+        assert!(timeout(PATIENCE, running.events.recv()).await.unwrap().is_none(), "nothing follows");
+    }
+}
+
+#[tokio::test]
+async fn what_has_served_is_not_refused() {
+    // Its settings were broken meanwhile; the user may mend them.
+    let mut running = start(policy(), vec![script("a", "echo 'error: bad' >&2; exit 78")]);
+    running.supervisor.mark_served(0);
+    let mut deaths = 0;
+    while deaths < 2 {
+        match running.event().await {
+            Event::Died { .. } => deaths += 1,
+            Event::Started { .. } => {}
+            end @ (Event::GaveUp { .. } | Event::Refused { .. }) => panic!("{end:?}"),
+        }
+    }
+    running.line("a: error: bad").await;
+}
+
+#[tokio::test]
+async fn a_child_inherits_nothing() {
+    let home = std::env::var("HOME").unwrap();
+    let text = "echo \"home $HOME greeting $GREETING\"; cat >/dev/null";
+    let running = start(policy(), vec![script("a", text)]);
+    running.line("a: home  greeting hello").await;
+    assert!(!home.is_empty(), "there was something to inherit");
+}
+
+#[tokio::test]
+async fn a_replaced_child_ends_in_order_and_comes_back_as_it_is_now() {
+    let mut running = start(policy(), vec![script("a", WELL_BEHAVED)]);
+    let first = running.started().await;
+    running.line("a: hello").await;
+    running.supervisor.replace(0, script("a", "echo new; cat >/dev/null"));
+    running.supervisor.start_again(0);
+    let Event::Started { restarts: 1, pid, .. } = running.event().await else { panic!("started again") };
+    assert_ne!(pid, first);
+    running.line("a: new").await;
+    assert!(running.lines.0.lock().contains(&"a: bye".to_owned()), "the first one was asked to end");
+}
+
+/// Answers every connection with an HTTP answer, as long as `answers`.
+async fn health_port(answers: watch::Receiver<bool>) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/health", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut connection, _)) = listener.accept().await {
+            if *answers.borrow() {
+                let _ = connection.read(&mut [0; 1024]).await;
+                // Any answer will do.
+                let _ = connection
+                    .write_all(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                    .await;
+            } else {
+                // Taken by the system, as for a process that is stopped.
+                held.push(connection);
+            }
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_child_that_does_not_answer_any_more_is_killed_and_comes_back() {
+    let (answers, told) = watch::channel(true);
+    let deaf =
+        Process { health: Some(health_port(told).await), ..script("a", "trap '' TERM INT; exec sleep 1000") };
+    let mut running = start(policy(), vec![deaf]);
+    let pid = running.started().await;
+    // As long as it answers, nothing happens.
+    assert!(timeout(policy().silence_max * 3, running.events.recv()).await.is_err());
+    answers.send(false).unwrap();
+    let Event::Died { exit, .. } = running.event().await else { panic!("killed") };
+    assert_eq!(exit.to_string(), "has not answered for 0.6 s and was killed");
+    assert!(!is_alive(pid));
+    answers.send(true).unwrap();
+    assert_ne!(running.started().await, pid);
+}
+
+#[tokio::test]
+async fn a_child_without_a_health_port_behind_its_url_is_killed_too() {
+    let nobody =
+        Process { health: Some("http://127.0.0.1:9/health".to_owned()), ..script("a", WELL_BEHAVED) };
+    let mut running = start(policy(), vec![nobody]);
+    running.started().await;
+    let Event::Died { exit: Exit::Silent(_), .. } = running.event().await else { panic!("killed") };
 }

@@ -57,7 +57,12 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
 
-    /// Address of the HTTP endpoint; 0.0.0.0 lets other machines in
+    /// Port for you alone, always on 127.0.0.1: metrics, workers and settings, what `disagg status` and `disagg
+    /// threshold` ask; 0 takes a free one [default: one above the port of the HTTP endpoint, or a free one]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) admin_port: Option<u16>,
+
+    /// Address of the HTTP endpoint; 0.0.0.0 lets in whoever reaches this machine, and nobody needs a key
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub(crate) host: Option<std::net::IpAddr>,
 
@@ -112,6 +117,12 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 120,
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=86_400))]
     pub(crate) startup_timeout_seconds: u32,
+
+    /// A router or worker that answers nothing on its health port for so long hangs: it is killed and started again, in
+    /// seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = RangedU64ValueParser::<u32>::new().range(3..=3600))]
+    pub(crate) max_silence_seconds: u32,
 
     /// On Ctrl-C, longest time for open answers to end, in seconds [default: the file's, or 10]
     #[arg(long, value_name = "SECONDS",

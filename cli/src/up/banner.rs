@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::router_client::ADMIN_URL;
+
 /// What the printed requests ask for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Example {
@@ -14,6 +16,7 @@ pub(super) enum Example {
 /// The text, for standard output.
 pub(super) fn ready(
     address: SocketAddr,
+    admin: SocketAddr,
     model: &str,
     example: Example,
     threshold: u32,
@@ -33,8 +36,33 @@ pub(super) fn ready(
         text += &long;
         text += "\n";
     }
+    text += &format!(
+        "\n{} shows workers and settings; {}/metrics is for Prometheus.\n",
+        status(admin),
+        self::url(admin)
+    );
     text += "\nCtrl-C stops it.\n";
     text
+}
+
+/// The command that asks this router.
+fn status(admin: SocketAddr) -> String {
+    match url(admin) {
+        usual if usual == ADMIN_URL => "disagg status".to_owned(),
+        other => format!("disagg status --admin {other}"),
+    }
+}
+
+/// What is said when the API is open to other machines.
+pub(super) fn open_to_others(address: SocketAddr) -> Option<String> {
+    (!address.ip().to_canonical().is_loopback()).then(|| {
+        format!(
+            "warning: --host {}: whoever reaches this machine on port {} can use the model, without a key and without \
+             TLS; a firewall or a proxy in front has to say who may",
+            address.ip(),
+            address.port()
+        )
+    })
 }
 
 /// The URL by which a client on this machine reaches `address`.
@@ -151,10 +179,29 @@ mod tests {
     #[test]
     fn the_long_request_is_only_shown_where_it_would_be_remote() {
         let address = "0.0.0.0:8181".parse().unwrap();
-        let ready = |has_prefill| ready(address, "demo", Example::Questions, 128, has_prefill);
+        let admin = "127.0.0.1:8182".parse().unwrap();
+        let ready = |has_prefill| ready(address, admin, "demo", Example::Questions, 128, has_prefill);
         let with = ready(true);
         assert!(with.contains("http://127.0.0.1:8181/v1/chat/completions") && with.contains("head -n 144"));
         assert!(!ready(false).contains("head -n"));
+    }
+
+    #[test]
+    fn the_command_for_its_status_is_one_that_works() {
+        assert_eq!(status("127.0.0.1:8182".parse().unwrap()), "disagg status");
+        let other = "disagg status --admin http://127.0.0.1:9001";
+        assert_eq!(status("127.0.0.1:9001".parse().unwrap()), other);
+    }
+
+    #[test]
+    fn an_open_address_is_warned_about() {
+        for open in ["0.0.0.0:8181", "[::]:8181", "192.168.0.7:8181"] {
+            let warning = open_to_others(open.parse().unwrap()).unwrap_or_else(|| panic!("{open}"));
+            assert!(warning.starts_with("warning: --host") && warning.contains("port 8181"), "{warning}");
+        }
+        for closed in ["127.0.0.1:8181", "[::1]:8181"] {
+            assert_eq!(open_to_others(closed.parse().unwrap()), None, "{closed}");
+        }
     }
 
     #[test]

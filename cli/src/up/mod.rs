@@ -7,6 +7,7 @@ mod args;
 mod banner;
 mod cluster_only;
 mod engine_args;
+mod environment;
 mod gpus;
 mod layout;
 mod model;
@@ -21,21 +22,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use disagg_api::{DisaggDeployment, RouterSettings};
+use disagg_process::file;
 use disagg_worker::args::Device;
 use disagg_worker::cuda::gpus::Gpu;
 use disagg_worker::model::{BuiltIn, ModelConfig};
 use disagg_worker::{cuda, hub};
 
 pub(crate) use args::UpArgs;
-use layout::Layout;
+use layout::{Common, Layout};
 use plan::{Model, Plan};
 use running::Up;
 use signals::Signals;
 
 use crate::console::Console;
-use crate::state;
 use crate::supervise::{Output, Policy, Supervisor};
 
 /// A deployment's file is a page; a larger one is a mistake.
@@ -63,6 +64,9 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         }
     };
     describe(&console, &plan, &model_folder);
+    if let Some(warning) = banner::open_to_others(layout.router) {
+        console.say(&warning);
+    }
     let gpus = deal_gpus(&plan, &model_folder.path).await?;
     for (name, gpu) in layout.names.iter().skip(1).zip(&gpus) {
         if let Some(gpu) = gpu {
@@ -77,11 +81,12 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         stable_after: Duration::from_secs(30),
         start_attempts: 3,
         stop_grace: Duration::from_secs(plan.drain_seconds.into()) + STOP_MARGIN,
+        silence_max: Duration::from_secs(args.max_silence_seconds.into()),
     };
-    let processes = layout.processes(&plan, &model_folder.path, &gpus, &args)?;
+    let common = Common { plan: &plan, model: &model_folder.path, gpus: &gpus, verbose: args.verbose };
     let output: Arc<dyn Output> = Arc::clone(&console) as _;
-    let (supervisor, events) = Supervisor::start(processes, policy, &output);
-    let mut up = Up::new(&plan, &layout, &console, supervisor, events)?;
+    let (supervisor, events) = Supervisor::start(layout.processes(&common)?, policy, &output)?;
+    let mut up = Up::new(common, layout, &console, supervisor, events)?;
     let outcome =
         up.keep_running(Duration::from_secs(args.startup_timeout_seconds.into()), &mut signals).await;
     let killed = up.stop(&mut signals).await;
@@ -91,13 +96,9 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
 /// The deployment, and the folder that relative paths in it begin from.
 fn read_deployment(file: Option<&Path>) -> anyhow::Result<(DisaggDeployment, PathBuf)> {
     let Some(file) = file else { return Ok((DisaggDeployment::from_yaml(plan::DEMO)?, PathBuf::new())) };
-    let shown = file.display();
-    let size = std::fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
-    if size > FILE_BYTES_MAX {
-        bail!("{shown} has {size} bytes; a DisaggDeployment has at most {FILE_BYTES_MAX}");
-    }
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
-    let deployment = DisaggDeployment::from_yaml(&text).with_context(|| format!("cannot run {shown}"))?;
+    let text = file::read_text(file, FILE_BYTES_MAX).context("-f")?;
+    let deployment =
+        DisaggDeployment::from_yaml(&text).with_context(|| format!("cannot run {}", file.display()))?;
     Ok((deployment, file.parent().unwrap_or(Path::new("")).to_owned()))
 }
 
@@ -117,13 +118,12 @@ async fn deal_gpus(plan: &Plan, model: &Path) -> anyhow::Result<Vec<Option<Gpu>>
 
 /// Makes the file that the router follows and `disagg threshold` changes; gives what is in it. A file of the user's
 /// stays as it is.
-fn write_settings(file: &Path, of_the_user: bool, seed: RouterSettings) -> anyhow::Result<RouterSettings> {
-    if of_the_user && file.exists() {
-        let shown = file.display();
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
-        return RouterSettings::from_yaml(&text).with_context(|| format!("--settings {shown}"));
+fn write_settings(path: &Path, of_the_user: bool, seed: RouterSettings) -> anyhow::Result<RouterSettings> {
+    if of_the_user && path.exists() {
+        let text = file::read_text(path, RouterSettings::FILE_BYTES_MAX).context("--settings")?;
+        return RouterSettings::from_yaml(&text).with_context(|| format!("--settings {}", path.display()));
     }
-    state::write_atomically(file, &seed.to_yaml())?;
+    file::write(path, seed.to_yaml().as_bytes()).context("cannot write the settings")?;
     Ok(seed)
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use disagg_api::crd::LoadFormat;
 use disagg_worker::hub::{self, HubConfig, Lines};
+use disagg_worker::model::ModelConfig;
 use disagg_worker::model::built_in::Written;
 
 use super::plan::Model;
@@ -52,13 +53,15 @@ fn check(folder: &Path) -> anyhow::Result<()> {
             folder.display()
         );
     }
-    if !folder.join("config.json").is_file() {
+    if !folder.join("config.json").exists() {
         bail!(
             "{} is no model folder: it has no config.json; a Hugging Face folder with config.json, tokenizer.json and \
              *.safetensors is needed",
             folder.display()
         );
     }
+    // Each worker would say so.
+    ModelConfig::read(folder)?;
     Ok(())
 }
 
@@ -72,5 +75,7 @@ mod tests {
         let error = |path: &Path| check(path).unwrap_err().to_string();
         assert!(error(&folder.path().join("absent")).contains("does not exist"));
         assert!(error(folder.path()).contains("has no config.json"));
+        std::fs::create_dir(folder.path().join("config.json")).unwrap();
+        assert!(error(folder.path()).contains("config.json: is a folder"));
     }
 }

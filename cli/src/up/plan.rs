@@ -1,6 +1,7 @@
 //! What to run: one deployment and the flags, made into processes. Pure, but for the paths of files it names.
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use disagg_api::crd::{
@@ -206,7 +207,7 @@ impl Worker<'_> {
     }
 
     /// Arguments of `disagg`.
-    pub(crate) fn args(&self, model_folder: &Path, listen: &str) -> Vec<OsString> {
+    pub(crate) fn args(&self, model_folder: &Path, listen: &str, probes: &str) -> Vec<OsString> {
         let plan = self.plan;
         // Destructured without `..`, so that a new option has to be thought of here.
         let EngineSpec {
@@ -223,6 +224,7 @@ impl Worker<'_> {
         args.flag("--name", self.name());
         args.flag("--role", self.role);
         args.flag("--listen", listen);
+        args.flag("--metrics-listen", probes);
         args.flag("--model", model_folder);
         args.flag("--served-model-name", &plan.served_name);
         args.flag("--load-format", plan.load_format.as_str());
@@ -250,9 +252,16 @@ impl Worker<'_> {
 }
 
 /// Arguments of `disagg` for the router.
-pub(crate) fn router_args(plan: &Plan, listen: &str, workers: &[String], settings: &Path) -> Vec<OsString> {
+pub(crate) fn router_args(
+    plan: &Plan,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    workers: &[String],
+    settings: &Path,
+) -> Vec<OsString> {
     let mut args = Args::new("router");
-    args.flag("--listen", listen);
+    args.flag("--listen", listen.to_string());
+    args.flag("--admin-listen", admin.to_string());
     for worker in workers {
         args.flag("--worker", worker);
     }

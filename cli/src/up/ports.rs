@@ -20,6 +20,10 @@ pub(super) enum PortError {
     InUse(SocketAddr),
     #[error("cannot listen on {0}: {1}; choose another with --host and --port")]
     Unusable(SocketAddr, std::io::Error),
+    #[error(
+        "port {} is already in use on {}: choose another with --admin-port (0 takes a free one)", .0.port(), .0.ip()
+    )]
+    AdminInUse(SocketAddr),
     #[error("no {0} free ports between {start} and {end}", start = WORKER_PORTS.start, end = WORKER_PORTS.end)]
     NoneFree(usize),
 }
@@ -37,10 +41,49 @@ pub(super) fn router_address(address: SocketAddr) -> Result<SocketAddr, PortErro
     }
 }
 
-/// `count` free loopback ports for workers, which keep them over restarts.
-pub(super) fn worker_addresses(count: usize) -> Result<Vec<SocketAddr>, PortError> {
+/// Where a worker listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct WorkerPorts {
+    /// For the router and for other workers.
+    pub(super) grpc: SocketAddr,
+    /// Its health and its metrics, for us.
+    pub(super) probes: SocketAddr,
+}
+
+/// Free loopback ports for so many workers, which keep them over restarts unless somebody else takes them meanwhile.
+pub(super) fn worker_ports(count: usize) -> Result<Vec<WorkerPorts>, PortError> {
+    let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    let ports = free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * count)?;
+    let (grpc, probes) = ports.split_at(count);
+    Ok(grpc
+        .iter()
+        .zip(probes)
+        .map(|(&grpc, &probes)| WorkerPorts { grpc: at(grpc), probes: at(probes) })
+        .collect())
+}
+
+/// The router's address for whoever runs it, on loopback: the port after that of its API if nobody has it, unless
+/// another is `wanted`.
+pub(super) fn admin_address(api: SocketAddr, wanted: Option<u16>) -> Result<SocketAddr, PortError> {
     let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    Ok(free_ports(ip, count)?.into_iter().map(|port| SocketAddr::new(ip, port)).collect())
+    let free = || Ok(SocketAddr::new(ip, free_ports(ip, 1)?[0]));
+    let is_free = |address: SocketAddr| address != api && TcpListener::bind(address).is_ok();
+    match wanted {
+        Some(0) => free(),
+        Some(port) => {
+            let address = SocketAddr::new(ip, port);
+            // The API may be on another address of the same port; one of all addresses takes loopback, too.
+            if port != api.port() && is_free(address) {
+                Ok(address)
+            } else {
+                Err(PortError::AdminInUse(address))
+            }
+        }
+        None => match api.port().checked_add(1).map(|port| SocketAddr::new(ip, port)) {
+            Some(next) if is_free(next) => Ok(next),
+            _ => free(),
+        },
+    }
 }
 
 /// The search begins at a place of this process's own, so that deployments started at the same time do not choose
@@ -71,13 +114,15 @@ mod tests {
 
     #[test]
     fn ports_are_free_distinct_and_below_the_ephemeral_range() {
-        let addresses = worker_addresses(5).unwrap();
+        let all = |count| -> Vec<SocketAddr> {
+            worker_ports(count).unwrap().into_iter().flat_map(|ports| [ports.grpc, ports.probes]).collect()
+        };
+        let addresses = all(5);
         let listeners: Vec<TcpListener> =
             addresses.iter().map(|address| TcpListener::bind(address).unwrap()).collect();
-        assert_eq!(listeners.len(), 5);
+        assert_eq!(listeners.len(), 10);
         assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() < 32_768));
-        let others = worker_addresses(5).unwrap();
-        assert!(others.iter().all(|address| !addresses.contains(address)), "taken ones are passed over");
+        assert!(all(5).iter().all(|address| !addresses.contains(address)), "taken ones are passed over");
     }
 
     #[test]
@@ -92,6 +137,21 @@ mod tests {
     #[test]
     fn port_0_becomes_a_real_one() {
         assert_ne!(router_address("127.0.0.1:0".parse().unwrap()).unwrap().port(), 0);
+    }
+
+    #[test]
+    fn the_admin_port_is_the_next_one_that_is_free() {
+        let api: SocketAddr = worker_ports(1).unwrap()[0].grpc;
+        let next = SocketAddr::new(api.ip(), api.port() + 1);
+        assert_eq!(admin_address(api, None).unwrap(), next);
+        let _taken = TcpListener::bind(next).unwrap();
+        assert!(![api, next].contains(&admin_address(api, None).unwrap()), "it takes another");
+        let error = admin_address(api, Some(next.port())).unwrap_err().to_string();
+        assert!(error.contains("--admin-port"), "{error}");
+        admin_address(api, Some(api.port())).unwrap_err();
+        assert_ne!(admin_address(api, Some(0)).unwrap().port(), 0);
+        let everywhere = "0.0.0.0:65535".parse().unwrap();
+        assert!(admin_address(everywhere, None).unwrap().ip().is_loopback());
     }
 
     #[test]

@@ -4,13 +4,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use disagg_process::Failure;
 use disagg_worker::model::BuiltIn;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::banner::{self, Example};
-use super::layout::{Layout, ROUTER};
-use super::plan::{Model, Plan};
+use super::layout::{Common, Layout, ROUTER};
+use super::plan::Model;
+use super::ports::PortError;
 use super::readiness::{self, Life, Reached, Target};
 use super::signals::Signals;
 use crate::console::{self, Console};
@@ -19,8 +21,8 @@ use crate::supervise::{Event, Exit, Supervisor};
 
 /// A running deployment.
 pub(super) struct Up<'a> {
-    plan: &'a Plan,
-    layout: &'a Layout,
+    common: Common<'a>,
+    layout: Layout,
     console: &'a Console,
     client: RouterClient,
     supervisor: Supervisor,
@@ -47,8 +49,8 @@ struct ProcessState {
 
 impl<'a> Up<'a> {
     pub(super) fn new(
-        plan: &'a Plan,
-        layout: &'a Layout,
+        common: Common<'a>,
+        layout: Layout,
         console: &'a Console,
         supervisor: Supervisor,
         events: mpsc::Receiver<Event>,
@@ -62,15 +64,15 @@ impl<'a> Up<'a> {
             restarts: 0,
         };
         Ok(Self {
-            plan,
-            layout,
+            common,
             console,
-            client: RouterClient::new(&banner::url(layout.router))?,
+            client: RouterClient::new(&banner::url(layout.admin))?,
             supervisor,
             events,
             reached,
             reached_sender,
             states: layout.names.iter().map(|_| new()).collect(),
+            layout,
             router_is_ready: false,
             was_ready: false,
         })
@@ -107,6 +109,7 @@ impl<'a> Up<'a> {
                 }
                 let state = &mut self.states[process];
                 state.started = Instant::now();
+                state.serves = false;
                 state.restarts = restarts;
                 let target = match self.layout.worker_address(process) {
                     Some(address) => Target::Worker { address, not_epoch: state.epoch.clone() },
@@ -120,12 +123,38 @@ impl<'a> Up<'a> {
                 if let Some(task) = state.waiting.take() {
                     task.abort();
                 }
-                let seconds = restart_in.as_secs_f64();
-                self.console
-                    .say(&format!("{} {exit}; starting it again in {seconds} s", self.layout.names[process]));
+                let (name, seconds) = (self.layout.names[process].clone(), restart_in.as_secs_f64());
+                if exit.failure() != Failure::AddressInUse {
+                    self.console.say(&format!("{name} {exit}; starting it again in {seconds} s"));
+                } else if process != ROUTER {
+                    self.move_worker(process, restart_in)?;
+                } else if self.was_ready {
+                    let taken = PortError::InUse(self.layout.router);
+                    self.console.say(&format!("{name}: {taken}; trying again in {seconds} s"));
+                } else {
+                    // The port was free a moment ago. Nobody uses it yet, so another may be chosen.
+                    return Err(PortError::InUse(self.layout.router).into());
+                }
             }
+            Event::Refused { process, why } => bail!("{}: {why}", self.layout.names[process]),
             Event::GaveUp { process, exit, last_lines } => bail!(self.gave_up(process, &exit, &last_lines)),
         }
+        Ok(())
+    }
+
+    /// Somebody else listens on one of a worker's ports: it takes others, and the router starts again to know them.
+    fn move_worker(&mut self, process: usize, restart_in: Duration) -> anyhow::Result<()> {
+        self.layout.move_worker(process)?;
+        for (process, with) in self.layout.processes(&self.common)?.into_iter().enumerate() {
+            self.supervisor.replace(process, with);
+        }
+        let (name, ports) = (&self.layout.names[process], self.layout.workers[process - 1]);
+        let (port, seconds) = (ports.grpc.port(), restart_in.as_secs_f64());
+        self.console.say(&format!(
+            "another process has taken a port of {name}; starting it again on port {port} in {seconds} s, and the router \
+             with it"
+        ));
+        self.supervisor.start_again(ROUTER);
         Ok(())
     }
 
@@ -155,15 +184,16 @@ impl<'a> Up<'a> {
             return;
         }
         self.was_ready = true;
-        let threshold = self.plan.settings.max_local_prefill_length;
-        let has_prefill = self.plan.prefill.count > 0;
-        let example = if self.plan.model == Model::BuiltIn(BuiltIn::Demo) {
+        let threshold = self.common.plan.settings.max_local_prefill_length;
+        let has_prefill = self.common.plan.prefill.count > 0;
+        let example = if self.common.plan.model == Model::BuiltIn(BuiltIn::Demo) {
             Example::Questions
         } else {
             Example::Continuations
         };
-        let (address, name) = (self.layout.router, &self.plan.served_name);
-        console::print(&banner::ready(address, name, example, threshold, has_prefill));
+        let Layout { router, admin, .. } = self.layout;
+        let name = &self.common.plan.served_name;
+        console::print(&banner::ready(router, admin, name, example, threshold, has_prefill));
     }
 
     fn wait_for(&self, target: Target, life: Option<Life>) -> AbortHandle {

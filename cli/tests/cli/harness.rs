@@ -20,6 +20,8 @@ pub(crate) struct Up {
     pub(crate) process: Process,
     pub(crate) home: TempDir,
     pub(crate) url: String,
+    /// URL of what is for whoever runs it.
+    pub(crate) admin: String,
 }
 
 pub(crate) fn disagg(home: &Path, arguments: &[&str]) -> Command {
@@ -43,10 +45,12 @@ impl Up {
     }
 
     pub(crate) fn start_with(home: TempDir, port: &str, arguments: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut command = disagg(home.path(), &["up", "--port", port]);
+        let admin_port = free_port().to_string();
+        let mut command = disagg(home.path(), &["up", "--port", port, "--admin-port", &admin_port]);
         command.args(arguments).envs(env.iter().copied());
         let process = Process::start("up", home.path(), command);
-        Self { process, home, url: format!("http://127.0.0.1:{port}") }
+        let url = |port: &str| format!("http://127.0.0.1:{port}");
+        Self { process, home, url: url(port), admin: url(&admin_port) }
     }
 
     pub(crate) async fn ready(&mut self) {
@@ -76,7 +80,7 @@ impl Up {
 
     /// Runs another command beside it.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        disagg(self.home.path(), arguments).args(["--router", &self.url]).output().unwrap()
+        disagg(self.home.path(), arguments).args(["--admin", &self.admin]).output().unwrap()
     }
 
     pub(crate) async fn placement(&self, prompt: &str) -> PlacementHeader {

@@ -15,7 +15,7 @@ use crate::harness::{DONE, Up, disagg, stdout};
 const IN_FORCE: Duration = Duration::from_secs(1);
 
 async fn settings(up: &Up) -> Value {
-    let answer = http_client().get(format!("{}/internal/settings", up.url)).send().await.unwrap();
+    let answer = http_client().get(format!("{}/internal/settings", up.admin)).send().await.unwrap();
     answer.json().await.unwrap()
 }
 
@@ -95,7 +95,7 @@ async fn a_settings_file_of_the_users_is_followed_and_kept() {
 async fn status_watch_shows_what_happens() {
     let mut up = Up::start(&["--max-local-prefill-length", "10"]);
     up.ready().await;
-    let mut command = disagg(up.home.path(), &["status", "--watch", "--router", &up.url]);
+    let mut command = disagg(up.home.path(), &["status", "--watch", "--admin", &up.admin]);
     let mut watch = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     let mut until = |what: &str| {

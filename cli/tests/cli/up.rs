@@ -56,20 +56,129 @@ async fn a_folder_without_a_model_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_no_worker_can_load_ends_up_with_the_workers_words() {
+async fn what_every_worker_would_refuse_is_told_once_and_not_tried_again() {
     let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().to_str().unwrap();
     std::fs::write(folder.path().join("config.json"), "{\"model_type\": \"abacus\"}").unwrap();
-    let mut up = Up::start(&["--model", folder.path().to_str().unwrap()]);
+    let log = Up::start(&["--model", model]).failure().await;
+    assert!(log.contains("config.json: ") && !log.contains("starting"), "{log}");
+
+    // What only the workers look at.
+    disagg_worker::model::tiny::write(folder.path(), 1).unwrap();
+    let weights = std::fs::File::options().write(true).open(folder.path().join("model.safetensors")).unwrap();
+    weights.set_len(weights.metadata().unwrap().len() - 1).unwrap();
+    let mut up = Up::start(&["--model", model, "--decode", "2"]);
     up.says("starting").await;
     let children = procfs::children(up.process.pid());
     let status = up.process.end(DONE).await;
     let log = up.process.log();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains("and never served; giving up. Its last lines:"), "{log}");
-    assert!(log.contains("starting it again in 0.2 s"), "{log}");
-    let error = log.split("error: ").last().unwrap();
-    assert!(error.contains("config.json"), "{log}");
+    assert_eq!(log.matches("was it cut short?").count(), 1, "three workers, one message: {log}");
+    let error = log.lines().last().unwrap();
+    assert!(error.starts_with("error: ") && error.contains("model.safetensors: "), "{log}");
+    assert!(!log.contains("starting it again"), "{log}");
     assert!(!children.iter().any(procfs::ProcessInfo::runs), "{children:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_refused_by_name_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let fifo = fifo.to_str().unwrap();
+    for flags in [&["-f", fifo][..], &["--settings", fifo]] {
+        let log = Up::start(flags).failure().await;
+        assert!(log.contains(&format!("{}: {fifo}: is a pipe", flags[0])), "{flags:?}: {log}");
+    }
+    let model = folder.path().join("model");
+    disagg_worker::model::tiny::write(&model, 1).unwrap();
+    for file in ["chat_template.jinja", "tokenizer.json", "model.safetensors", "config.json"] {
+        let path = model.join(file);
+        let kept = std::fs::read(&path).ok();
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let log = Up::start(&["--model", model.to_str().unwrap()]).failure().await;
+        assert!(log.contains(&format!("{file}: is a device; a regular file is needed")), "{log}");
+        std::fs::remove_file(&path).unwrap();
+        kept.map(|bytes| std::fs::write(&path, bytes).unwrap());
+    }
+}
+
+/// The child with this argument.
+async fn child(up: &Up, argument: &str) -> procfs::ProcessInfo {
+    eventually(argument, READY, async || {
+        let children = procfs::children(up.process.pid());
+        children.into_iter().find(|child| child.has_argument(argument)).ok_or_else(|| up.process.log())
+    })
+    .await
+}
+
+fn stop(process: &procfs::ProcessInfo) {
+    assert!(Command::new("kill").args(["-STOP", &process.pid.to_string()]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_hangs_is_killed_and_comes_back() {
+    let mut up = Up::start(&["--max-silence-seconds", "6"]);
+    up.ready().await;
+    for name in ["decode-0", "router"] {
+        let hung = child(&up, name).await;
+        stop(&hung);
+        up.says(&format!("{name} has not answered for 6 s and was killed; starting it again in 0.2 s")).await;
+        up.says(&format!("{name} ready again")).await;
+        assert!(!hung.runs());
+    }
+    eventually("requests to be served again", READY, async || {
+        let ready = http_client().get(format!("{}/ready", up.url)).send().await;
+        ready.ok().filter(|answer| answer.status() == 200).map(|_| ()).ok_or_else(|| up.process.log())
+    })
+    .await;
+    up.placement("Hello").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_port_is_taken_meanwhile_takes_another() {
+    let mut up = Up::start(&[]);
+    up.ready().await;
+    let decode = child(&up, "decode-0").await;
+    let listen = decode.arguments.iter().position(|argument| argument == "--listen").unwrap();
+    let address = decode.arguments[listen + 1].clone();
+    procfs::kill_9(decode.pid);
+    // Before it is started again.
+    let _taken = eventually("the port to be free", DONE, async || {
+        std::net::TcpListener::bind(&address).map_err(|error| error.to_string())
+    })
+    .await;
+    up.says("another process has taken a port of decode-0; starting it again on port ").await;
+    up.says("decode-0 ready again").await;
+    up.says("router ready again").await;
+    let moved = child(&up, "decode-0").await;
+    assert!(!moved.has_argument(&address), "{moved:?}");
+    eventually("requests to be served again", READY, async || {
+        let ready = http_client().get(format!("{}/ready", up.url)).send().await;
+        ready.ok().filter(|answer| answer.status() == 200).map(|_| ()).ok_or_else(|| up.process.log())
+    })
+    .await;
+    up.placement("Hello").await;
+    assert!(!up.process.log().contains("Address already in use"), "told once: {}", up.process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_get_no_token() {
+    let port = free_port().to_string();
+    let env = [("HF_TOKEN", "hf_secret"), ("OPENAI_API_KEY", "sk-secret"), ("RUST_BACKTRACE", "1")];
+    let up = Up::start_with(tempfile::tempdir().unwrap(), &port, &[], &env);
+    for name in ["router", "prefill-0", "decode-0"] {
+        let pid = child(&up, name).await.pid;
+        let environment = eventually("its environment", DONE, async || {
+            let bytes = std::fs::read(format!("/proc/{pid}/environ")).map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if text.contains("RUST_BACKTRACE=1") { Ok(text) } else { Err(text) }
+        })
+        .await;
+        assert!(environment.contains("HOME=") && environment.contains("PATH="), "{name}: {environment}");
+        assert!(!environment.contains("secret"), "{name}: {environment}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

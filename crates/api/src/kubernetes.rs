@@ -34,11 +34,16 @@ pub const WORKER_GRPC_PORT_NAME: &str = "grpc";
 pub const WORKER_METRICS_PORT: u16 = 9090;
 /// Name of [`WORKER_METRICS_PORT`].
 pub const WORKER_METRICS_PORT_NAME: &str = "metrics";
-/// Port of a router's container: the OpenAI API, `/metrics`, `/health`, `/ready` and `/internal/*`. The port that
-/// clients use is that of the Service, which the resource can choose.
+/// Port of a router's container for clients: the OpenAI API, `/health` and `/ready`. The port that clients use is that
+/// of the Service, which the resource can choose.
 pub const ROUTER_HTTP_PORT: u16 = 8181;
 /// Name of [`ROUTER_HTTP_PORT`] in pods and in the Service.
 pub const ROUTER_HTTP_PORT_NAME: &str = "http";
+/// Port of a router for whoever runs it: `/metrics`, `/health`, `/ready`, [`WORKERS_PATH`] and [`SETTINGS_PATH`]. In no
+/// Service: clients have no business there. Without a cluster it is by default the one after the router's other port.
+pub const ROUTER_ADMIN_PORT: u16 = ROUTER_HTTP_PORT + 1;
+/// Name of [`ROUTER_ADMIN_PORT`] in pods.
+pub const ROUTER_ADMIN_PORT_NAME: &str = "admin";
 
 /// Environment of a router in a cluster: the `DisaggDeployment` that it serves. Its workers are then found through the
 /// EndpointSlices with that [`LABEL_DEPLOYMENT`], and its settings are the ConfigMap [`settings_config_map`].
@@ -46,7 +51,10 @@ pub const ENV_DEPLOYMENT: &str = "DISAGG_DEPLOYMENT";
 /// Environment of a router in a cluster: the namespace of all that.
 pub const ENV_NAMESPACE: &str = "DISAGG_NAMESPACE";
 
-/// The path on which a router says what settings it applies: a [`SettingsReport`] as JSON.
+/// The path on [`ROUTER_ADMIN_PORT`] on which a router lists its workers, as JSON.
+pub const WORKERS_PATH: &str = "/internal/workers";
+
+/// The path on [`ROUTER_ADMIN_PORT`] on which a router says what settings it applies: a [`SettingsReport`] as JSON.
 pub const SETTINGS_PATH: &str = "/internal/settings";
 
 /// The parts of a deployment that are pods of their own.

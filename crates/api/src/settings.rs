@@ -130,6 +130,9 @@ impl RouterSettings {
         if errors.is_empty() { Ok(settings) } else { Err(SettingsErrors(errors)) }
     }
 
+    /// Most bytes of a settings file. It is a few lines; a larger one is a mistake.
+    pub const FILE_BYTES_MAX: u64 = 64 * 1024;
+
     /// Reads a settings file: the ConfigMap's keys as one flat YAML mapping, values quoted or not. An empty file
     /// means all defaults; a key written twice is an error.
     pub fn from_yaml(text: &str) -> Result<Self, SettingsErrors> {

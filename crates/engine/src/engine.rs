@@ -16,7 +16,7 @@ use crate::backend::Backend;
 use crate::kv::KvMemory;
 use crate::pool::BlockPool;
 use crate::request::{FinishReason, Request};
-use crate::scheduler::{Limits, Row, Scheduler, Sequences};
+use crate::scheduler::{Limits, Row, Scheduler, Sequences, Turn};
 use crate::sequence::{Kind, Sequence, SequenceKey, State};
 use handoff::AwaitingKv;
 
@@ -100,22 +100,40 @@ impl<B: Backend> Engine<B> {
         let sequence = self.new_sequence(request, Kind::Generate, State::Waiting);
         let key = sequence.key;
         self.insert(sequence);
-        self.scheduler.enqueue(key);
+        self.enqueue(key);
         Ok(key.request)
+    }
+
+    /// The reader of a request is behind: nothing is computed for it, and it holds no running slot, until
+    /// [`Engine::resume`]. It keeps its blocks until others need them. A step under way still brings its tokens, so at
+    /// most that many more events follow. Unknown requests are ignored: it may have ended.
+    pub fn pause(&mut self, sequence: SequenceId) {
+        if self.live_choices(sequence).next().is_some() {
+            self.stalled = false;
+            self.scheduler.pause(sequence, &mut self.sequences);
+        }
+    }
+
+    /// The reader of a paused request has caught up: it goes on when it is its turn.
+    pub fn resume(&mut self, sequence: SequenceId) {
+        self.stalled = false;
+        self.scheduler.resume(sequence, &mut self.sequences);
+    }
+
+    /// Choices of a request for this worker's own callers that have not ended.
+    fn live_choices(&self, request: SequenceId) -> impl Iterator<Item = SequenceKey> + '_ {
+        let first = SequenceKey { request, choice: 0 };
+        let last = SequenceKey { request, choice: u32::MAX };
+        let live =
+            |sequence: &Sequence| sequence.kind == Kind::Generate && sequence.state() != State::Finished;
+        self.sequences.range(first..=last).filter(move |(_, sequence)| live(sequence)).map(|(key, _)| *key)
     }
 
     /// Ends a request with [`FinishReason::Cancelled`] for every choice that has not ended. False if unknown.
     ///
     /// `blocks` matters only while the sequence awaits KV: after that nobody else writes its blocks.
     pub fn cancel(&mut self, sequence: SequenceId, blocks: BlockFate) -> bool {
-        let first = SequenceKey { request: sequence, choice: 0 };
-        let last = SequenceKey { request: sequence, choice: u32::MAX };
-        let keys: Vec<_> = self
-            .sequences
-            .range(first..=last)
-            .filter(|(_, sequence)| sequence.kind == Kind::Generate && sequence.state() != State::Finished)
-            .map(|(key, _)| *key)
-            .collect();
+        let keys: Vec<_> = self.live_choices(sequence).collect();
         for key in &keys {
             self.leave_awaiting(*key, blocks);
             self.finish(*key, FinishReason::Cancelled);
@@ -132,7 +150,8 @@ impl<B: Backend> Engine<B> {
     /// Whether [`Engine::step`] would compute something. False also when every sequence waits for memory that only
     /// a peer's answer can free; any call that changes something makes it true again.
     pub fn has_work(&self) -> bool {
-        let ready = !self.scheduler.running().is_empty() || !self.scheduler.waiting().is_empty();
+        let turns = self.scheduler.turns();
+        let ready = !turns.running().is_empty() || !turns.waiting().is_empty();
         !self.launched.is_empty() || (ready && !self.stalled)
     }
 
@@ -154,16 +173,17 @@ impl<B: Backend> Engine<B> {
 
     /// Load now.
     pub fn load(&self) -> EngineLoad {
-        let is_prefill = |key: &&SequenceKey| self.sequences[*key].kind != Kind::Generate;
-        let scheduled = || self.scheduler.waiting().iter().chain(self.scheduler.running());
-        let prefills = || scheduled().filter(is_prefill);
-        let to_compute = |key: &SequenceKey| {
-            let sequence = &self.sequences[key];
+        let turns = self.scheduler.turns();
+        let is_prefill = |turn: &&Turn| self.sequences[&turn.key].kind != Kind::Generate;
+        let prefills = || turns.waiting().iter().chain(turns.running()).filter(is_prefill);
+        let to_compute = |turn: &Turn| {
+            let sequence = &self.sequences[&turn.key];
             sequence.prompt_len().saturating_sub(sequence.computed) as u64
         };
         EngineLoad {
-            running: self.scheduler.running().len() as u32,
-            waiting: self.waiting() as u32,
+            running: turns.running().len() as u32,
+            waiting: turns.waiting().iter().filter(|turn| !is_prefill(turn)).count() as u32,
+            paused: turns.paused().len() as u32,
             awaiting_kv: self.awaiting.sequences() as u32,
             blocks_total: self.pool.total() as u32,
             blocks_used: self.pool.used() as u32,
@@ -173,9 +193,12 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Sequences that wait to run, without prefills for others.
-    fn waiting(&self) -> usize {
-        self.scheduler.waiting().iter().filter(|key| self.sequences[*key].kind == Kind::Generate).count()
+    /// Requests that wait or are paused and of which nothing runs, without prefills for others.
+    fn waiting_requests(&self) -> usize {
+        let own = |key: &SequenceKey| self.sequences[key].kind == Kind::Generate;
+        let sequences: Vec<_> = self.scheduler.turns().by_request().filter(|(key, _)| own(key)).collect();
+        let requests = sequences.chunk_by(|(one, _), (other, _)| one.request == other.request);
+        requests.filter(|choices| !choices.iter().any(|(_, runs)| *runs)).count()
     }
 
     fn check_prompt(&self, request: &Request) -> Result<(), AdmitError> {
@@ -195,7 +218,7 @@ impl<B: Backend> Engine<B> {
 
     /// Bounds all that may come to wait: sequences awaiting KV will.
     fn check_queue(&self) -> Result<(), AdmitError> {
-        let waiting = (self.waiting() + self.awaiting.sequences()) as u32;
+        let waiting = (self.waiting_requests() + self.awaiting.sequences()) as u32;
         if waiting >= self.config.max_waiting { Err(AdmitError::QueueFull { waiting }) } else { Ok(()) }
     }
 
@@ -214,6 +237,13 @@ impl<B: Backend> Engine<B> {
         self.stalled = false;
         self.next_id += 1;
         self.sequences.insert(sequence.key, sequence);
+    }
+
+    /// Puts a sequence that was just inserted into the queue.
+    fn enqueue(&mut self, key: SequenceKey) {
+        if let Some(sequence) = self.sequences.get_mut(&key) {
+            self.scheduler.enqueue(sequence);
+        }
     }
 
     /// Ends a sequence and each choice it stands for.
@@ -260,16 +290,19 @@ impl<B: Backend> Engine<B> {
             "a block is held by nobody, or lost"
         );
         for (key, sequence) in &self.sequences {
-            let (waits, runs) =
-                (self.scheduler.waiting().contains(key), self.scheduler.running().contains(key));
+            let turns = self.scheduler.turns();
+            let turn = turns.turn(*key);
+            let waits = turn.is_some_and(|turn| turns.waiting().contains(&turn));
+            let runs = turn.is_some_and(|turn| turns.running().contains(&turn));
             assert_eq!(waits, sequence.state() == State::Waiting, "{key:?}");
             assert_eq!(runs, sequence.state() == State::Running, "{key:?}");
+            assert_eq!(turns.paused().contains(key), sequence.state() == State::Paused, "{key:?}");
         }
         for row in self.launched.iter().flatten() {
             let covers = row.start + row.len <= self.sequences[&row.key].blocks.len() * self.block_size;
             assert!(covers, "a step under way uses blocks that {:?} no longer holds", row.key);
         }
-        assert!(self.scheduler.running().len() <= self.config.max_num_seqs as usize);
+        assert!(self.scheduler.turns().running().len() <= self.config.max_num_seqs as usize);
     }
 }
 

@@ -17,7 +17,8 @@ pub(crate) struct SequenceKey {
     pub(crate) choice: u32,
 }
 
-/// `Waiting → (AwaitingKv →) Running → Finished`, and `Running → Waiting` when memory runs out.
+/// `Waiting → (AwaitingKv →) Running → Finished`; `Running → Waiting` when memory runs out or others have a right to
+/// its slot; `Waiting | Running → Paused → Waiting` while its reader is behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
     /// In the scheduler's queue. May hold blocks: a prefill for another worker, a choice that shares its prompt, a
@@ -25,8 +26,10 @@ pub(crate) enum State {
     Waiting,
     /// Its prompt's blocks are being written by another worker. Never preempted, only cancelled.
     AwaitingKv,
-    /// In the batch of every step until it ends or is preempted.
+    /// In the batch of every step until it ends or gives way.
     Running,
+    /// Its reader is behind, so nothing is computed for it. May hold blocks, which others may take.
+    Paused,
     /// Ended. Still there only while a step under way, or a push, uses its blocks.
     Finished,
 }
@@ -145,9 +148,11 @@ impl Sequence {
     pub(crate) fn set_state(&mut self, next: State) {
         let legal = match (self.state, next) {
             (State::Waiting, State::Running | State::Finished)
-            | (State::AwaitingKv, State::Waiting | State::Finished)
+            | (State::AwaitingKv | State::Paused, State::Waiting | State::Finished)
             | (State::Running, State::Finished) => true,
-            (State::Running, State::Waiting) => matches!(self.kind, Kind::Generate),
+            (State::Running, State::Waiting) | (State::Waiting | State::Running, State::Paused) => {
+                matches!(self.kind, Kind::Generate)
+            }
             _ => false,
         };
         debug_assert!(legal, "{:?}: {:?} to {next:?}", self.key, self.state);
@@ -227,7 +232,8 @@ impl Sequence {
         self.blocks = cached;
     }
 
-    /// Tells the prefix cache of the full blocks among the first `computed` tokens, whose steps have been collected.
+    /// Tells the prefix cache of the full blocks among the first `computed` tokens, whose steps have been collected and
+    /// from whose KV a token has been drawn.
     pub(crate) fn publish(&mut self, computed: usize, pool: &mut BlockPool) {
         let full = computed / self.block_size();
         self.extend_hashes(full);

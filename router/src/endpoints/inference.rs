@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::future::try_join_all;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -57,7 +57,12 @@ pub(super) async fn infer(app: Arc<App>, endpoint: Endpoint, http: axum::extract
             };
             let (body, task) = serving::stream(parts, metrics, permit, limits);
             app.streams.spawn(task);
-            let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+            let headers = [
+                (header::CONTENT_TYPE, "text/event-stream"),
+                (header::CACHE_CONTROL, "no-cache"),
+                // nginx and its kin would otherwise hold tokens back until they have a buffer full.
+                (HeaderName::from_static("x-accel-buffering"), "no"),
+            ];
             with_placement(placement, (headers, body).into_response())
         }
     };

@@ -1,5 +1,6 @@
-//! The HTTP surface: OpenAI's endpoints, and those for operators.
+//! The HTTP surface: OpenAI's endpoints on the clients' port, and those for operators on a port of their own.
 
+mod cors;
 mod inference;
 mod info;
 
@@ -10,13 +11,14 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
-use disagg_api::kubernetes::SETTINGS_PATH;
+use disagg_api::kubernetes::{SETTINGS_PATH, WORKERS_PATH};
+use http::HeaderValue;
 
 use crate::app::App;
 use crate::openai::{ApiError, Endpoint};
 
-/// Every route.
-pub(crate) fn routes(app: Arc<App>) -> Router {
+/// What clients may ask. `cors_origins` as [`cors::layer`] takes them.
+pub(crate) fn api_routes(app: Arc<App>, cors_origins: &[HeaderValue]) -> Router {
     let completions =
         |State(app): State<Arc<App>>, request: Request| infer(app, Endpoint::Completions, request);
     let chat = |State(app): State<Arc<App>>, request: Request| infer(app, Endpoint::Chat, request);
@@ -27,12 +29,24 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(info::model))
         .route("/health", get(info::health))
         .route("/ready", get(info::ready))
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(cors::layer(cors_origins))
+        .layer(from_fn_with_state(Arc::clone(&app), close_when_leaving))
+        .with_state(app)
+}
+
+/// What whoever runs the router may ask: names, epochs and addresses of workers, settings, and numbers. None of it is
+/// for clients.
+pub(crate) fn admin_routes(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/health", get(info::health))
+        .route("/ready", get(info::ready))
         .route("/metrics", get(info::metrics))
-        .route("/internal/workers", get(info::workers))
+        .route(WORKERS_PATH, get(info::workers))
         .route(SETTINGS_PATH, get(info::settings))
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(Arc::clone(&app), close_when_leaving))
         .with_state(app)
 }
 
@@ -48,12 +62,11 @@ async fn method_not_allowed(method: http::Method, uri: http::Uri) -> ApiError {
     ApiError::method_not_allowed(&method, uri.path())
 }
 
-/// A router that leaves says so to clients that keep connections open. HTTP/2 has another way, and no such header.
+/// A router that leaves says so to clients that keep connections open.
 async fn close_when_leaving(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let one = request.version() <= http::Version::HTTP_11;
     let mut response = next.run(request).await;
-    if one && app.is_leaving() {
-        response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+    if app.is_leaving() {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

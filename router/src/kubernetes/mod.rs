@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use disagg_api::kubernetes::{Component, LABEL_DEPLOYMENT, LABEL_ROLE, settings_config_map};
+use disagg_process::file::{self, FileError};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -31,6 +32,9 @@ pub(crate) use health::{Feed, Health};
 /// An API server that does not answer within this is tried again.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 
+/// Most bytes of a kubeconfig.
+const KUBECONFIG_BYTES_MAX: u64 = 16 << 20;
+
 /// Which deployment this router belongs to, and how its API server is reached.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Target {
@@ -45,6 +49,8 @@ pub(crate) struct Target {
 /// The API server cannot even be tried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
+    #[error("--kubeconfig {0}")]
+    File(#[from] FileError),
     #[error("--kubeconfig {path}: {source}")]
     Kubeconfig { path: PathBuf, source: kube::config::KubeconfigError },
     #[error("neither a kubeconfig nor the service account of a pod is there: {0}")]
@@ -66,10 +72,12 @@ impl Cluster {
     pub(crate) async fn new(target: Target) -> Result<Self, ClusterError> {
         let mut config = match target.kubeconfig {
             Some(path) => {
+                // kube reads it itself, whatever it is.
+                file::read(&path, KUBECONFIG_BYTES_MAX)?;
                 let failed = |source| ClusterError::Kubeconfig { path: path.clone(), source };
-                let file = Kubeconfig::read_from(&path).map_err(failed)?;
+                let kubeconfig = Kubeconfig::read_from(&path).map_err(failed)?;
                 let options = KubeConfigOptions::default();
-                kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?
+                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?
             }
             None => kube::Config::infer().await?,
         };

@@ -62,12 +62,9 @@ pub(crate) enum CardError {
         /// Where it went wrong.
         source: serde_json::Error,
     },
-    /// tokenizer.json cannot be loaded.
-    #[error("tokenizer.json: {0}")]
-    Tokenizer(tokenizers::Error),
-    /// The chat template does not parse.
-    #[error("chat template: {0}")]
-    Template(super::TemplateError),
+    /// The files do not make a tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] disagg_tokenizer::Error),
 }
 
 /// A complete card.

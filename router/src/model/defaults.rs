@@ -32,17 +32,19 @@ impl SamplingDefaults {
 }
 
 /// The model's end-of-sequence tokens: those of `generation_config.json` (of `config.json` if it names none), and the
-/// tokenizer's own, which chat models end their turns with.
+/// tokenizer's own, which chat models end their turns with. A model cannot say those from `vocab_size` on.
 pub(crate) fn eos_token_ids(
     generation: Option<&Value>,
     config: Option<&Value>,
     tokenizer: Option<u32>,
+    vocab_size: u32,
 ) -> Vec<u32> {
     let mut ids = ids_of(generation);
     if ids.is_empty() {
         ids = ids_of(config);
     }
     ids.extend(tokenizer);
+    ids.retain(|id| *id < vocab_size);
     ids.sort_unstable();
     ids.dedup();
     ids.truncate(EOS_TOKENS_MAX);
@@ -67,9 +69,14 @@ mod tests {
     #[test]
     fn eos_ids_come_from_all_that_name_them() {
         let (one, list) = (json!({"eos_token_id": 2}), json!({"eos_token_id": [7, 5, 7]}));
-        assert_eq!(eos_token_ids(Some(&list), Some(&one), Some(9)), [5, 7, 9]);
-        assert_eq!(eos_token_ids(Some(&json!({})), Some(&one), Some(2)), [2]);
-        assert_eq!(eos_token_ids(None, Some(&json!({"eos_token_id": null})), None), Vec::<u32>::new());
+        assert_eq!(eos_token_ids(Some(&list), Some(&one), Some(9), 10), [5, 7, 9]);
+        assert_eq!(eos_token_ids(Some(&json!({})), Some(&one), Some(2), 10), [2]);
+        assert_eq!(eos_token_ids(None, Some(&json!({"eos_token_id": null})), None, 10), Vec::<u32>::new());
+        assert_eq!(
+            eos_token_ids(Some(&list), None, Some(9), 7),
+            [5],
+            "a tokenizer may be larger than the model"
+        );
     }
 
     #[test]

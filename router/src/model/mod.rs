@@ -11,6 +11,8 @@ mod tokenizer;
 mod tokenizer_json;
 
 use disagg_core::ModelFingerprint;
+use disagg_tokenizer::CONFIG_FILE as TOKENIZER_CONFIG_FILE;
+use disagg_tokenizer::{ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_FILE};
 
 pub(crate) use card::{Card, CardAssembler, CardError};
 pub(crate) use defaults::SamplingDefaults;
@@ -31,8 +33,9 @@ pub(crate) struct Model {
     pub created: u64,
     /// Text to token ids and back.
     pub tokenizer: TextTokenizer,
-    /// Conversations to text; absent for models that have no template.
-    pub template: Option<ChatTemplate>,
+    /// Conversations to text; absent for models that have no template. A template that does not parse is an error of
+    /// chat requests alone: completions need none.
+    pub template: Result<Option<ChatTemplate>, TemplateError>,
     /// Tokens that end the text by the model's own rules.
     pub eos_token_ids: Vec<u32>,
     /// What the model's makers advise where a request says nothing.
@@ -44,25 +47,38 @@ impl Model {
     pub(crate) fn from_card(card: &Card) -> Result<Self, CardError> {
         let config = card.json("config.json")?;
         let generation = card.json("generation_config.json")?;
-        let tokenizer_config = card.json("tokenizer_config.json")?;
-        // Older folders name some of them here only.
-        let mut specials = template::special_tokens(card.json("special_tokens_map.json")?.as_ref());
-        specials.extend(template::special_tokens(tokenizer_config.as_ref()));
-        let bos = specials.get("bos_token").map(String::as_str);
-        let bytes = card.file("tokenizer.json").ok_or(CardError::MissingFile("tokenizer.json"))?;
-        let tokenizer = TextTokenizer::from_bytes(bytes, bos).map_err(CardError::Tokenizer)?;
-        let eos = specials.get("eos_token").and_then(|token| tokenizer.special(token));
+        let tokenizer_config = card.json(TOKENIZER_CONFIG_FILE)?;
+        let loaded = disagg_tokenizer::load(&disagg_tokenizer::Files {
+            tokenizer: card.file(TOKENIZER_FILE).ok_or(CardError::MissingFile(TOKENIZER_FILE))?,
+            config: card.file(TOKENIZER_CONFIG_FILE),
+            special_tokens_map: card.file(SPECIAL_TOKENS_MAP_FILE),
+            added_tokens: card.file(ADDED_TOKENS_FILE),
+        })?;
+        let specials = loaded.named;
+        let tokenizer = TextTokenizer::new(loaded.tokenizer);
+        let eos = specials.get("eos_token").and_then(|token| tokenizer.id(token));
         let template = ChatTemplate::source(card.text("chat_template.jinja")?, tokenizer_config.as_ref())
             .map(|source| ChatTemplate::new(&source, specials))
-            .transpose()
-            .map_err(CardError::Template)?;
+            .transpose();
+        if let Err(error) = &template {
+            tracing::error!(
+                model = card.served_model_name,
+                %error,
+                "the model's chat template does not parse: chat requests are refused, completions are served"
+            );
+        }
         Ok(Self {
             name: card.served_model_name.clone(),
             fingerprint: card.fingerprint,
             max_model_len: card.max_model_len,
             vocab_size: card.vocab_size,
             created: card.created,
-            eos_token_ids: defaults::eos_token_ids(generation.as_ref(), config.as_ref(), eos),
+            eos_token_ids: defaults::eos_token_ids(
+                generation.as_ref(),
+                config.as_ref(),
+                eos,
+                card.vocab_size,
+            ),
             sampling: SamplingDefaults::from_generation_config(generation.as_ref()),
             tokenizer,
             template,
@@ -83,11 +99,11 @@ pub(crate) mod test_tokenizer {
 
     /// Byte-level, adds no begin-of-text token.
     pub(crate) fn byte_level() -> TextTokenizer {
-        TextTokenizer::from_bytes(tokenizer_json(false).as_bytes(), None).unwrap()
+        TextTokenizer::from_json(tokenizer_json(false).as_bytes()).unwrap()
     }
 
     /// Byte-level, puts a begin-of-text token first.
     pub(crate) fn byte_level_with_bos() -> TextTokenizer {
-        TextTokenizer::from_bytes(tokenizer_json(true).as_bytes(), Some("<|begin|>")).unwrap()
+        TextTokenizer::from_json(tokenizer_json(true).as_bytes()).unwrap()
     }
 }

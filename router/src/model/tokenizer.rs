@@ -1,7 +1,8 @@
-//! The model's tokenizer: text to token ids with the begin-of-text token exactly once, and back.
+//! The model's tokenizer: text to token ids as transformers makes them, and back.
 
 use std::fmt;
 
+use tokenizers::models::ModelWrapper;
 use tokenizers::{DecoderWrapper, Tokenizer};
 
 use crate::text::Decode;
@@ -9,51 +10,37 @@ use crate::text::Decode;
 /// A tokenizer and what it takes to use it right.
 pub(crate) struct TextTokenizer {
     inner: Tokenizer,
-    /// The begin-of-text token, if this tokenizer puts one before a text.
-    bos: Option<u32>,
     /// Tokens are spelled in GPT-2's printable stand-ins for bytes.
     byte_level: bool,
-    /// No token stands for more bytes of text than this; known only if nothing rewrites the text first.
+    /// No token stands for more bytes of text than this; unknown if a token may swallow any number of them.
     token_bytes_max: Option<usize>,
 }
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json`. `bos` is the begin-of-text token by `tokenizer_config.json`.
-    pub(crate) fn from_bytes(json: &[u8], bos: Option<&str>) -> Result<Self, tokenizers::Error> {
-        let mut inner = Tokenizer::from_bytes(json)?;
-        // Some files carry these from training. Prompts are refused when too long, never cut.
-        inner.with_truncation(None)?;
-        inner.with_padding(None);
-        let first = inner.encode_fast("a", true)?.get_ids().first().copied();
-        let bos = bos.and_then(|token| inner.token_to_id(token)).filter(|id| first == Some(*id));
+    /// Takes a tokenizer that neither cuts nor pads.
+    pub(crate) fn new(inner: Tokenizer) -> Self {
         let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        let longest = || inner.get_vocab(true).keys().map(String::len).max();
-        let token_bytes_max = if inner.get_normalizer().is_none() { longest() } else { None };
-        Ok(Self { inner, bos, byte_level, token_bytes_max })
+        let token_bytes_max = token_bytes_max(&inner, byte_level);
+        Self { inner, byte_level, token_bytes_max }
     }
 
-    /// Token ids of a plain prompt, with the begin-of-text token first if the model wants one, and only once even if
-    /// the text brings its own.
-    pub(crate) fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
-        let mut ids = self.inner.encode_fast(text, true)?.get_ids().to_vec();
-        if let (Some(bos), [first, second, ..]) = (self.bos, ids.as_slice())
-            && *first == bos
-            && *second == bos
-        {
-            ids.remove(0);
-        }
-        Ok(ids)
+    /// Reads a `tokenizer.json` that has no files beside it.
+    pub(crate) fn from_json(json: &[u8]) -> Result<Self, disagg_tokenizer::Error> {
+        let files = disagg_tokenizer::Files {
+            tokenizer: json,
+            config: None,
+            special_tokens_map: None,
+            added_tokens: None,
+        };
+        Ok(Self::new(disagg_tokenizer::load(&files)?.tokenizer))
     }
 
-    /// Token ids of a rendered chat template, which usually writes the begin-of-text token itself.
-    pub(crate) fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
-        let mut ids = self.inner.encode_fast(text, false)?.get_ids().to_vec();
-        if let Some(bos) = self.bos
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
-        }
-        Ok(ids)
+    /// Token ids of a text. `special` adds what the model's own post-processor puts around a text, usually a
+    /// begin-of-text token; what the text itself spells is kept, so that it may be there twice. transformers and vLLM
+    /// do the same: with `special` for plain prompts, without for rendered chat templates, which write such tokens
+    /// themselves.
+    pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, tokenizers::Error> {
+        Ok(self.inner.encode_fast(text, special)?.get_ids().to_vec())
     }
 
     /// The least number of tokens that `text` can be; costs nothing.
@@ -62,8 +49,20 @@ impl TextTokenizer {
     }
 
     /// The id of a special token, or of any token by its spelling.
-    pub(crate) fn special(&self, token: &str) -> Option<u32> {
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The spelling of a token in the vocabulary.
+    pub(crate) fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The text that spells a special token, if `id` is one.
+    pub(crate) fn special(&self, id: u32) -> Option<&str> {
+        let added = self.inner.get_added_vocabulary();
+        let token = added.get_added_tokens_decoder().get(&id)?;
+        added.is_special_token(&token.content).then_some(token.content.as_str())
     }
 
     /// The bytes that one token stands for. Unknown ids stand for none.
@@ -87,12 +86,6 @@ impl TextTokenizer {
         }
         token.into_bytes()
     }
-
-    /// Token ids without any special token.
-    #[cfg(test)]
-    pub(crate) fn encode_plain(&self, text: &str) -> Vec<u32> {
-        self.inner.encode_fast(text, false).unwrap().get_ids().to_vec()
-    }
 }
 
 impl Decode for TextTokenizer {
@@ -100,12 +93,31 @@ impl Decode for TextTokenizer {
         // Fails only for decoders that cannot handle a token's spelling; such a token has no text.
         self.inner.decode(ids, skip_special).unwrap_or_default()
     }
+
+    fn is_text(&self, id: u32, skip_special: bool) -> bool {
+        self.inner.id_to_token(id).is_some() && !(skip_special && self.special(id).is_some())
+    }
 }
 
 impl fmt::Debug for TextTokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TextTokenizer").field("bos", &self.bos).finish_non_exhaustive()
+        f.debug_struct("TextTokenizer").field("byte_level", &self.byte_level).finish_non_exhaustive()
     }
+}
+
+/// The most bytes of text that one token can stand for, if there is such a bound: nothing may rewrite the text first, no
+/// token may take the white space around it along, and no run of unknown characters may become a single token.
+fn token_bytes_max(tokenizer: &Tokenizer, byte_level: bool) -> Option<usize> {
+    let mut added = tokenizer.get_added_vocabulary().get_added_tokens_decoder().values();
+    let knows_all_bytes =
+        byte_level || matches!(tokenizer.get_model(), ModelWrapper::BPE(bpe) if bpe.byte_fallback);
+    if tokenizer.get_normalizer().is_some()
+        || added.any(|token| token.lstrip || token.rstrip)
+        || !knows_all_bytes
+    {
+        return None;
+    }
+    tokenizer.get_vocab(true).keys().map(String::len).max()
 }
 
 /// The byte that a character of a byte-level vocabulary stands for: printable Latin-1 stands for itself, the other 68
@@ -126,14 +138,20 @@ mod tests {
     use crate::model::test_tokenizer::{BOS, EOS, byte_level, byte_level_with_bos, byte_token};
 
     #[test]
-    fn begin_of_text_comes_exactly_once() {
+    fn only_a_plain_prompt_gets_what_the_post_processor_adds() {
         let tokenizer = byte_level_with_bos();
-        for text in ["hi", "<|begin|>hi"] {
-            assert_eq!(tokenizer.encode_prompt(text).unwrap()[..2], [BOS, byte_token(b'h')], "{text}");
-            assert_eq!(tokenizer.encode_rendered(text).unwrap()[..2], [BOS, byte_token(b'h')], "{text}");
+        let h = byte_token(b'h');
+        for (text, special, ids) in [
+            ("h", true, vec![BOS, h]),
+            ("h", false, vec![h]),
+            ("", true, vec![BOS]),
+            // As transformers and vLLM: the text's own token is the text's.
+            ("<|begin|>h", true, vec![BOS, BOS, h]),
+            ("<|begin|>h", false, vec![BOS, h]),
+        ] {
+            assert_eq!(tokenizer.encode(text, special).unwrap(), ids, "{text} {special}");
         }
-        assert_eq!(tokenizer.encode_prompt("").unwrap(), [BOS]);
-        assert_eq!(byte_level().encode_rendered("h").unwrap(), [byte_token(b'h')]);
+        assert_eq!(byte_level().encode("h", true).unwrap(), [h]);
     }
 
     #[test]
@@ -151,7 +169,7 @@ mod tests {
     fn the_least_number_of_tokens_is_a_lower_bound() {
         let tokenizer = byte_level();
         for text in ["", "the the the", "<|begin|><|begin|>", "€€€"] {
-            assert!(tokenizer.tokens_min(text) <= tokenizer.encode_plain(text).len(), "{text}");
+            assert!(tokenizer.tokens_min(text) <= tokenizer.encode(text, false).unwrap().len(), "{text}");
         }
         assert!(tokenizer.tokens_min(&"x".repeat(1000)) > 100);
     }

@@ -300,15 +300,44 @@ fn completion_logprobs(tokens: Vec<TokenText>) -> Option<CompletionLogprobs> {
         text_offset: Vec::with_capacity(tokens.len()),
     };
     for token in tokens {
-        let mut top: BTreeMap<String, f32> =
-            token.top.into_iter().map(|top| (top.text, top.logprob)).collect();
-        top.insert(token.text.clone(), token.logprob);
-        columns.top_logprobs.push(top);
+        columns.top_logprobs.push(alternatives(&token));
         columns.token_logprobs.push(token.logprob);
         columns.text_offset.push(token.offset);
-        columns.tokens.push(token.text);
+        columns.tokens.push(spelled(&token));
     }
     Some(columns)
+}
+
+/// The token itself and the most likely ones at its place, by their text. Different tokens may have equal text, as the
+/// letter and the byte of SentencePiece do: the less likely one is then called by its id, as vLLM writes it.
+fn alternatives(token: &TokenText) -> BTreeMap<String, f32> {
+    let mut by_text = BTreeMap::new();
+    let others = token.top.iter().filter(|other| other.id != token.id);
+    for one in std::iter::once(token).chain(others) {
+        let mut key = spelled(one);
+        if by_text.contains_key(&key) {
+            key = format!("token_id:{}", one.id);
+        }
+        by_text.insert(key, one.logprob);
+    }
+    by_text
+}
+
+/// A token's text, or its bytes in OpenAI's spelling if they are no text, such as `bytes: \xf0\x9f`: as Python shows
+/// bytes.
+fn spelled(token: &TokenText) -> String {
+    if std::str::from_utf8(&token.bytes).is_ok() {
+        return token.text.clone();
+    }
+    let mut out = "bytes:".to_owned();
+    for byte in &token.bytes {
+        match byte {
+            b'\\' => out.push_str("\\\\"),
+            b' '..=b'~' => out.push(char::from(*byte)),
+            _ => out.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    out
 }
 
 fn chat_logprobs(tokens: Vec<TokenText>) -> Option<ChatLogprobs> {
@@ -324,4 +353,40 @@ fn chat_logprobs(tokens: Vec<TokenText>) -> Option<ChatLogprobs> {
     });
     let content: Vec<ChatLogprob> = rows.collect();
     (!content.is_empty()).then_some(ChatLogprobs { content, refusal: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(id: u32, bytes: &[u8], logprob: f32) -> TokenText {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        TokenText { id, text, bytes: bytes.to_vec(), logprob, top: Vec::new(), offset: 0 }
+    }
+
+    #[test]
+    fn no_alternative_is_lost_to_another_of_equal_text() {
+        let drawn = TokenText {
+            top: vec![
+                token(7, b"\xe2\x82", -0.5),
+                token(8, b" \xf0\x9f", -1.0),
+                token(9, b"\xe2", -1.5),
+                token(1, b"a", -2.0),
+                token(2, b"a", -3.0),
+            ],
+            ..token(7, b"\xe2\x82", -0.5)
+        };
+        let logprobs = completion_logprobs(vec![drawn, token(3, b"b\\\xff", -4.0)]).unwrap();
+        assert_eq!(logprobs.tokens, [r"bytes:\xe2\x82", r"bytes:b\\\xff"]);
+        let expected = [
+            (r"bytes:\xe2\x82", -0.5),
+            (r"bytes: \xf0\x9f", -1.0),
+            (r"bytes:\xe2", -1.5),
+            ("a", -2.0),
+            ("token_id:2", -3.0),
+        ];
+        let expected: BTreeMap<String, f32> =
+            expected.map(|(text, logprob)| (text.to_owned(), logprob)).into();
+        assert_eq!(logprobs.top_logprobs[0], expected);
+    }
 }

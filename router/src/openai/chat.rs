@@ -2,13 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::completion::model;
-use super::fields::Fields;
+use super::fields::{self, Fields};
 use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
 use super::{ApiError, Conversation, Endpoint, Input, Request};
+
+/// Fields of a message that are not implemented, each with the values that ask for nothing. Answers of OpenAI's client
+/// and of vLLM have them all when they are sent back as history.
+const UNSUPPORTED_OF_MESSAGE: &[(&str, &[&str])] = &[
+    ("tool_calls", &["[]"]),
+    ("function_call", &[]),
+    ("refusal", &[]),
+    ("audio", &[]),
+    ("annotations", &["[]"]),
+];
+/// Fields of a message that templates see as they come. `tool_call_id` and `name` say which call a message of the role
+/// `tool` answers; the others are what a reasoning model thought in an earlier turn.
+const TEXTS_OF_MESSAGE: [&str; 4] = ["name", "tool_call_id", "reasoning_content", "reasoning"];
 
 const ROLES: [&str; 5] = ["developer", "system", "user", "assistant", "tool"];
 
@@ -31,7 +43,6 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("best_of", &["1"]),
     ("echo", &["false"]),
     ("continue_final_message", &["false"]),
-    ("add_special_tokens", &["false"]),
     ("documents", &["[]"]),
     ("chat_template", &[]),
     ("mm_processor_kwargs", &["{}"]),
@@ -69,9 +80,19 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     }
     let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?.unwrap_or(true);
     let inputs = vec![Input::Conversation(Conversation { messages, add_generation_prompt, kwargs })];
+    let add_special_tokens = fields.flag("add_special_tokens")?;
     let (stream, include_usage) = stream(fields)?;
-    let echo = false;
-    Ok(Request { endpoint: Endpoint::Chat, model, inputs, n, echo, params, stream, include_usage })
+    Ok(Request {
+        endpoint: Endpoint::Chat,
+        model,
+        inputs,
+        n,
+        echo: false,
+        add_special_tokens,
+        params,
+        stream,
+        include_usage,
+    })
 }
 
 /// `max_completion_tokens`, or `max_tokens`, its former name.
@@ -106,13 +127,16 @@ fn message(at: usize, raw: &RawValue) -> Result<serde_json::Value, ApiError> {
     let role: String = fields
         .take_if("role", &rule, |role: &String| ROLES.contains(&role.as_str()))?
         .ok_or_else(|| ApiError::missing(fields.name("role"), &rule))?;
+    // Before the content, which is null beside tool calls: they are what cannot be served.
+    for (unsupported, harmless) in UNSUPPORTED_OF_MESSAGE {
+        fields.unsupported(unsupported, harmless)?;
+    }
     let content = content(&mut fields)?;
     let mut object = serde_json::json!({ "role": role, "content": content });
-    if let Some(name) = fields.take::<String>("name", "a string")? {
-        object["name"] = name.into();
-    }
-    for unsupported in ["tool_calls", "tool_call_id", "function_call", "audio", "refusal"] {
-        fields.unsupported(unsupported, &["[]"])?;
+    for name in TEXTS_OF_MESSAGE {
+        if let Some(text) = fields.take::<String>(name, "a string")? {
+            object[name] = text.into();
+        }
     }
     fields.finish()?;
     Ok(object)
@@ -120,28 +144,52 @@ fn message(at: usize, raw: &RawValue) -> Result<serde_json::Value, ApiError> {
 
 /// Content is a string, or a list of text parts, which are joined by line ends as vLLM does.
 fn content(fields: &mut Fields<'_>) -> Result<String, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Content {
-        Text(String),
-        Parts(Vec<Part>),
-    }
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Part {
-        r#type: String,
-        text: String,
-    }
     let rule = "a string or a list of parts of type text";
-    let allowed = |content: &Content| match content {
-        Content::Text(_) => true,
-        Content::Parts(parts) => !parts.is_empty() && parts.iter().all(|part| part.r#type == "text"),
-    };
-    match fields.take_if("content", rule, allowed)? {
-        None => Err(ApiError::missing(fields.name("content"), rule)),
-        Some(Content::Text(text)) => Ok(text),
-        Some(Content::Parts(parts)) => {
-            Ok(parts.into_iter().map(|part| part.text).collect::<Vec<_>>().join("\n"))
-        }
+    let name = fields.name("content");
+    let raw: &RawValue = fields.take("content", rule)?.ok_or_else(|| ApiError::missing(&name, rule))?;
+    if !raw.get().starts_with('[') {
+        return fields::parse(name, raw, rule);
+    }
+    let parts: Vec<&RawValue> = fields::parse(name.clone(), raw, rule)?;
+    if parts.is_empty() {
+        return Err(ApiError::bad_value(name, raw.get(), rule));
+    }
+    let texts = parts.into_iter().enumerate().map(|(at, part)| text_part(&format!("{name}[{at}]"), part));
+    Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+}
+
+/// `{"type": "text", "text": …}`
+fn text_part(name: &str, raw: &RawValue) -> Result<String, ApiError> {
+    let mut fields = Fields::nested(name, raw)?;
+    let rule = "\"text\": no other kind of content is supported";
+    let kind: Option<String> = fields.take_if("type", rule, |kind: &String| kind == "text")?;
+    kind.ok_or_else(|| ApiError::missing(fields.name("type"), rule))?;
+    let text =
+        fields.take("text", "a string")?.ok_or_else(|| ApiError::missing(fields.name("text"), "a string"))?;
+    fields.unsupported("annotations", &["[]"])?;
+    fields.finish()?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::{Endpoint, Input, Request};
+
+    #[test]
+    fn templates_see_who_says_what_about_which_call_and_nothing_else() {
+        let full = json!([
+            {"role": "user", "content": "u", "name": "me"},
+            {"role": "assistant", "content": "a", "reasoning_content": "r", "reasoning": "s", "tool_calls": []},
+            {"role": "tool", "content": [{"type": "text", "text": "4"}], "tool_call_id": "call_1", "name": "add"},
+        ]);
+        let body = json!({"model": "m", "messages": full});
+        let request = Request::parse(Endpoint::Chat, body.to_string().as_bytes()).unwrap();
+        let [Input::Conversation(conversation)] = request.inputs.as_slice() else { panic!("a conversation") };
+        let mut expected = full;
+        expected[1].as_object_mut().unwrap().remove("tool_calls");
+        expected[2]["content"] = "4".into();
+        assert_eq!(Value::from(conversation.messages.clone()), expected);
     }
 }

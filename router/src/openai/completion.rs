@@ -36,7 +36,7 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     }
     let echo = fields.flag("echo")?;
     fields.unsupported("suffix", &["\"\""])?;
-    fields.unsupported("add_special_tokens", &["true"])?;
+    let add_special_tokens = fields.take("add_special_tokens", "true or false")?.unwrap_or(true);
     let mut params = Params::take(fields)?;
     params.max_tokens = fields.count("max_tokens", 1)?;
     let logprobs = fields.integer("logprobs", 0, TOP_LOGPROBS_MAX.into())?;
@@ -46,7 +46,17 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
         return Err(ApiError::unsupported_parameter("logprobs", " together with 'echo'"));
     }
     let (stream, include_usage) = stream(fields)?;
-    Ok(Request { endpoint: Endpoint::Completions, model, inputs, n, echo, params, stream, include_usage })
+    Ok(Request {
+        endpoint: Endpoint::Completions,
+        model,
+        inputs,
+        n,
+        echo,
+        add_special_tokens,
+        params,
+        stream,
+        include_usage,
+    })
 }
 
 fn inputs(fields: &mut Fields<'_>) -> Result<Vec<Input>, ApiError> {

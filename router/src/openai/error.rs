@@ -60,6 +60,19 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("invalid_value"), message).param(param)
     }
 
+    /// 400: a field's value is no JSON, which shows only when it is looked into.
+    pub(crate) fn bad_json_value(param: impl Into<String>, problem: &serde_json::Error) -> Self {
+        let param = param.into();
+        let mut problem = problem.to_string();
+        if problem.contains("surrogate") || problem.contains("end of hex escape") {
+            problem =
+                "it has half of a surrogate pair, such as \\ud83d without \\ude00, which is no character"
+                    .to_owned();
+        }
+        let message = format!("Invalid value for '{param}': {problem}.");
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("invalid_json"), message).param(param)
+    }
+
     /// 400: a field that must be there is not.
     pub(crate) fn missing(param: impl Into<String>, rule: &str) -> Self {
         let param = param.into();
@@ -101,6 +114,14 @@ impl ApiError {
     pub(crate) fn context_length(param: &str, message: String) -> Self {
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("context_length_exceeded"), message)
             .param(param)
+    }
+
+    /// 500: the model has a chat template that does not parse. Its makers can mend that, clients cannot.
+    pub(crate) fn broken_template(model: &str, problem: &dyn std::fmt::Display) -> Self {
+        let message = format!(
+            "The chat template of the model `{model}` does not parse: {problem}. /v1/completions works without it."
+        );
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, Some("broken_chat_template"), message)
     }
 
     /// 400: a worker found the request invalid.
@@ -184,6 +205,16 @@ impl ApiError {
     pub(crate) fn timeout(seconds: u64) -> Self {
         let message = format!("The request took longer than {seconds} seconds.");
         Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER_ERROR, Some("request_timeout"), message)
+    }
+
+    /// 403 or 503: refused before it was looked at, for where it comes from or for how many there are.
+    pub(crate) fn of_connection(status: StatusCode, message: String) -> Self {
+        let (kind, code) = if status == StatusCode::FORBIDDEN {
+            (INVALID_REQUEST, "host_not_allowed")
+        } else {
+            (SERVER_ERROR, "too_many_connections")
+        };
+        Self::new(status, kind, Some(code), message)
     }
 
     /// 500: a defect of this server.

@@ -23,8 +23,8 @@ impl<'a> Fields<'a> {
 
     /// The fields of the object `value`, which is the field `name`.
     pub(crate) fn nested(name: &str, value: &'a RawValue) -> Result<Self, ApiError> {
-        let bad = |_| ApiError::bad_value(name, value.get(), "an object");
-        Ok(Self { prefix: format!("{name}."), raw: serde_json::from_str(value.get()).map_err(bad)? })
+        let raw = serde_json::from_str(value.get()).map_err(|_| bad(name.to_owned(), value, "an object"))?;
+        Ok(Self { prefix: format!("{name}."), raw })
     }
 
     /// Full name of a field, for errors.
@@ -52,7 +52,7 @@ impl<'a> Fields<'a> {
         let Some(raw) = self.raw(name) else { return Ok(None) };
         match serde_json::from_str(raw.get()) {
             Ok(value) if allowed(&value) => Ok(Some(value)),
-            _ => Err(ApiError::bad_value(self.name(name), raw.get(), rule)),
+            _ => Err(bad(self.name(name), raw, rule)),
         }
     }
 
@@ -99,11 +99,30 @@ impl<'a> Fields<'a> {
         Err(ApiError::unsupported_parameter(self.name(name), &allowed))
     }
 
-    /// Refuses what was not taken.
+    /// Refuses what was not taken. `null` is as absent, whatever the field: clients that write every field of their
+    /// types send it for all that they do not use.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        match self.raw.keys().next() {
-            Some(name) => Err(ApiError::unknown_parameter(self.name(name))),
+        match self.raw.iter().find(|(_, value)| value.get() != "null") {
+            Some((name, _)) => Err(ApiError::unknown_parameter(self.name(name))),
             None => Ok(()),
         }
+    }
+}
+
+/// Parses the value of the field `name`.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(
+    name: String,
+    raw: &'a RawValue,
+    rule: &str,
+) -> Result<T, ApiError> {
+    serde_json::from_str(raw.get()).map_err(|_| bad(name, raw, rule))
+}
+
+/// What is wrong with a value that is not allowed: the rule that it breaks, unless it is no JSON to begin with. Values
+/// are taken over unread, which tells whether brackets and quotes match and little more.
+fn bad(name: String, raw: &RawValue, rule: &str) -> ApiError {
+    match serde_json::from_str::<serde_json::Value>(raw.get()) {
+        Ok(_) => ApiError::bad_value(name, raw.get(), rule),
+        Err(problem) => ApiError::bad_json_value(name, &problem),
     }
 }

@@ -36,7 +36,7 @@ pub(crate) enum Input {
 /// Input of the chat template.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Conversation {
-    /// Objects with `role`, `content` and perhaps `name`.
+    /// Objects with `role`, `content` and perhaps more: see `chat::message`.
     pub messages: Vec<serde_json::Value>,
     /// End with the beginning of the assistant's turn.
     pub add_generation_prompt: bool,
@@ -57,6 +57,8 @@ pub(crate) struct Request {
     pub n: u32,
     /// Begin the text of each choice with its prompt.
     pub echo: bool,
+    /// Have the tokenizer add what its model begins texts with. Rendered chat templates write such tokens themselves.
+    pub add_special_tokens: bool,
     /// How to draw and when to stop.
     pub params: Params,
     /// Answer in server-sent events.

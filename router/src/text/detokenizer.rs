@@ -18,13 +18,17 @@ const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 pub(crate) trait Decode {
     /// The text of `ids`. Ids that the vocabulary lacks have no text.
     fn decode(&self, ids: &[u32], skip_special: bool) -> String;
+
+    /// Whether [`Decode::decode`] looks at `id` at all: special tokens may be skipped, unknown ids always are.
+    fn is_text(&self, id: u32, skip_special: bool) -> bool;
 }
 
 /// Turns a stream of token ids into text. The pieces together are what decoding everything at once would give.
 #[derive(Debug)]
 pub(crate) struct Detokenizer {
     skip_special: bool,
-    /// Tokens of the window. Those before `read` are in the text already and only give context.
+    /// Tokens of the window, without those that decoding skips. Those before `read` are in the text already and only
+    /// give context.
     window: Vec<u32>,
     read: usize,
     /// Decoded `window[..read]`.
@@ -34,13 +38,26 @@ pub(crate) struct Detokenizer {
 impl Detokenizer {
     /// Starts after `prompt`, whose text is not given out.
     pub(crate) fn new(decoder: &impl Decode, prompt: &[u32], skip_special: bool) -> Self {
-        let window = prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
-        let context = decoder.decode(&window, skip_special);
+        let text = prompt.iter().rev().copied().filter(|id| decoder.is_text(*id, skip_special));
+        let mut text: Vec<u32> = text.take(HELD_TOKENS_MAX).collect();
+        text.reverse();
+        let mut start = text.len().saturating_sub(CONTEXT_TOKENS);
+        let mut context = decoder.decode(&text[start..], skip_special);
+        // A window must not begin inside a character: some decoders then find no text in all bytes up to the next word.
+        while context.starts_with(REPLACEMENT) && start > 0 {
+            start -= 1;
+            context = decoder.decode(&text[start..], skip_special);
+        }
+        let window = text.split_off(start);
         Self { skip_special, read: window.len(), window, context }
     }
 
     /// Takes the next token and returns the text that is now certain; often one token's, sometimes none.
     pub(crate) fn push(&mut self, decoder: &impl Decode, token: u32) -> String {
+        if !decoder.is_text(token, self.skip_special) {
+            // Any number of them may come, and must not push the context out of the window.
+            return String::new();
+        }
         self.window.push(token);
         let new = self.new_text(decoder);
         let incomplete = new.is_empty() || new.ends_with(REPLACEMENT);
@@ -126,7 +143,7 @@ mod tests {
 
     #[test]
     fn special_tokens_have_no_text() {
-        let eos = byte_level().special("<|end|>").unwrap();
+        let eos = byte_level().id("<|end|>").unwrap();
         let (pieces, rest) = stream(&[], &[byte_token(b'a'), eos, byte_token(b'b'), eos]);
         assert_eq!(pieces.concat() + &rest, "ab");
     }
@@ -169,7 +186,7 @@ mod tests {
                 "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
                 "vocab": vocab, "merges": []},
         });
-        TextTokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap()
+        TextTokenizer::from_json(json.to_string().as_bytes()).unwrap()
     }
 
     fn stream_with(tokenizer: &TextTokenizer, prompt: &[u32], ids: &[u32]) -> String {
@@ -183,7 +200,7 @@ mod tests {
     #[test]
     fn a_broken_byte_does_not_repeat_what_came_before() {
         let tokenizer = sentence_piece();
-        let a = tokenizer.special("a").unwrap();
+        let a = tokenizer.id("a").unwrap();
         assert_eq!(stream_with(&tokenizer, &[], &[a, 0xe2, 0x82, 0xac, 0xe2, a]), "a€\u{fffd}a");
         assert_eq!(stream_with(&tokenizer, &[], &[a, 0xe2, 0x82]), "a\u{fffd}\u{fffd}");
     }
@@ -191,9 +208,24 @@ mod tests {
     #[test]
     fn the_first_space_of_an_answer_is_kept_after_a_prompt() {
         let tokenizer = sentence_piece();
-        let [a, the] = ["a", "\u{2581}the"].map(|token| tokenizer.special(token).unwrap());
+        let [a, the] = ["a", "\u{2581}the"].map(|token| tokenizer.id(token).unwrap());
         assert_eq!(stream_with(&tokenizer, &[], &[the, the]), "the the");
         assert_eq!(stream_with(&tokenizer, &[a], &[the, the]), " the the");
+    }
+
+    #[test]
+    fn any_number_of_special_tokens_takes_no_space_from_the_word_behind() {
+        let tokenizer = sentence_piece();
+        let [the, end] = ["\u{2581}the", "</s>"].map(|token| tokenizer.id(token).unwrap());
+        let specials = vec![end; 2 * HELD_TOKENS_MAX];
+        let unknown = vec![u32::MAX; 2 * HELD_TOKENS_MAX];
+        for between in [specials, unknown] {
+            let output = [&[the], between.as_slice(), &[the]].concat();
+            assert_eq!(stream_with(&tokenizer, &[], &output), "the the");
+            let prompt = [&[the], between.as_slice()].concat();
+            assert_eq!(stream_with(&tokenizer, &prompt, &[the]), " the");
+            assert_eq!(stream_with(&tokenizer, &between, &[the]), "the", "nothing with text came before");
+        }
     }
 
     proptest! {
@@ -207,7 +239,7 @@ mod tests {
             prompt in proptest::collection::vec(258_u32..=264, 0..10),
         ) {
             let tokenizer = sentence_piece();
-            prop_assert_eq!(tokenizer.special("</s>"), Some(265));
+            prop_assert_eq!(tokenizer.id("</s>"), Some(265));
             let ids = parts.concat();
             let before = tokenizer.decode(&prompt, true);
             let whole = tokenizer.decode(&[prompt.as_slice(), ids.as_slice()].concat(), true);
@@ -230,11 +262,11 @@ mod tests {
         #[test]
         fn pieces_are_the_whole(text in "\\PC{0,40}", prompt in "[a-z ]{0,12}", specials in proptest::collection::vec(0_usize..60, 0..3)) {
             let tokenizer = byte_level();
-            let mut ids = tokenizer.encode_plain(&text);
+            let mut ids = tokenizer.encode(&text, false).unwrap();
             for at in specials {
-                ids.insert(at.min(ids.len()), tokenizer.special("<|end|>").unwrap());
+                ids.insert(at.min(ids.len()), tokenizer.id("<|end|>").unwrap());
             }
-            let (pieces, rest) = stream(&tokenizer.encode_plain(&prompt), &ids);
+            let (pieces, rest) = stream(&tokenizer.encode(&prompt, false).unwrap(), &ids);
             prop_assert_eq!(pieces.concat() + &rest, tokenizer.decode(&ids, true));
             prop_assert!(!pieces.concat().contains(REPLACEMENT) || text.contains(REPLACEMENT)
                 || tokenizer.decode(&ids, true).contains(REPLACEMENT));

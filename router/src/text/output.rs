@@ -25,6 +25,8 @@ pub(crate) struct TextRules {
 /// One token as logprobs show it.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct TokenText {
+    /// Tokens of equal text differ in it.
+    pub id: u32,
     /// Its text alone; bytes that are no character are replaced.
     pub text: String,
     /// Its bytes, exactly.
@@ -86,7 +88,7 @@ impl OutputText {
     pub(crate) fn new(rules: TextRules, tokenizer: &TextTokenizer, prompt: &[u32]) -> Self {
         Self {
             detokenizer: Detokenizer::new(tokenizer, prompt, rules.skip_special),
-            stops: StopMatcher::new(rules.stops.clone()),
+            stops: StopMatcher::new(&rules.stops),
             rules,
             tokens: 0,
             decoded: 0,
@@ -106,6 +108,7 @@ impl OutputText {
         self.tokens += 1;
         let ends = self.rules.end_tokens.contains(&token.id) && !self.rules.include_stop;
         let piece = if ends { String::new() } else { self.detokenizer.push(tokenizer, token.id) };
+        let hidden = tokenizer.special(token.id).filter(|_| ends || self.rules.skip_special);
         if let Some(logprob) = token.logprob {
             let entry = TokenText {
                 top: token.top.iter().map(|(id, logprob)| token_text(tokenizer, *id, *logprob, 0)).collect(),
@@ -113,13 +116,13 @@ impl OutputText {
             };
             self.pending.push_back(Pending { start: self.decoded, end: self.decoded + piece.len(), entry });
         }
-        self.take(piece)
+        self.take(piece, hidden)
     }
 
     /// What was held back, once the last token has come.
     pub(crate) fn finish(&mut self, tokenizer: &TextTokenizer) -> Delta {
         let piece = self.detokenizer.finish(tokenizer);
-        let mut delta = self.take(piece);
+        let mut delta = self.take(piece, None);
         if !delta.stopped {
             delta.text.push_str(&self.stops.finish());
             self.released = self.decoded;
@@ -128,11 +131,15 @@ impl OutputText {
         delta
     }
 
-    fn take(&mut self, piece: String) -> Delta {
+    /// Takes in text, and behind it what spells a special token that is not shown: a stop string may be just that.
+    fn take(&mut self, piece: String, hidden: Option<&str>) -> Delta {
         self.decoded += piece.len();
         self.decoded_chars += piece.chars().count();
-        let matched =
-            if self.tokens < self.rules.min_tokens { Matched::Text(piece) } else { self.stops.push(&piece) };
+        let matched = if self.tokens < self.rules.min_tokens {
+            Matched::Text(piece)
+        } else {
+            self.stops.push(&piece, hidden.unwrap_or_default())
+        };
         match matched {
             Matched::Text(text) => {
                 self.released += text.len();
@@ -156,7 +163,8 @@ impl OutputText {
 
 fn token_text(tokenizer: &TextTokenizer, id: u32, logprob: f32, offset: usize) -> TokenText {
     let bytes = tokenizer.token_bytes(id);
-    TokenText { text: String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob, top: Vec::new(), offset }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    TokenText { id, text, bytes, logprob, top: Vec::new(), offset }
 }
 
 #[cfg(test)]
@@ -225,6 +233,26 @@ mod tests {
         let ending = TextRules { end_tokens: vec![byte_token(b'!')], ..rules() };
         assert_eq!(text(&run(ending.clone(), &ids("ok!"))), "ok");
         assert_eq!(text(&run(TextRules { include_stop: true, ..ending }, &ids("ok!"))), "ok!");
+    }
+
+    #[test]
+    fn a_stop_string_may_spell_a_special_token_that_is_not_shown() {
+        let (turn, end) = (byte_level().id("<|turn|>").unwrap(), byte_level().id("<|end|>").unwrap());
+        let stopping = |stop: &str| TextRules { stops: vec![stop.to_owned()], ..rules() };
+        let output = [ids("a"), vec![turn], ids("b"), vec![end], ids("c")].concat();
+        for (stop, shown) in
+            [("<|turn|>", "a"), ("b<|end|>", "a"), ("a<|turn|>b", ""), ("<|end|>c", "ab"), ("abc", "")]
+        {
+            let deltas = run(stopping(stop), &output);
+            assert_eq!(text(&deltas), shown, "{stop}");
+            assert!(deltas.last().unwrap().stopped, "{stop}");
+        }
+        assert_eq!(text(&run(stopping("<|"), &ids("x<|y"))), "x", "text that looks like one is text");
+        assert_eq!(text(&run(TextRules { skip_special: false, ..stopping("n|>b") }, &output)), "a<|tur");
+        // What ends an answer is written too.
+        let ending = TextRules { end_tokens: vec![end], ..stopping("b<|end|>") };
+        let deltas = run(ending, &output[..4]);
+        assert_eq!((text(&deltas).as_str(), logprob_text(&deltas).as_str()), ("a", "a<|turn|>"));
     }
 
     #[test]

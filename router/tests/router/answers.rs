@@ -67,7 +67,7 @@ async fn a_chat_whole_and_streamed() {
 }
 
 #[tokio::test]
-async fn begin_of_text_is_added_when_the_template_lacks_it_and_not_when_the_model_does() {
+async fn no_begin_of_text_is_added_when_the_model_has_none() {
     let without = FakeWorker::start(Options { bos: false, ..Options::new("d0", vec![says("x")]) });
     let router = TestRouter::start(&[&without], &[]).await;
     router.complete("ab").await;

@@ -31,14 +31,14 @@ async fn router(api: &ApiServer) -> TestRouter {
     TestRouter::start_with(&api.flags()).await
 }
 
-/// Waits until a JSON endpoint answers as wanted.
+/// Waits until a JSON endpoint of the admin port answers as wanted.
 async fn until(router: &TestRouter, path: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut ticks = interval(std::time::Duration::from_millis(5));
     let mut last = Value::Null;
     let wait = async {
         loop {
             ticks.tick().await;
-            last = router.get(path).await.json();
+            last = router.admin(path).await.json();
             if wanted(&last) {
                 return;
             }

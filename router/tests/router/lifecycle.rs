@@ -132,7 +132,7 @@ async fn a_shutdown_does_not_wait_for_ever() {
 async fn an_operator_sees_the_settings_in_force() {
     let worker = FakeWorker::decode("d0", vec![says("x")]);
     let router = TestRouter::start(&[&worker], &["--max-local-prefill-length", "33"]).await;
-    let settings = router.get("/internal/settings").await.json();
+    let settings = router.admin("/internal/settings").await.json();
     let expected = json!({ "maxLocalPrefillLength": 33, "maxPrefillQueueDepth": 2, "fallbackPolicy": "Local", "overlapWeightPercent": 100 });
     assert_eq!(settings, json!({ "settings": expected, "source": "flags", "problem": null }));
 }

@@ -8,6 +8,7 @@
 
 mod answers;
 mod choices;
+mod connections;
 mod failures;
 mod generations;
 mod kubernetes;

@@ -185,7 +185,7 @@ async fn an_edit_of_the_settings_file_applies_to_new_requests() {
     router.complete("a long prompt").await;
     std::fs::write(&path, "maxLocalPrefillLength: 5\n").unwrap();
     router.until_metric("disagg_router_settings_valid 1").await;
-    while router.get("/internal/settings").await.json()["settings"]["maxLocalPrefillLength"] != 5 {
+    while router.admin("/internal/settings").await.json()["settings"]["maxLocalPrefillLength"] != 5 {
         tokio::task::yield_now().await;
     }
     router.complete("a long prompt").await;
@@ -194,5 +194,5 @@ async fn an_edit_of_the_settings_file_applies_to_new_requests() {
     assert_eq!(reasons, ["below-threshold", "above-threshold"]);
     std::fs::write(&path, "maxLocalPrefillLength: x\n").unwrap();
     router.until_metric("disagg_router_settings_valid 0").await;
-    assert_eq!(router.get("/internal/settings").await.json()["settings"]["maxLocalPrefillLength"], 5);
+    assert_eq!(router.admin("/internal/settings").await.json()["settings"]["maxLocalPrefillLength"], 5);
 }

@@ -44,7 +44,7 @@ async fn every_bad_field_is_named() {
         json!({ "use_beam_search": true }),
         json!({ "guided_json": {} }),
         json!({ "structured_outputs": {} }),
-        json!({ "add_special_tokens": false }),
+        json!({ "add_special_tokens": "no" }),
         json!({ "prompt": null }),
         json!({ "prompt": ["a", 1] }),
         json!({ "prompt": [] }),
@@ -84,7 +84,14 @@ async fn every_bad_field_of_a_chat_is_named() {
         json!({ "messages": [{ "role": "user" }] }),
         json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }] }),
         json!({ "messages": [{ "role": "user", "content": "p", "mood": "good" }] }),
-        json!({ "messages": [{ "role": "assistant", "content": "p", "tool_calls": [{}] }] }),
+        json!({ "messages": [{ "role": "user", "content": [] }] }),
+        json!({ "messages": [{ "role": "user", "content": 5 }] }),
+        json!({ "messages": [{ "role": "user", "content": [{ "type": "text" }] }] }),
+        json!({ "messages": [{ "role": "assistant", "content": null, "tool_calls": [{}] }] }),
+        json!({ "messages": [{ "role": "assistant", "content": null, "tool_calls": null }] }),
+        json!({ "messages": [{ "role": "assistant", "content": null, "refusal": "No." }] }),
+        json!({ "messages": [{ "role": "assistant", "content": "p", "annotations": [{}] }] }),
+        json!({ "messages": [{ "role": "tool", "content": "p", "tool_call_id": 5 }] }),
         json!({ "tools": [{ "type": "function" }] }),
         json!({ "response_format": { "type": "json_object" } }),
         json!({ "tool_choice": "required" }),
@@ -131,6 +138,56 @@ async fn what_asks_for_nothing_is_accepted() {
     let two = FakeWorker::decode("d0", vec![vec![Step::Started, Step::Ends(0), Step::Ends(1)]]);
     let router = TestRouter::start(&[&two], &[]).await;
     assert_eq!(router.post("/v1/completions", &body).await.status, 200);
+}
+
+/// What openai-python's `model_dump()` and vLLM's answers have in every message, and a client's own `null`s.
+#[tokio::test]
+async fn fields_that_are_null_are_as_absent_everywhere() {
+    let worker = FakeWorker::decode("d0", vec![says("x")]);
+    let router = TestRouter::start(&[&worker], &[]).await;
+    let dumped = json!({
+        "role": "assistant", "content": "a", "refusal": null, "annotations": [], "audio": null, "function_call": null,
+        "tool_calls": null, "reasoning_content": null, "reasoning": null, "name": null, "tool_call_id": null,
+        "of_the_future": null,
+    });
+    let parts = json!([{ "type": "text", "text": "u", "annotations": null, "of_the_future": null }]);
+    let mut body = json!({
+        "model": "tiny", "of_the_future": null, "stream": true,
+        "stream_options": { "include_usage": null, "of_the_future": null },
+        "messages": [{ "role": "user", "content": parts }, dumped, { "role": "user", "content": "v" }],
+    });
+    assert_eq!(router.post("/v1/chat/completions", &body).await.status, 200);
+    body["messages"] = json!([
+        { "role": "user", "content": "u" }, { "role": "assistant", "content": "a" }, { "role": "user", "content": "v" },
+    ]);
+    assert_eq!(router.post("/v1/chat/completions", &body).await.status, 200);
+    let prompts: Vec<_> =
+        worker.requests().into_iter().map(|request| request.prompt.unwrap().token_ids).collect();
+    assert_eq!(prompts[0], prompts[1]);
+
+    let body = json!({ "model": "tiny", "prompt": "p", "of_the_future": null, "suffix": null });
+    assert_eq!(router.post("/v1/completions", &body).await.status, 200);
+}
+
+#[tokio::test]
+async fn half_a_surrogate_pair_is_called_that() {
+    let worker = FakeWorker::decode("d0", vec![says("x")]);
+    let router = TestRouter::start(&[&worker], &[]).await;
+    let message = r#"{"model": "tiny", "messages": [{"role": "user", "content": "\ud83dX"}]}"#;
+    let part = r#"{"model": "tiny", "messages": [{"role": "user", "content": [{"type": "text", "text": "\ude00"}]}]}"#;
+    for (path, body, param) in [
+        ("/v1/completions", r#"{"model": "tiny", "prompt": "a\ud83d"}"#, "prompt"),
+        ("/v1/completions", r#"{"model": "tiny", "prompt": ["a", "\ud83d\ud83d"]}"#, "prompt"),
+        ("/v1/completions", r#"{"model": "tiny", "prompt": "a", "stop": "\udfff"}"#, "stop"),
+        ("/v1/chat/completions", message, "messages[0].content"),
+        ("/v1/chat/completions", part, "messages[0].content[0].text"),
+    ] {
+        let answer = router.post_raw(path, body.to_owned()).await;
+        let error = answer.json()["error"].clone();
+        assert_eq!((answer.status, error["param"].as_str()), (400, Some(param)), "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("half of a surrogate pair"), "{message}");
+    }
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ pub struct Router {
     folder: PathBuf,
     lives: u32,
     url: String,
+    admin: String,
     http: reqwest::Client,
 }
 
@@ -42,16 +43,18 @@ pub async fn scrape(url: &str) -> Result<Metrics, String> {
 impl Router {
     /// Starts `disagg router` for these workers with further flags. Logs go to `folder`.
     pub fn start(workers: &[&str], flags: &[String], folder: &Path) -> Self {
-        let address = free_address();
+        let (address, admin) = (free_address(), free_address());
         let mut arguments: Vec<String> =
-            ["router", "--listen", &address, "--exit-with-stdin"].map(Into::into).into();
+            ["router", "--listen", &address, "--admin-listen", &admin, "--exit-with-stdin"]
+                .map(Into::into)
+                .into();
         for worker in workers {
             arguments.extend(["--worker".to_owned(), (*worker).to_owned()]);
         }
         arguments.extend_from_slice(flags);
         let process = Process::disagg("router", folder, &arguments);
-        let url = format!("http://{address}");
-        Self { process, arguments, folder: folder.to_owned(), lives: 1, url, http: http_client() }
+        let (url, admin) = (format!("http://{address}"), format!("http://{admin}"));
+        Self { process, arguments, folder: folder.to_owned(), lives: 1, url, admin, http: http_client() }
     }
 
     /// `kill -9`.
@@ -72,9 +75,14 @@ impl Router {
         &mut self.process
     }
 
-    /// Base URL.
+    /// Base URL of the API.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Base URL of what is for whoever runs it: metrics, workers, settings.
+    pub fn admin(&self) -> &str {
+        &self.admin
     }
 
     /// Waits until `/ready` is 200.
@@ -112,7 +120,7 @@ impl Router {
 
     /// One scrape of its metrics.
     pub async fn metrics(&self) -> Metrics {
-        scrape(&format!("{}/metrics", self.url)).await.expect("metrics of the router")
+        scrape(&format!("{}/metrics", self.admin)).await.expect("metrics of the router")
     }
 }
 

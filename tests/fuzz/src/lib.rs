@@ -8,6 +8,7 @@ use std::path::Path;
 
 use disagg_api::DisaggDeployment;
 use disagg_api::settings::RouterSettings;
+use disagg_proto::bounds::Bounded;
 use disagg_proto::v1;
 use disagg_worker::convert::{self, PromptLimits};
 use disagg_worker::model::ModelConfig;
@@ -64,26 +65,26 @@ pub fn protobuf(bytes: &[u8]) {
     let limits = PromptLimits { max_model_len: 1000, vocab_size: 500 };
     match kind % 4 {
         0 => {
-            if let Ok(request) = v1::GenerateRequest::decode(bytes)
+            if let Some(request) = decode::<v1::GenerateRequest>(bytes)
                 && let Ok(valid) = convert::generate(request, limits)
             {
                 check_prompt(&valid.prompt, limits);
             }
         }
         1 => {
-            if let Ok(start) = v1::PrefillStart::decode(bytes)
+            if let Some(start) = decode::<v1::PrefillStart>(bytes)
                 && let Ok(valid) = convert::start_prefill(start, limits, 4)
             {
                 check_prompt(&valid.prompt, limits);
             }
         }
         2 => {
-            if let Ok(begin) = v1::PushBegin::decode(bytes) {
+            if let Some(begin) = decode::<v1::PushBegin>(bytes) {
                 let _ = convert::push_begin(begin);
             }
         }
         _ => {
-            if let Ok(chunk) = v1::KvChunk::decode(bytes)
+            if let Some(chunk) = decode::<v1::KvChunk>(bytes)
                 && let Ok(bytes) = convert::chunk_bytes(&chunk, 8)
             {
                 assert_eq!(bytes, chunk.block_count as usize * 8);
@@ -91,6 +92,12 @@ pub fn protobuf(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// As it comes in: within the contract's bounds, and then decoded.
+fn decode<M: Message + Default + Bounded>(bytes: &[u8]) -> Option<M> {
+    M::SHAPE.check(bytes).ok()?;
+    M::decode(bytes).ok()
 }
 
 fn check_prompt(prompt: &convert::ValidPrompt, limits: PromptLimits) {

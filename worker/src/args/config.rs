@@ -87,6 +87,14 @@ pub struct ServeConfig {
     pub drain: Duration,
     /// A step that takes longer hangs.
     pub step_max: Duration,
+    /// A caller that has tokens to read and takes none for this long is given up.
+    pub unread_max: Duration,
+}
+
+impl ServeConfig {
+    /// For [`Self::unread_max`]: the most that a router may be told to wait for its own clients
+    /// (`--reader-timeout-seconds`). The request holds no running slot meanwhile.
+    pub const UNREAD_MAX: Duration = Duration::from_hours(1);
 }
 
 /// Checked flags.

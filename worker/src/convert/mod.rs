@@ -17,9 +17,7 @@ pub(crate) use prefill::TCP_TRANSPORT;
 pub use prefill::{
     FirstTokens, Peer, PushStart, StartPrefill, chunk_bytes, first_tokens, push_begin, start_prefill,
 };
-pub use request::{
-    Generate, PromptLimits, Remote, RemoteCandidate, ValidPrompt, generate, prompt, request_id,
-};
+pub use request::{Generate, PromptLimits, Remote, RemoteCandidate, ValidPrompt, generate, prompt};
 pub use wire::{
     card_header, handoff_to_wire, hash, kv_event, load_report, prompt_to_wire, role, sequence_event,
     token_to_wire, worker_ref_to_wire,
@@ -133,22 +131,15 @@ fn address(field: &'static str, value: String) -> Result<String, InvalidField> {
     }
 }
 
-/// The deadline of a drain, in seconds.
-pub fn drain_seconds(request: v1::DrainRequest) -> Result<u32, InvalidField> {
-    within("deadline_seconds", request.deadline_seconds, 0, 3600)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_error_names_field_value_and_what_is_allowed() {
-        let error = drain_seconds(v1::DrainRequest { deadline_seconds: 3601 }).unwrap_err();
-        let status = Status::from(error);
+        let status = Status::from(within("lease_ms", 60_001, 100, 60_000).unwrap_err());
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
-        assert_eq!(status.message(), "deadline_seconds: 3601 given; 0 to 3600 is allowed");
-        assert_eq!(drain_seconds(v1::DrainRequest { deadline_seconds: 3600 }), Ok(3600));
+        assert_eq!(status.message(), "lease_ms: 60001 given; 100 to 60000 is allowed");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use disagg_proto::{MAX_CHUNK_BYTES, v1};
 
 use super::request::{PromptLimits, ValidPrompt, prompt};
 use super::{InvalidField, address, count_within, handoff_ref, kv_compat, required, within, worker_ref};
+use crate::transport::token::LandingToken;
 
 /// The one transport that carries KV between processes so far.
 pub(crate) const TCP_TRANSPORT: &str = "tcp";
@@ -36,6 +37,8 @@ pub struct StartPrefill {
     pub prompt: ValidPrompt,
     /// host:port that takes the blocks.
     pub landing_address: String,
+    /// What the decode worker asks of whoever pushes there.
+    pub token: LandingToken,
     /// Index of the first block the decode worker lacks.
     pub first_block: u32,
     /// Silence of the decode worker that ends the handoff.
@@ -76,6 +79,7 @@ pub fn start_prefill(
         kv_compat: kv_compat("kv_compat", start.kv_compat)?,
         prompt,
         landing_address: address("landing.address", landing.address)?,
+        token: landing_token("landing.token", &landing.token)?,
         first_block,
         lease: Duration::from_millis(lease_ms.into()),
     })
@@ -123,6 +127,8 @@ pub struct PushStart {
     pub prefill_worker: Peer,
     /// Not yet compared with this worker's.
     pub kv_compat: KvCompat,
+    /// Not yet compared with the landing's.
+    pub token: LandingToken,
 }
 
 /// Checks a `PushBegin`.
@@ -131,7 +137,14 @@ pub fn push_begin(begin: v1::PushBegin) -> Result<PushStart, InvalidField> {
         handoff: handoff_ref("begin.handoff", begin.handoff)?,
         prefill_worker: worker_ref("begin.prefill_worker", begin.prefill_worker)?,
         kv_compat: kv_compat("begin.kv_compat", begin.kv_compat)?,
+        token: landing_token("begin.token", &begin.token)?,
     })
+}
+
+fn landing_token(field: &'static str, bytes: &[u8]) -> Result<LandingToken, InvalidField> {
+    let given = || format!("{} bytes", bytes.len());
+    let allowed = || format!("a token has {} bytes", LandingToken::BYTES);
+    LandingToken::from_wire(bytes).ok_or_else(|| InvalidField::new(field, given(), allowed()))
 }
 
 /// Checks that a chunk's payload is as long as its blocks are, and within the limit; gives its bytes.
@@ -177,6 +190,7 @@ mod tests {
                 transport: "tcp".into(),
                 first_block: 0,
                 block_ids: vec![5, 6],
+                token: vec![7; LandingToken::BYTES].into(),
             }),
             lease_ms: 2000,
         }
@@ -202,6 +216,8 @@ mod tests {
             ("landing.first_block", |s| landing(s).first_block = 3),
             ("landing.block_ids", |s| landing(s).block_ids = vec![5]),
             ("landing.block_ids", |s| landing(s).first_block = 1),
+            ("landing.token", |s| landing(s).token = vec![7; 15].into()),
+            ("landing.token", |s| landing(s).token.clear()),
             ("lease_ms", |s| s.lease_ms = 99),
             ("lease_ms", |s| s.lease_ms = 60_001),
         ];
@@ -241,9 +257,11 @@ mod tests {
             handoff: Some(v1::HandoffRef { epoch: 1, number: 1 }),
             prefill_worker: worker(2),
             kv_compat: HASH,
+            token: vec![7; LandingToken::BYTES].into(),
         };
         assert!(push_begin(good.clone()).is_ok());
-        let breaks: [(&str, Break); 3] = [
+        let breaks: [(&str, Break); 4] = [
+            ("begin.token", |b| b.token.clear()),
             ("begin.handoff", |b| b.handoff = None),
             ("begin.prefill_worker", |b| b.prefill_worker = None),
             ("begin.kv_compat", |b| b.kv_compat = None),

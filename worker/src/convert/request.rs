@@ -2,6 +2,7 @@
 
 use disagg_core::{FallbackPolicy, ModelFingerprint, PlacementReason};
 use disagg_engine::{Request, SamplingParams, StopRules};
+use disagg_proto::limits::{CANDIDATES_MAX, CHOICES_MAX, LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use disagg_proto::v1;
 
 use super::{
@@ -10,11 +11,6 @@ use super::{
 
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const CACHE_SALT_BYTES_MAX: usize = 128;
-const CHOICES_MAX: u32 = 128;
-const LOGIT_BIAS_MAX: usize = 1024;
-const TOP_LOGPROBS_MAX: u32 = 20;
-const STOP_TOKENS_MAX: usize = 64;
-const CANDIDATES_MAX: usize = 8;
 
 /// What a prompt may be on this worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,12 +63,6 @@ pub struct RemoteCandidate {
     pub address: String,
 }
 
-/// Checks an id of a request.
-pub fn request_id(id: String) -> Result<String, InvalidField> {
-    bytes_within("request_id", &id, 1, REQUEST_ID_BYTES_MAX)?;
-    Ok(id)
-}
-
 /// Checks a `GenerateRequest`.
 pub fn generate(request: v1::GenerateRequest, limits: PromptLimits) -> Result<Generate, InvalidField> {
     let reason = request.placement_reason.parse().map_err(|_| {
@@ -91,7 +81,7 @@ pub fn generate(request: v1::GenerateRequest, limits: PromptLimits) -> Result<Ge
 }
 
 fn remote(remote: v1::RemotePrefill) -> Result<Remote, InvalidField> {
-    count_within("remote.candidates", remote.candidates.len(), 1, CANDIDATES_MAX)?;
+    count_within("remote.candidates", remote.candidates.len(), 1, CANDIDATES_MAX as usize)?;
     let candidates = remote.candidates.into_iter().map(|candidate| {
         Ok(RemoteCandidate {
             peer: worker_ref("remote.candidates.worker", candidate.worker)?,
@@ -130,7 +120,7 @@ pub fn prompt(prompt: Option<v1::Prompt>, limits: PromptLimits) -> Result<ValidP
 
 fn sampling(sampling: v1::Sampling, limits: PromptLimits) -> Result<SamplingParams, InvalidField> {
     const SMALLEST: f32 = f32::MIN_POSITIVE;
-    count_within("prompt.sampling.logit_bias", sampling.logit_bias.len(), 0, LOGIT_BIAS_MAX)?;
+    count_within("prompt.sampling.logit_bias", sampling.logit_bias.len(), 0, LOGIT_BIAS_MAX as usize)?;
     let logit_bias = sampling.logit_bias.into_iter().map(|entry| {
         if entry.token_id >= limits.vocab_size {
             let allowed = format!("token ids are below {}", limits.vocab_size);
@@ -166,8 +156,8 @@ fn sampling(sampling: v1::Sampling, limits: PromptLimits) -> Result<SamplingPara
 }
 
 fn stop_rules(stop: v1::StopRules, output_max: u32, limits: PromptLimits) -> Result<StopRules, InvalidField> {
-    count_within("prompt.stop.eos_token_ids", stop.eos_token_ids.len(), 0, STOP_TOKENS_MAX)?;
-    count_within("prompt.stop.stop_token_ids", stop.stop_token_ids.len(), 0, STOP_TOKENS_MAX)?;
+    count_within("prompt.stop.eos_token_ids", stop.eos_token_ids.len(), 0, STOP_TOKENS_MAX as usize)?;
+    count_within("prompt.stop.stop_token_ids", stop.stop_token_ids.len(), 0, STOP_TOKENS_MAX as usize)?;
     // Models name tokens outside their vocabulary now and then; what can never be drawn ends nothing.
     let drawable = |tokens: Vec<u32>| tokens.into_iter().filter(|token| *token < limits.vocab_size).collect();
     Ok(StopRules {
@@ -307,12 +297,5 @@ pub(super) mod tests {
         let mut good = good_prompt();
         good.stop.as_mut().unwrap().eos_token_ids = vec![5, 100];
         assert_eq!(prompt(Some(good), LIMITS).unwrap().request.stop.eos_token_ids, [5]);
-    }
-
-    #[test]
-    fn cancel_takes_ids_of_the_same_length_as_generate() {
-        assert!(request_id("r".repeat(128)).is_ok());
-        assert!(request_id(String::new()).is_err());
-        assert!(request_id("r".repeat(129)).is_err());
     }
 }

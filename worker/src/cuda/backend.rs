@@ -61,7 +61,7 @@ pub struct CudaOptions {
     pub max_num_seqs: u32,
     /// Tokens in one sequence.
     pub max_model_len: u32,
-    /// Share of the GPU's memory to use in all, over 0 and at most 1.
+    /// Share of the GPU's whole memory that this process may use in all, over 0 and at most 1.
     pub gpu_memory_utilization: f64,
     /// Blocks in the KV pool; `None`: as many as fit.
     pub num_blocks: Option<u32>,
@@ -125,7 +125,9 @@ impl CudaBackend {
     pub fn new(config: ModelConfig, origin: Origin<'_>, options: CudaOptions) -> Result<Self, CudaError> {
         let device = Device::open(options.ordinal)?;
         check_model(&config, options.max_num_seqs)?;
-        check_weights(&device, &config)?;
+        // A pool of a size that was asked for is bounded by nothing but what is free.
+        let share = options.num_blocks.is_none().then_some(options.gpu_memory_utilization);
+        check_weights(&device, &config, share)?;
         let target = Target {
             capability: device.capability,
             head_dim: config.head_dim as u32,

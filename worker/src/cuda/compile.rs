@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
 use cudarc::nvrtc::sys;
+use disagg_process::file;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::format::Format;
@@ -17,6 +18,9 @@ const HEADERS: [(&str, &str); 4] = [
     ("hopper.cuh", include_str!("kernels/hopper.cuh")),
     ("split.cuh", include_str!("kernels/split.cuh")),
 ];
+
+/// Of a cached kernel; they are some hundred kilobytes.
+const CUBIN_BYTES_MAX: u64 = 64 << 20;
 
 /// One CUDA source file.
 #[derive(Clone, Copy, Debug)]
@@ -122,19 +126,14 @@ pub fn cubin(source: Source, target: &Target) -> Result<Vec<u8>, CudaError> {
     let version = compiler_version()?;
     let key = xxh3_128(format!("{version:?}\0{options:?}\0{HEADERS:?}\0{}", source.text).as_bytes());
     let path = cache_folder().map(|folder| folder.join("cubin").join(format!("{key:032x}.cubin")));
-    if let Some(cached) = path.as_ref().and_then(|path| std::fs::read(path).ok()) {
+    if let Some(cached) = path.as_ref().and_then(|path| file::read(path, CUBIN_BYTES_MAX).ok()) {
         return Ok(cached);
     }
     let cubin = compile(source, &options)?;
     if let Some(path) = path {
-        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-            // Renamed into place, so that a worker starting beside this one never reads half a file.
-            let scratch = path.with_extension(format!("{}.tmp", std::process::id()));
-            std::fs::write(&scratch, &cubin)?;
-            std::fs::rename(&scratch, &path)
-        });
-        if let Err(error) = written {
-            tracing::debug!(path = %path.display(), %error, "compiled kernel not cached");
+        // In one step, so that a worker starting beside this one never reads half a file.
+        if let Err(error) = file::write(&path, &cubin) {
+            tracing::debug!(%error, "compiled kernel not cached");
         }
     }
     Ok(cubin)

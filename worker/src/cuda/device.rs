@@ -7,6 +7,7 @@ use cudarc::driver::sys::{self, CUdeviceptr};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr};
 use cudarc::nvrtc::Ptx;
 
+use super::budget::GpuMemory;
 use super::compile::{self, Source, Target};
 use super::format::Format;
 use super::{CudaError, Doing, support};
@@ -21,6 +22,8 @@ pub struct Device {
     pub capability: (i32, i32),
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
+    /// Bytes that were free when it was opened.
+    free_at_first: u64,
 }
 
 impl Device {
@@ -40,7 +43,15 @@ impl Device {
         let multiprocessors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .doing("asking the number of multiprocessors")? as u32;
-        Ok(Self { context, stream, capability, multiprocessors })
+        let (free_at_first, _total) = context.mem_get_info().doing("asking for free memory")?;
+        Ok(Self { context, stream, capability, multiprocessors, free_at_first: free_at_first as u64 })
+    }
+
+    /// Its memory now.
+    pub(super) fn memory(&self) -> Result<GpuMemory, CudaError> {
+        let (free, total) = self.context.mem_get_info().doing("asking for free memory")?;
+        let (total, free) = (total as u64, free as u64);
+        Ok(GpuMemory { total, free, free_at_first: self.free_at_first })
     }
 
     /// Loads one source's kernels, compiling them if need be.

@@ -28,6 +28,11 @@ impl Format {
         }
     }
 
+    /// Whether numbers stored in `weights` are kept as they are.
+    pub(super) fn stores(self, weights: WeightFormat) -> bool {
+        matches!((self, weights), (Self::Bf16, WeightFormat::Bf16) | (Self::F16, WeightFormat::F16))
+    }
+
     /// The same for the KV pool.
     pub fn kv(self) -> KvDtype {
         match self {

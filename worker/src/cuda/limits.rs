@@ -2,11 +2,11 @@
 
 use disagg_engine::KvLayout;
 
+use super::CudaError;
 use super::backend::{ADJUSTS_MAX, BLOCK_SIZE};
 use super::device::Device;
 use super::forward::{Capacity, DECODE_ROWS_MAX, TILE};
 use super::lists::Draw;
-use super::{CudaError, Doing};
 use crate::model::ModelConfig;
 
 /// Elements of a row that the norm kernel keeps in registers: 1024 threads of 4 pieces of 8.
@@ -53,27 +53,22 @@ pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
     Ok(())
 }
 
-/// Refuses weights that do not fit, before any are loaded.
-pub(super) fn check_weights(device: &Device, config: &ModelConfig) -> Result<(), CudaError> {
-    let (free, total) = device.context.mem_get_info().doing("asking for free memory")?;
-    weights_fit(config, free as u64, total as u64)
-        .map_err(|cause| CudaError { doing: "checking the model against the GPU".to_owned(), cause })
+/// Refuses weights that do not fit, before any are loaded. `utilization` is the share of the GPU's memory that bounds
+/// this process, if one does.
+pub(super) fn check_weights(
+    device: &Device,
+    config: &ModelConfig,
+    utilization: Option<f64>,
+) -> Result<(), CudaError> {
+    device.memory()?.check_weights(weights_bytes(config), utilization).map_err(|why| CudaError {
+        doing: "checking the model against the GPU".to_owned(),
+        cause: why.to_string(),
+    })
 }
 
-fn weights_fit(config: &ModelConfig, free: u64, total: u64) -> Result<(), String> {
-    // Two bytes a number in either format.
-    let weights = 2 * config.parameters();
-    if weights <= free {
-        return Ok(());
-    }
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    Err(format!(
-        "the weights take {:.1} GiB, and of the GPU's {:.1} GiB {:.1} are free; use a smaller model or a larger GPU, or end \
-         what else runs on this one",
-        gib(weights),
-        gib(total),
-        gib(free)
-    ))
+/// Two bytes a number in either format.
+fn weights_bytes(config: &ModelConfig) -> u64 {
+    2 * config.parameters()
 }
 
 /// KV blocks that fit beside everything else.
@@ -84,7 +79,7 @@ pub(super) fn fitting_blocks(
     capacity: Capacity,
     utilization: f64,
 ) -> Result<u32, CudaError> {
-    let (free, total) = device.context.mem_get_info().doing("asking for free memory")?;
+    let memory = device.memory()?;
     let tokens = u64::from(capacity.tokens);
     let widths =
         2 * config.hidden_size + 2 * config.q_size() + 2 * config.kv_size() + 3 * config.intermediate_size;
@@ -93,22 +88,13 @@ pub(super) fn fitting_blocks(
         tokens * 2 * widths as u64 + u64::from(capacity.sequences) * 4 * config.vocab_size as u64;
     // What cublasLt, graphs and the driver take besides.
     let reserve = 1_u64 << 30;
-    let allowed = (total as f64 * utilization) as u64;
-    let used = (total - free) as u64;
-    let left = allowed.saturating_sub(used + activations + inputs + reserve);
-    let blocks = left / layout.block_bytes() as u64;
+    let rest = activations + inputs + reserve;
     let needed = u64::from(layout.blocks_for(capacity.model_len));
-    if blocks < needed {
-        return Err(CudaError {
-            doing: "sizing the KV pool".to_owned(),
-            cause: format!(
-                "{} MiB are left for KV and one sequence of {} tokens needs {} MiB; \
-                 lower --max-model-len or --max-num-batched-tokens, or raise --gpu-memory-utilization",
-                left >> 20,
-                capacity.model_len,
-                (needed * layout.block_bytes() as u64) >> 20
-            ),
-        });
+    let blocks = memory
+        .kv_blocks(utilization, rest, layout.block_bytes() as u64, needed, capacity.model_len)
+        .map_err(|why| CudaError { doing: "sizing the KV pool".to_owned(), cause: why.to_string() })?;
+    if memory.is_crowded(utilization) {
+        tracing::warn!(%memory, utilization, "less is free than --gpu-memory-utilization allows: KV takes what there is");
     }
     Ok(blocks.min(u64::from(u32::MAX / BLOCK_SIZE / 2)) as u32)
 }
@@ -131,17 +117,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_that_do_not_fit_are_refused_with_what_they_take() {
+    fn weights_take_two_bytes_a_number() {
         // 80 layers of this shape are a model of 70 billion parameters.
         let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 8192,
             "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
             "max_position_embeddings": 8192}"#;
         let config = ModelConfig::parse(Path::new("config.json"), config.as_bytes()).expect("valid");
-        let why = weights_fit(&config, 79 << 30, 80 << 30).expect_err("141 GB do not fit");
-        assert!(
-            why.starts_with("the weights take 131.4 GiB, and of the GPU's 80.0 GiB 79.0 are free"),
-            "{why}"
-        );
-        assert_eq!(weights_fit(&config, 139 << 30, 140 << 30), Ok(()));
+        let gib = weights_bytes(&config) as f64 / f64::from(1 << 30);
+        assert_eq!(format!("{gib:.1}"), "131.4");
     }
 }

@@ -11,7 +11,7 @@
 //! | `device` | context, stream, loaded kernels, device buffers |
 //! | `format` | how numbers are stored: bf16 or f16 |
 //! | `blas` | matrix products with a timed choice of algorithm |
-//! | `weights` | weights on the device, from safetensors or made there |
+//! | `weights`, `upload` | weights on the device, from safetensors or made there; their way from files to the GPU |
 //! | `step`, `lists` | the inputs of a step, and what its rows draw, as the kernels read them |
 //! | `forward`, `rope` | one step of the model as a list of launches; which form a decode step takes |
 //! | `split` | how products of decode steps are cut among CTAs |
@@ -20,6 +20,7 @@
 //! | `memory` | the KV pool for transports |
 //! | `support` | which GPUs and drivers the kernels work with; advice on errors |
 //! | `limits` | what the kernels can compute and what fits |
+//! | `budget` | how much of the GPU's memory this process may take |
 //! | `gpus` | which GPUs there are |
 //! | `backend` | `Backend`: CUDA graphs, steps under way; batches as kernels read them; faults on purpose |
 #![allow(unsafe_code)]
@@ -27,6 +28,7 @@
 
 pub mod backend;
 pub mod blas;
+mod budget;
 pub mod compile;
 pub mod device;
 pub mod format;
@@ -41,6 +43,7 @@ mod staging;
 pub mod step;
 pub mod support;
 mod tuned;
+mod upload;
 pub mod weights;
 
 use std::fmt;

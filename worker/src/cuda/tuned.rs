@@ -6,11 +6,15 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use disagg_process::file;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::blas::Shape;
 use super::compile::cache_folder;
 use super::forward::DecodeForm;
+
+/// Of the file; a line is a hundred bytes.
+const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// Words of `cublasLtMatmulAlgo_t`.
 pub(super) type Algorithm = [u64; 8];
@@ -33,7 +37,8 @@ impl Tuned {
     pub(super) fn load(key: &str) -> Self {
         let file = format!("{:016x}.txt", xxh3_64(key.as_bytes()));
         let path = cache_folder().map(|folder| folder.join("cublaslt").join(file));
-        let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        let text =
+            path.as_ref().and_then(|path| file::read_text(path, FILE_BYTES_MAX).ok()).unwrap_or_default();
         Self { path, known: parse(&text), changed: false }
     }
 
@@ -59,16 +64,11 @@ impl Tuned {
     /// Writes what is new. A cache that cannot be written is no error.
     pub(super) fn save(&mut self) {
         let Some(path) = self.path.as_ref().filter(|_| self.changed) else { return };
-        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-            // Renamed into place, so that a worker starting beside this one never reads half a file.
-            let scratch = path.with_extension(format!("{}.tmp", std::process::id()));
-            std::fs::write(&scratch, print(&self.known))?;
-            std::fs::rename(&scratch, path)
-        });
-        match written {
+        // In one step, so that a worker starting beside this one never reads half a file.
+        match file::write(path, print(&self.known).as_bytes()) {
             Ok(()) => self.changed = false,
             Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "timed choices of algorithms not kept");
+                tracing::debug!(%error, "timed choices of algorithms not kept");
             }
         }
     }

@@ -1,17 +1,18 @@
 //! Weights on the device, with the matrices that read the same input fused: q, k and v; gate and up.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use cudarc::driver::CudaModule;
-use rayon::prelude::*;
 
 use super::CudaError;
 use super::compile::{self, Target};
 use super::device::{Arg, Buffer, Device, Kernel, TensorMap};
 use super::format::{Bits, Format};
 use super::split::Split;
-use crate::model::ModelConfig;
+use super::upload::{Piece, Upload};
 use crate::model::weights::{DummyWeights, TensorSource};
+use crate::model::{ModelConfig, ModelError};
 
 /// A matrix `[out, in]` and perhaps a bias `[out]`.
 pub struct Linear {
@@ -90,6 +91,8 @@ struct Loader<'a> {
     hopper: bool,
     uniform: Kernel,
     constant: Kernel,
+    /// Tensors that have their place on the device and are still to be read.
+    pieces: RefCell<Vec<Piece>>,
 }
 
 impl Weights {
@@ -108,6 +111,7 @@ impl Weights {
             hopper: target.hopper(),
             uniform: Kernel::new(&module, "fill_uniform", 0)?,
             constant: Kernel::new(&module, "fill_constant", 0)?,
+            pieces: RefCell::default(),
         };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embedding = loader.tensor(&[("model.embed_tokens.weight", vocab)], Some(hidden))?;
@@ -119,7 +123,11 @@ impl Weights {
         let layers =
             (0..config.num_layers).map(|layer| loader.layer(config, layer)).collect::<Result<_, _>>()?;
         let final_norm = loader.tensor(&[("model.norm.weight", hidden)], None)?;
+        // Memory is there, and dummy weights are made, once the stream has come so far.
         device.synchronize()?;
+        if let Origin::Tensors(source) = loader.origin {
+            Upload::new(device, &module, target.format, source)?.run(&loader.pieces.take())?;
+        }
         Ok(Self { embedding, layers, final_norm, lm_head })
     }
 }
@@ -181,7 +189,7 @@ impl Loader<'_> {
 
 impl Part<'_> {
     fn load(&self) -> Result<Buffer<Bits>, CudaError> {
-        let (device, format) = (self.loader.device, self.loader.format);
+        let device = self.loader.device;
         let columns = self.columns.unwrap_or(1);
         let rows: usize = self.names.iter().map(|&(_, rows)| rows).sum();
         let buffer = device.buffer::<Bits>(rows * columns)?;
@@ -205,17 +213,18 @@ impl Part<'_> {
                 }
                 Origin::Tensors(source) => {
                     let shape: &[usize] = if self.columns.is_some() { &[*rows, columns] } else { &[*rows] };
-                    let values = source.tensor(name, shape).map_err(|error| CudaError {
-                        doing: format!("reading {name}"),
-                        cause: error.to_string(),
-                    })?;
-                    let bits: Vec<Bits> = values.par_iter().map(|&value| format.encode(value)).collect();
-                    // SAFETY: the buffer has `elements` from `at` on.
-                    unsafe { device.copy_to(name, buffer.at(at), &bits)? };
+                    let format = source.format(name, shape).map_err(|error| unreadable(name, &error))?;
+                    let piece = Piece { name: name.clone(), format, address: buffer.at(at), elements };
+                    self.loader.pieces.borrow_mut().push(piece);
                 }
             }
             at += elements;
         }
         Ok(buffer)
     }
+}
+
+/// A tensor that its source does not give.
+pub(super) fn unreadable(name: &str, error: &ModelError) -> CudaError {
+    CudaError { doing: format!("reading {name}"), cause: error.to_string() }
 }

@@ -1,10 +1,11 @@
 //! The engine on a thread of its own, and the handle by which everything else talks to it.
 //!
-//! Commands go in over one bounded channel. Each request has a channel of its own for what comes out, large enough
-//! for everything that the request can ever produce (`choices * (max_tokens + 1)` events at most), so that a slow
-//! reader never blocks the engine thread and never loses anything. A reader that goes away cancels its request.
+//! Commands go in over one bounded channel. Each request has a bounded channel of its own for what comes out. A slow
+//! reader never blocks the engine thread and never loses anything: its request is paused when it is behind, and goes
+//! on when it has caught up. A reader that goes away cancels its request.
 
 mod kv_log;
+mod reader;
 mod thread;
 mod watchdog;
 
@@ -19,6 +20,7 @@ use disagg_engine::{Backend, FinishReason, KvMemory, KvTransport, Request, Sampl
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use kv_log::{KvEventLog, Lagged};
+pub use reader::SequenceEvents;
 use watchdog::StepClock;
 
 /// Commands that may wait for the engine thread; new work beyond that is refused.
@@ -113,7 +115,7 @@ pub struct Submitted {
     /// Prompt tokens that were cached.
     pub overlap_tokens: u32,
     /// What comes out. Dropping it cancels the request at its next event.
-    pub events: mpsc::Receiver<SequenceEvent>,
+    pub events: SequenceEvents,
 }
 
 /// A request that was taken and waits for its KV.
@@ -122,7 +124,7 @@ pub struct Reserved {
     /// The memory promised.
     pub reservation: Reservation,
     /// What comes out after activation.
-    pub events: mpsc::Receiver<SequenceEvent>,
+    pub events: SequenceEvents,
 }
 
 /// A prefill for another worker that was taken.
@@ -189,6 +191,8 @@ enum Command {
     KvSnapshot {
         reply: Reply<KvSnapshot>,
     },
+    /// A reader that was behind may have caught up; the thread looks for itself which.
+    CaughtUp,
 }
 
 /// Talks to the engine thread. The thread ends when the last clone is dropped.
@@ -220,7 +224,7 @@ pub fn spawn<B: Backend + 'static>(
         kv_log: Arc::clone(&kv_log),
         memory: engine.memory(),
     };
-    let outputs = thread::Outputs { load, status, steps, kv_log };
+    let outputs = thread::Outputs { load, status, steps, kv_log, commands: handle.commands.downgrade() };
     std::thread::Builder::new()
         .name("engine".to_owned())
         .spawn(move || thread::run(engine, transport, inbox, outputs))?;

@@ -1,6 +1,6 @@
 //! The loop of the engine thread: commands, one step, what came of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use disagg_engine::engine::{BlockFate, Engine, EngineEvent};
 use disagg_engine::{Backend, FinishReason, KvTransport, Request, SampledToken};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::reader::{self, NotTaken, Writer};
 use super::watchdog::StepClock;
 use super::{
     COMMANDS_MAX, Command, EngineStatus, KvEventLog, KvSnapshot, Load, PrefillEvents, PrefillFailed,
@@ -25,6 +26,8 @@ pub(super) struct Outputs {
     pub(super) status: watch::Sender<EngineStatus>,
     pub(super) steps: Arc<StepClock>,
     pub(super) kv_log: Arc<KvEventLog>,
+    /// For readers that catch up. Weak, since the thread ends when nobody else can send.
+    pub(super) commands: mpsc::WeakSender<Command>,
 }
 
 /// Body of the thread. However it ends, the status says so.
@@ -34,7 +37,7 @@ pub(super) fn run<B: Backend>(
     inbox: mpsc::Receiver<Command>,
     outputs: Outputs,
 ) {
-    let Outputs { load, status, steps, kv_log } = outputs;
+    let Outputs { load, status, steps, kv_log, commands } = outputs;
     let speed = 0.0;
     let state = Thread {
         engine,
@@ -44,7 +47,9 @@ pub(super) fn run<B: Backend>(
         status: status.clone(),
         steps,
         kv_log,
+        commands,
         sequences: HashMap::new(),
+        paused: BTreeSet::new(),
         prefills: HashMap::new(),
         failure: None,
         speed,
@@ -68,7 +73,7 @@ fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
 
 /// Where the events of one request go.
 struct SequenceRoute {
-    events: mpsc::Sender<SequenceEvent>,
+    events: Writer,
     /// Choices that have not ended.
     open_choices: u32,
 }
@@ -87,7 +92,10 @@ struct Thread<B: Backend> {
     status: watch::Sender<EngineStatus>,
     steps: Arc<StepClock>,
     kv_log: Arc<KvEventLog>,
+    commands: mpsc::WeakSender<Command>,
     sequences: HashMap<SequenceId, SequenceRoute>,
+    /// Requests whose reader is behind.
+    paused: BTreeSet<SequenceId>,
     prefills: HashMap<HandoffId, PrefillRoute>,
     /// Why a step failed, once one has.
     failure: Option<String>,
@@ -98,6 +106,7 @@ struct Thread<B: Backend> {
 impl<B: Backend> Thread<B> {
     fn run(mut self) {
         while self.receive() {
+            self.resume_readers();
             if self.engine.has_work() {
                 self.step();
             }
@@ -192,6 +201,8 @@ impl<B: Backend> Thread<B> {
                 let events = self.engine.kv_snapshot();
                 let _ = reply.send(KvSnapshot { last_event: self.kv_log.last(), events });
             }
+            // Having woken up is all: `resume_readers` comes next.
+            Command::CaughtUp => {}
         }
     }
 
@@ -200,7 +211,7 @@ impl<B: Backend> Thread<B> {
     }
 
     fn submit(&mut self, request: Request, reply: Reply<Result<Submitted, SubmitError>>) {
-        let (events, receiver) = mpsc::channel(events_max(&request));
+        let (events, receiver) = reader::channel(&request, self.commands.clone());
         let choices = request.choices;
         let taken = self.refuse_if_failed().and_then(|()| {
             let overlap_tokens = self.engine.overlap_tokens(&request.prompt, &request.cache_salt);
@@ -216,7 +227,7 @@ impl<B: Backend> Thread<B> {
     }
 
     fn reserve(&mut self, request: Request, reply: Reply<Result<Reserved, SubmitError>>) {
-        let (events, receiver) = mpsc::channel(events_max(&request));
+        let (events, receiver) = reader::channel(&request, self.commands.clone());
         let choices = request.choices;
         let taken = self.refuse_if_failed().and_then(|()| Ok(self.engine.reserve(request)?));
         let answer = taken.map(|reservation| {
@@ -289,28 +300,44 @@ impl<B: Backend> Thread<B> {
 
     fn send(&mut self, sequence: SequenceId, event: SequenceEvent) {
         let Some(route) = self.sequences.get(&sequence) else { return };
-        let Err(error) = route.events.try_send(event) else { return };
-        if let mpsc::error::TrySendError::Full(_) = error {
-            // The channel holds all that a request can produce, so this is a bug. The reader sees the end of its
-            // channel without a `Finished` and reports that.
-            tracing::error!(?sequence, "a request produced more events than it can; it is cancelled");
+        let Err(why) = route.events.send(event) else {
+            if route.events.is_behind() && self.paused.insert(sequence) {
+                self.engine.pause(sequence);
+            }
+            return;
+        };
+        if why == NotTaken::Full {
+            // There is room for all that comes after a pause, so this is a bug. The reader sees the end of its channel
+            // without a `Finished` and reports that.
+            tracing::error!(?sequence, "a paused request produced more events than it can; it is cancelled");
         }
-        self.sequences.remove(&sequence);
+        self.forget(sequence);
         self.engine.cancel(sequence, BlockFate::Free);
+    }
+
+    /// Lets requests go on whose reader was behind and has caught up.
+    fn resume_readers(&mut self) {
+        let Self { engine, sequences, paused, .. } = self;
+        paused.retain(|sequence| {
+            let behind = sequences.get(sequence).is_some_and(|route| !route.events.has_caught_up());
+            if !behind {
+                engine.resume(*sequence);
+            }
+            behind
+        });
+    }
+
+    fn forget(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+        self.paused.remove(&sequence);
     }
 
     fn choice_ended(&mut self, sequence: SequenceId) {
         if let Some(route) = self.sequences.get_mut(&sequence) {
             route.open_choices = route.open_choices.saturating_sub(1);
             if route.open_choices == 0 {
-                self.sequences.remove(&sequence);
+                self.forget(sequence);
             }
         }
     }
-}
-
-/// All events that a request can produce: each choice its tokens one by one, and its end.
-fn events_max(request: &Request) -> usize {
-    let per_choice = request.stop.max_tokens as usize + 1;
-    per_choice.saturating_mul(request.choices as usize).min(tokio::sync::Semaphore::MAX_PERMITS)
 }

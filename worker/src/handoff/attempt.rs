@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use crate::convert::{FirstTokens, PromptLimits, first_tokens};
+use crate::convert::{FirstTokens, Peer, PromptLimits, first_tokens, worker_ref_to_wire};
 use crate::transport::landing::Landed;
 use crate::transport::peers::Peers;
 
@@ -47,6 +47,8 @@ pub(super) struct Spec {
     pub(super) attempt: Attempt,
     /// host:port of the prefill worker.
     pub(super) address: String,
+    /// Who is asked, and has to answer.
+    pub(super) peer: Peer,
     /// The first message.
     pub(super) start: PrefillStart,
     /// Progress of the landing zone; `None` if nothing is transferred.
@@ -67,7 +69,7 @@ pub(super) async fn run(
     reports: mpsc::Sender<(Attempt, Report)>,
     cancel: CancellationToken,
 ) {
-    let Spec { attempt, address, start, landed, heartbeat_every, drain, choices, limits } = spec;
+    let Spec { attempt, address, peer, start, landed, heartbeat_every, drain, choices, limits } = spec;
     let channel = match peers.channel(&address) {
         Ok(channel) => channel,
         Err(error) => {
@@ -81,7 +83,7 @@ pub(super) async fn run(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (commands, outgoing) = mpsc::channel(COMMANDS_MAX);
-    let mut stream = Stream { attempt, commands, reports, landed, accepted: false, choices, limits };
+    let mut stream = Stream { attempt, peer, commands, reports, landed, accepted: false, choices, limits };
     stream.command(prefill_command::Command::Start(start));
 
     let events = tokio::select! {
@@ -98,6 +100,7 @@ pub(super) async fn run(
 
 struct Stream {
     attempt: Attempt,
+    peer: Peer,
     commands: mpsc::Sender<PrefillCommand>,
     reports: mpsc::Sender<(Attempt, Report)>,
     landed: Option<watch::Receiver<Landed>>,
@@ -166,7 +169,13 @@ impl Stream {
             }
         };
         match event {
-            prefill_event::Event::Accepted(_) => {
+            prefill_event::Event::Accepted(accepted) => {
+                if accepted.prefill_worker != Some(worker_ref_to_wire(&self.peer)) {
+                    let asked = format!("{} of epoch {}", self.peer.worker, self.peer.epoch);
+                    let status = Status::failed_precondition(format!("{asked} was asked; another answers"));
+                    self.report(Report::Refused(status)).await;
+                    return Break(());
+                }
                 self.accepted = true;
                 self.report(Report::Accepted).await;
             }

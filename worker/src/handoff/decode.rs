@@ -18,8 +18,9 @@ use super::timers::Timers;
 use crate::convert::{
     Remote, TCP_TRANSPORT, ValidPrompt, handoff_to_wire, hash, prompt_to_wire, worker_ref_to_wire,
 };
-use crate::engine_thread::{Reserved, SequenceEvent, SubmitError};
+use crate::engine_thread::{Reserved, SequenceEvents, SubmitError};
 use crate::state::{WorkerState, submit_status};
+use crate::transport::token::LandingToken;
 
 /// Reports of attempts that may wait for the driver.
 const REPORTS_MAX: usize = 32;
@@ -36,7 +37,7 @@ pub struct Placed {
     /// Its id in the engine; `None` if the engine never had it because its first token was its last.
     pub sequence: Option<SequenceId>,
     /// What comes out.
-    pub events: mpsc::Receiver<SequenceEvent>,
+    pub events: SequenceEvents,
 }
 
 /// Tries the candidates and answers `outcome` as soon as the request is placed, then cleans up until both sides are
@@ -85,7 +86,7 @@ struct Held {
     overlap_tokens: u32,
     first_block: u32,
     blocks: Vec<BlockId>,
-    events: Option<mpsc::Receiver<SequenceEvent>>,
+    events: Option<SequenceEvents>,
     quarantined: bool,
 }
 
@@ -287,11 +288,20 @@ impl Driver {
         };
         let worker = &self.worker;
         let handoff = worker.next_handoff();
+        let token = match LandingToken::random() {
+            Ok(token) => token,
+            Err(error) => {
+                tracing::error!(%error, "the system gives no random numbers: no handoff is safe");
+                self.facts.push_back(Fact::PrefillRefused { attempt });
+                return;
+            }
+        };
         let landed = if held.blocks.is_empty() {
             self.facts.push_back(Fact::Landed { attempt });
             None
         } else {
-            Some(worker.landing.open(handoff, candidate.peer.clone(), held.blocks.clone()))
+            let peer = candidate.peer.clone();
+            Some(worker.landing.open(handoff, token.clone(), peer, held.blocks.clone()))
         };
         let start = v1::PrefillStart {
             handoff: Some(handoff_to_wire(handoff)),
@@ -304,12 +314,14 @@ impl Driver {
                 transport: TCP_TRANSPORT.to_owned(),
                 first_block: held.first_block,
                 block_ids: held.blocks.iter().map(|block| block.0).collect(),
+                token: token.to_wire(),
             }),
             lease_ms: worker.timeouts.lease.as_millis() as u32,
         };
         let spec = attempt::Spec {
             attempt,
             address: candidate.address.clone(),
+            peer: candidate.peer.clone(),
             start,
             landed,
             heartbeat_every: worker.timeouts.heartbeat_every(),

@@ -4,7 +4,7 @@
 use disagg_engine::{FinishReason, Request, SampledToken};
 use tokio::sync::mpsc;
 
-use crate::engine_thread::SequenceEvent;
+use crate::engine_thread::{SequenceEvent, SequenceEvents};
 
 /// Whether every choice surely ends with its first token.
 pub(super) fn is_all(request: &Request) -> bool {
@@ -12,7 +12,7 @@ pub(super) fn is_all(request: &Request) -> bool {
 }
 
 /// What the engine would have said of these tokens.
-pub(super) fn events(request: &Request, tokens: Vec<SampledToken>) -> mpsc::Receiver<SequenceEvent> {
+pub(super) fn events(request: &Request, tokens: Vec<SampledToken>) -> SequenceEvents {
     let (sender, receiver) = mpsc::channel(2 * tokens.len().max(1));
     for (choice, token) in (0..).zip(tokens) {
         let stop = &request.stop;
@@ -23,7 +23,7 @@ pub(super) fn events(request: &Request, tokens: Vec<SampledToken>) -> mpsc::Rece
         let _ = sender.try_send(SequenceEvent::Tokens { choice, tokens: vec![token] });
         let _ = sender.try_send(SequenceEvent::Finished { choice, reason, message: None });
     }
-    receiver
+    SequenceEvents::ready(receiver)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use crate::convert::{StartPrefill, token_to_wire};
+use crate::convert::{StartPrefill, token_to_wire, worker_ref_to_wire};
 use crate::engine_thread::{PrefillEvents, PrefillFailed};
 use crate::state::{WorkerState, submit_status};
 use crate::transport::tcp::{PushError, PushTarget};
@@ -36,7 +36,8 @@ pub async fn run(
     commands: Streaming<PrefillCommand>,
     events: Events,
 ) {
-    let StartPrefill { handoff, prompt, landing_address, first_block, lease, decode_worker, .. } = start;
+    let StartPrefill { handoff, prompt, landing_address, token, first_block, lease, decode_worker, .. } =
+        start;
     let prompt_tokens = prompt.request.prompt.len() as u32;
     let to_push = worker.identity.layout.blocks_for(prompt_tokens) - first_block;
 
@@ -60,7 +61,7 @@ pub async fn run(
     let stop_push = CancellationToken::new();
     let push = (to_push > 0).then(|| {
         let peer = decode_worker.worker;
-        let target = PushTarget { handoff, peer, address: landing_address };
+        let target = PushTarget { handoff, peer, address: landing_address, token };
         tokio::spawn(worker.pusher.clone().push(target, ready, stop_push.clone()))
     });
     let (machine, actions) = PrefillLease::start(lease, &worker.timeouts);
@@ -80,6 +81,7 @@ pub async fn run(
     driver.send(prefill_event::Event::Accepted(PrefillAccepted {
         overlap_tokens: taken.overlap_tokens,
         queue_depth,
+        prefill_worker: Some(worker_ref_to_wire(&driver.worker.this_worker())),
     }));
     driver.run(actions, commands, taken.events, push).await;
 }

@@ -5,6 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use disagg_process::file;
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 use tokio::io::AsyncWriteExt as _;
@@ -72,7 +73,7 @@ impl Fetch<'_> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(HubError::io(folder))?;
         }
-        let lock = File::create(&path).map_err(HubError::io(&path))?;
+        let lock = file::open_with(&path, File::options().write(true).create(true).truncate(false))?;
         let size = || std::fs::metadata(part).map_or(0, |metadata| metadata.len());
         let (mut seen, mut moved, mut said) = (size(), Instant::now(), false);
         loop {
@@ -246,10 +247,11 @@ struct Part<'a> {
 impl<'a> Part<'a> {
     /// Opens what an earlier try has left, or nothing.
     async fn open(path: &Path, remote: &'a RemoteFile, progress: &'a Progress) -> Result<Self, HubError> {
-        let (owned, hash, size) = (path.to_owned(), remote.hash.clone(), remote.size);
+        let (hash, size) = (remote.hash.clone(), remote.size);
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = file::open_with(path, &mut options)?;
         let opened = tokio::task::spawn_blocking(move || -> std::io::Result<_> {
-            let mut options = File::options();
-            let mut file = options.read(true).write(true).create(true).truncate(false).open(&owned)?;
             let mut length = file.metadata()?.len();
             let mut hasher = hasher(&hash, size);
             if length > size {

@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
+use disagg_process::file;
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::error::HubError;
@@ -18,6 +19,9 @@ use crate::model::config::CONFIG_FILE;
 use crate::model::weights::weight_files;
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// A ref holds one commit.
+const REF_BYTES_MAX: u64 = 4096;
 
 /// What is cached of one model.
 pub(super) struct ModelCache {
@@ -39,9 +43,7 @@ impl ModelCache {
         let commit = if model.is_commit() {
             model.revision().to_owned()
         } else {
-            // hf-hub finds the commit by the revision's ref.
-            let config = self.repo.get(CONFIG_FILE)?;
-            config.parent()?.file_name()?.to_str()?.to_owned()
+            file::read_text(&self.reference(model), REF_BYTES_MAX).ok()?.trim().to_owned()
         };
         let folder = self.snapshot(&commit);
         // The smaller files that the folder may have are linked before the weights.
@@ -85,7 +87,10 @@ impl ModelCache {
         std::os::unix::fs::symlink(&target, &temporary)
             .or_else(|_| std::fs::hard_link(&blob, &temporary))
             .and_then(|()| std::fs::rename(&temporary, &path))
-            .map_err(HubError::io(&path))
+            .map_err(|error| {
+                let _ = std::fs::remove_file(&temporary);
+                HubError::io(&path)(error)
+            })
     }
 
     /// Remembers the commit that the revision is now.
@@ -93,6 +98,12 @@ impl ModelCache {
         if model.is_commit() {
             return Ok(());
         }
-        self.repo.create_ref(commit).map_err(HubError::io(&self.root.join(&self.folder_name).join("refs")))
+        // In one step: a full disk must not leave half a commit.
+        Ok(file::write(&self.reference(model), commit.as_bytes())?)
+    }
+
+    /// Where the commit of a branch or tag is remembered. A name may have slashes, which make folders.
+    fn reference(&self, model: &HubModel) -> PathBuf {
+        self.root.join(&self.folder_name).join("refs").join(model.revision())
     }
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::config::HubConfig;
 use super::error::HubError;
 use super::id::{HubModel, is_commit};
-use crate::https::causes;
+use crate::https::{self, causes};
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Of an answer that is not a file.
@@ -102,7 +102,11 @@ struct Lfs {
 
 impl Client {
     pub(super) fn new(config: &HubConfig) -> Result<Self, HubError> {
-        let http = crate::https::client_builder(&config.endpoint)
+        let http = https::client_builder(&config.endpoint);
+        // What may be sent on this machine must not go through a proxy, which is another.
+        let here = Url::parse(&config.endpoint).is_ok_and(|endpoint| https::is_loopback(&endpoint));
+        let http = if here { http.no_proxy() } else { http };
+        let http = http
             .connect_timeout(CONNECT)
             // Between two reads: a large file may take hours.
             .read_timeout(config.silence)

@@ -5,7 +5,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use disagg_process::file;
+use reqwest::Url;
+
 use super::error::HubError;
+use crate::https;
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -15,7 +19,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 
 /// A token file holds one line.
-const TOKEN_BYTES_MAX: usize = 4096;
+const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// A secret, and where it was found.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,7 +42,7 @@ pub struct HubConfig {
     pub endpoint: String,
     /// Folder with one folder for each model. `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
     pub cache: PathBuf,
-    /// `HF_TOKEN`, or the file `HF_TOKEN_PATH`, or `token` in `HF_HOME`.
+    /// `HF_TOKEN`, or the file `HF_TOKEN_PATH`, or `token` in `HF_HOME`; none with `HF_HUB_DISABLE_IMPLICIT_TOKEN`.
     pub token: Option<Token>,
     /// Use what is in the cache, ask nobody. `HF_HUB_OFFLINE`.
     pub offline: bool,
@@ -83,11 +87,12 @@ impl HubConfig {
             None => home()?.join("hub"),
         };
         let token = match text("HF_TOKEN")? {
+            _ if switch("HF_HUB_DISABLE_IMPLICIT_TOKEN")? => None,
             Some(secret) => Some(Token { secret, origin: "HF_TOKEN".to_owned() }),
             None => match (path("HF_TOKEN_PATH"), home()) {
                 // A file that is named must be there.
                 (Some(file), _) => Some(read_token(&file)?),
-                (None, Ok(home)) if home.join("token").is_file() => Some(read_token(&home.join("token"))?),
+                (None, Ok(home)) if home.join("token").exists() => Some(read_token(&home.join("token"))?),
                 (None, _) => None,
             },
         };
@@ -99,8 +104,15 @@ impl HubConfig {
         }
         let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| ENDPOINT.to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-            return Err(HubError::variable("HF_ENDPOINT", "must be a URL with http:// or https://"));
+        let offline = switch("HF_HUB_OFFLINE")?;
+        match Url::parse(&endpoint) {
+            Ok(url) if url.scheme() == "https" || https::is_loopback(&url) => {}
+            Ok(url) if url.scheme() == "http" => {
+                if let Some(token) = token.as_ref().filter(|_| !offline) {
+                    return Err(HubError::TokenInTheClear { endpoint, origin: token.origin.clone() });
+                }
+            }
+            _ => return Err(HubError::variable("HF_ENDPOINT", "must be a URL with http:// or https://")),
         }
         let silence = match text("HF_HUB_DOWNLOAD_TIMEOUT")? {
             None => SILENCE,
@@ -113,7 +125,7 @@ impl HubConfig {
             endpoint,
             cache,
             token,
-            offline: switch("HF_HUB_OFFLINE")?,
+            offline,
             silence,
             retry_wait: RETRY_WAIT,
             no_bars: switch("HF_HUB_DISABLE_PROGRESS_BARS")?,
@@ -121,14 +133,14 @@ impl HubConfig {
     }
 }
 
-fn read_token(file: &Path) -> Result<Token, HubError> {
-    let text = std::fs::read_to_string(file).map_err(HubError::io(file))?;
+fn read_token(path: &Path) -> Result<Token, HubError> {
+    let text = file::read_text(path, TOKEN_BYTES_MAX)?;
     let secret = text.trim();
-    if secret.is_empty() || secret.len() > TOKEN_BYTES_MAX {
+    if secret.is_empty() {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidData, "holds no token");
-        return Err(HubError::Io { path: file.to_owned(), source });
+        return Err(HubError::Io { path: path.to_owned(), source });
     }
-    Ok(Token { secret: secret.to_owned(), origin: file.display().to_string() })
+    Ok(Token { secret: secret.to_owned(), origin: path.display().to_string() })
 }
 
 #[cfg(test)]
@@ -196,8 +208,35 @@ mod tests {
         assert_eq!(all.silence, Duration::from_secs(5));
         let plain = config(&[("HF_HOME", "/f"), ("HF_HUB_OFFLINE", "0")]).expect("valid");
         assert_eq!((plain.endpoint.as_str(), plain.offline, plain.no_bars), (ENDPOINT, false, false));
-        for (name, value) in [("HF_ENDPOINT", "mirror:1"), ("HF_HUB_DOWNLOAD_TIMEOUT", "0")] {
-            assert!(config(&[("HF_HOME", "/f"), (name, value)]).unwrap_err().contains(name));
+        for (name, value) in [
+            ("HF_ENDPOINT", "mirror:1"),
+            ("HF_ENDPOINT", "ftp://mirror"),
+            ("HF_ENDPOINT", "http://"),
+            ("HF_HUB_DOWNLOAD_TIMEOUT", "0"),
+        ] {
+            assert!(config(&[("HF_HOME", "/f"), (name, value)]).unwrap_err().contains(name), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_token_goes_over_networks_only_by_https() {
+        let token = |endpoint, more: &[(&str, &str)]| {
+            let token = [("HF_HOME", "/f"), ("HF_TOKEN", "hf_secret"), ("HF_ENDPOINT", endpoint)];
+            config(&[&token, more].concat()).map(|config| config.token.is_some())
+        };
+        for plain in
+            ["http://mirror:1", "HTTP://mirror", "http://127.0.0.1.example.org", "http://10.0.0.1/hub"]
+        {
+            let error = token(plain, &[]).unwrap_err();
+            assert!(error.starts_with(&format!("HF_ENDPOINT: {plain} ")), "{error}");
+            assert!(error.contains("HF_TOKEN") && !error.contains("hf_secret"), "{error}");
+            // Nothing is sent.
+            assert_eq!(token(plain, &[("HF_HUB_OFFLINE", "1")]), Ok(true));
+            assert_eq!(token(plain, &[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), Ok(false));
+            assert_eq!(config(&[("HF_HOME", "/f"), ("HF_ENDPOINT", plain)]).expect("valid").token, None);
+        }
+        for safe in ["https://mirror", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"] {
+            assert_eq!(token(safe, &[]), Ok(true), "{safe}");
         }
     }
 }

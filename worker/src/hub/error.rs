@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use disagg_process::file::FileError;
+
 use super::id::HubModel;
 use super::progress::bytes;
 use crate::model::ModelError;
@@ -17,6 +19,20 @@ pub enum HubError {
         /// What is wrong with it.
         message: &'static str,
     },
+    /// The token would be readable on the way to the hub.
+    #[error(
+        "HF_ENDPOINT: {endpoint} is not encrypted, and the token of {origin} would be sent readable; use an https:// \
+         address, or go without the token (HF_HUB_DISABLE_IMPLICIT_TOKEN=1)"
+    )]
+    TokenInTheClear {
+        /// The hub.
+        endpoint: String,
+        /// Where the token was found.
+        origin: String,
+    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// There is no such model, or the hub does not tell of it.
     #[error(
         "{model}: there is no such model on {endpoint}, or it is private; for a private one set HF_TOKEN to a token \
@@ -161,6 +177,28 @@ pub enum HubError {
 impl HubError {
     pub(super) fn variable(name: &'static str, message: &'static str) -> Self {
         Self::Variable { name, message }
+    }
+
+    /// Whether another try would fail in the same way, as long as nobody changes anything.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Variable { .. }
+            | Self::TokenInTheClear { .. }
+            | Self::NotFound { .. }
+            | Self::NoRevision { .. }
+            | Self::Gated { .. }
+            | Self::Refused { .. }
+            | Self::Unusable { .. }
+            | Self::Offline { .. } => true,
+            Self::Model { source, .. } => source.is_final(),
+            Self::File(error) => error.is_final(),
+            Self::Connection { .. }
+            | Self::Protocol { .. }
+            | Self::Damaged { .. }
+            | Self::NoSpace { .. }
+            | Self::Locked { .. }
+            | Self::Io { .. } => false,
+        }
     }
 
     /// For `map_err` on file operations.

@@ -2,9 +2,11 @@
 //!
 //! Each is written into a folder when it is first used, and read from there like any other model.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use disagg_process::file;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::error::ModelError;
@@ -67,8 +69,15 @@ impl BuiltIn {
     }
 
     /// The folder of the model below `cache`. It appears there whole or not at all, so that several processes may
-    /// start at the same time and one that is interrupted does no harm. Blocks.
+    /// start at the same time and one that is interrupted does no harm. A folder of its name whose files are others,
+    /// because a disk was full or somebody has written to it, is replaced. Blocks.
     pub fn write(self, cache: &Path) -> Result<Written, ModelError> {
+        let files: Vec<(&str, Cow<'static, [u8]>)> = match self {
+            Self::Demo => DEMO_FILES.iter().map(|(name, content)| (*name, (*content).into())).collect(),
+            Self::Random { seed } => {
+                tiny::files(seed)?.into_iter().map(|(name, content)| (name, content.into())).collect()
+            }
+        };
         let name = match self {
             Self::Demo => format!("{DEMO_NAME}-{:016x}", digest(&DEMO_FILES)),
             Self::Random { seed } => {
@@ -76,30 +85,35 @@ impl BuiltIn {
             }
         };
         let path = cache.join(&name);
-        if path.is_dir() {
+        if holds(&path, &files) {
             return Ok(Written { path, new: false });
         }
-        let temporary = cache.join(format!("{name}.tmp-{}", std::process::id()));
-        match self {
-            Self::Demo => {
-                std::fs::create_dir_all(&temporary).map_err(ModelError::io(&temporary))?;
-                for (name, content) in DEMO_FILES {
-                    let file = temporary.join(name);
-                    std::fs::write(&file, content).map_err(ModelError::io(&file))?;
-                }
-            }
-            Self::Random { seed } => tiny::write(&temporary, seed)?,
-        }
-        if let Err(error) = std::fs::rename(&temporary, &path) {
-            // Leftovers are only bytes in a cache.
-            let _ = std::fs::remove_dir_all(&temporary);
-            // Another process was quicker: its files are equal.
-            if !path.is_dir() {
+        let temporary = file::temporary_folder(cache, &name)?;
+        let new = temporary.path().join("new");
+        tiny::write_files(&new, &files)?;
+        // Fails if another process was quicker, or other files are there.
+        if std::fs::rename(&new, &path).is_err() && !holds(&path, &files) {
+            // Removed with the temporary folder.
+            let _ = std::fs::rename(&path, temporary.path().join("old"));
+            if let Err(error) = std::fs::rename(&new, &path)
+                && !holds(&path, &files)
+            {
                 return Err(ModelError::io(&path)(error));
             }
         }
         Ok(Written { path, new: true })
     }
+}
+
+/// Whether the folder has these files, byte for byte, and nothing else.
+fn holds(folder: &Path, files: &[(&str, Cow<'_, [u8]>)]) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    // One more is enough to tell.
+    entries.take(files.len() + 1).count() == files.len()
+        && files.iter().all(|(name, content)| {
+            let there = file::read(&folder.join(name), content.len() as u64);
+            there.is_ok_and(|there| there == **content)
+        })
 }
 
 impl fmt::Display for BuiltIn {
@@ -111,12 +125,22 @@ impl fmt::Display for BuiltIn {
     }
 }
 
-/// Where a worker writes them: `disagg/models` in `XDG_CACHE_HOME` or `~/.cache`, or else in the folder for temporary
-/// files.
-pub fn default_cache() -> PathBuf {
+/// Where a worker writes them: `disagg/models` in `XDG_CACHE_HOME` or `~/.cache`, or else in a folder of this user's own
+/// among the temporary files, where others could have put something under any name.
+pub fn default_cache() -> Result<PathBuf, ModelError> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-    base.unwrap_or_else(std::env::temp_dir).join("disagg").join("models")
+    match base {
+        Some(base) => Ok(base.join("disagg").join("models")),
+        None => private_cache(&std::env::temp_dir()),
+    }
+}
+
+/// A folder below `temporary` that nobody else can write to.
+fn private_cache(temporary: &Path) -> Result<PathBuf, ModelError> {
+    let folder = temporary.join("disagg");
+    file::private_folder(&folder, "XDG_CACHE_HOME")?;
+    Ok(folder.join("models"))
 }
 
 /// Of names and contents.
@@ -152,11 +176,70 @@ mod tests {
     #[test]
     fn several_may_write_it_at_once() {
         let cache = tempfile::tempdir().unwrap();
+        let write = || BuiltIn::Demo.write(cache.path()).unwrap().path;
+        let paths = std::thread::scope(|scope| {
+            [(); 4].map(|()| scope.spawn(write)).map(|thread| thread.join().unwrap())
+        });
+        assert!(paths.iter().all(|path| *path == paths[0]));
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1, "nothing temporary is left");
+        assert!(!BuiltIn::Demo.write(cache.path()).unwrap().new, "and it is whole");
+    }
+
+    #[test]
+    fn a_folder_with_other_files_is_not_believed() {
+        let cache = tempfile::tempdir().unwrap();
         let path = BuiltIn::Demo.write(cache.path()).unwrap().path;
-        // The other process was quicker between our check and our rename.
-        let temporary = cache.path().join("other");
-        tiny::write(&temporary, 1).unwrap();
-        assert!(std::fs::rename(&temporary, &path).is_err(), "a whole folder is never replaced");
+        let config = path.join("config.json");
+        let changes: [(&str, &dyn Fn()); 5] = [
+            ("changed", &|| {
+                let text = std::fs::read_to_string(&config).unwrap();
+                std::fs::write(&config, text.replacen('1', "2", 1)).unwrap();
+            }),
+            ("cut short by a full disk", &|| std::fs::write(&config, "").unwrap()),
+            ("not there", &|| std::fs::remove_file(&config).unwrap()),
+            ("one more", &|| std::fs::write(path.join("additional.json"), "{}").unwrap()),
+            ("no folder", &|| {
+                std::fs::remove_dir_all(&path).unwrap();
+                std::fs::write(&path, "").unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            change();
+            assert_eq!(
+                BuiltIn::Demo.write(cache.path()).unwrap(),
+                Written { path: path.clone(), new: true },
+                "{what}"
+            );
+            assert!(!BuiltIn::Demo.write(cache.path()).unwrap().new, "{what}: it is whole again");
+            assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1, "{what}: nothing else is left");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing() {
+        let cache = tempfile::tempdir().unwrap();
+        let files: Vec<(&str, &[u8])> = vec![("config.json", b"{}"), ("no/such/folder", b"")];
+        let temporary = file::temporary_folder(cache.path(), "model").unwrap();
+        tiny::write_files(&temporary.path().join("new"), &files).unwrap_err();
+        drop(temporary);
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn without_a_home_the_cache_is_a_folder_that_only_we_can_write_to() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temporary = tempfile::tempdir().unwrap();
+        let cache = private_cache(temporary.path()).unwrap();
+        BuiltIn::Demo.write(&cache).unwrap();
+        let folder = cache.parent().unwrap();
+        assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
+        // Somebody was there before.
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let error = private_cache(temporary.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("can be entered by other users") && error.contains("XDG_CACHE_HOME"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -6,25 +6,27 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use disagg_core::{KvCompat, ModelFingerprint};
 use disagg_engine::KvLayout;
+use disagg_tokenizer::{ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_FILE};
+use disagg_tokenizer::{CONFIG_FILE as TOKENIZER_CONFIG_FILE, Files};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::config::{CONFIG_FILE, ModelConfig};
 use super::error::{ModelError, read_bounded};
-use super::{LoadFormat, ModelSource};
+use super::{LoadFormat, ModelSource, WeightsDigest};
 
 /// Of all files of a card together.
 pub const CARD_BYTES_MAX: u64 = 64 << 20;
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
 const GENERATION_FILE: &str = "generation_config.json";
 
 /// The card's files, in the order in which they are sent and hashed. Those that a folder lacks are left out.
-pub const CARD_FILES: [&str; 6] = [
+pub const CARD_FILES: [&str; 7] = [
     CONFIG_FILE,
-    "generation_config.json",
+    GENERATION_FILE,
     TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_CONFIG_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    ADDED_TOKENS_FILE,
     "chat_template.jinja",
 ];
 
@@ -54,18 +56,47 @@ pub struct ModelCard {
     pub files: Vec<CardFile>,
 }
 
-impl ModelCard {
-    /// Reads the card's files. `weights_digest` stands for the weights.
+/// A card whose files are read and checked, while the weights may still be being hashed.
+#[derive(Debug)]
+pub struct OpenCard {
+    /// Of the files alone, until [`OpenCard::finish`].
+    card: ModelCard,
+    weights: WeightsDigest,
+}
+
+impl OpenCard {
+    /// Reads and checks the card's files. `weights` stands for the weights.
     pub(super) fn read(
         source: &ModelSource,
         config: &ModelConfig,
-        weights_digest: u128,
+        weights: WeightsDigest,
     ) -> Result<Self, ModelError> {
+        let card = ModelCard::read(source, config)?;
+        card.check(&source.path)?;
+        Ok(Self { card, weights })
+    }
+
+    /// Longest sequence that the model is made for, in tokens.
+    pub fn max_model_len(&self) -> u32 {
+        self.card.max_model_len
+    }
+
+    /// Waits until the weights are hashed.
+    pub fn finish(self) -> Result<ModelCard, ModelError> {
+        let fingerprint = fingerprint(&self.card.files, self.weights.finish()?);
+        Ok(ModelCard { fingerprint, ..self.card })
+    }
+}
+
+impl ModelCard {
+    /// Reads the card's files. The fingerprint is that of the files, without weights.
+    fn read(source: &ModelSource, config: &ModelConfig) -> Result<Self, ModelError> {
         let mut files = Vec::new();
         let mut left = CARD_BYTES_MAX;
         for name in CARD_FILES {
             let path = source.path.join(name);
-            if path.is_file() {
+            // What is there and no file is refused, not passed over.
+            if path.exists() {
                 let bytes = read_bounded(&path, left)?;
                 left -= bytes.len() as u64;
                 files.push(CardFile { name, bytes: bytes.into() });
@@ -82,7 +113,7 @@ impl ModelCard {
         }
         Ok(Self {
             served_model_name: source.served_model_name.clone().unwrap_or_else(|| folder_name(&source.path)),
-            fingerprint: fingerprint(&files, weights_digest),
+            fingerprint: fingerprint(&files, 0),
             max_model_len: config.max_model_len,
             vocab_size: config.vocab_size as u32,
             created_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
@@ -92,9 +123,9 @@ impl ModelCard {
 
     /// Refuses files that the router could not use: better here, by name, than a worker that nobody can talk to.
     /// `folder` is for errors.
-    pub(super) fn check(&self, folder: &Path) -> Result<(), ModelError> {
+    fn check(&self, folder: &Path) -> Result<(), ModelError> {
         let path = |name: &str| folder.join(name);
-        for name in ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        for name in [GENERATION_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE] {
             let Some(bytes) = self.file(name) else { continue };
             let _: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes)
                 .map_err(|source| ModelError::Json { path: path(name), source })?;
@@ -108,17 +139,31 @@ impl ModelCard {
             let message = "is not UTF-8".to_owned();
             return Err(ModelError::TokenizerFile { path: path("chat_template.jinja"), message });
         }
-        let Some(bytes) = self.file(TOKENIZER_FILE) else { return Ok(()) };
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| {
-            let message = format!("is no tokenizer that we know: {error}");
-            ModelError::TokenizerFile { path: path(TOKENIZER_FILE), message }
+        self.check_tokenizer(folder)
+    }
+
+    /// The tokenizer with the tokens of all its files, as the router makes it.
+    fn check_tokenizer(&self, folder: &Path) -> Result<(), ModelError> {
+        let optional = |name| self.file(name).map(|bytes| &bytes[..]);
+        let Some(tokenizer) = optional(TOKENIZER_FILE) else { return Ok(()) };
+        let files = Files {
+            tokenizer,
+            config: optional(TOKENIZER_CONFIG_FILE),
+            special_tokens_map: optional(SPECIAL_TOKENS_MAP_FILE),
+            added_tokens: optional(ADDED_TOKENS_FILE),
+        };
+        let loaded = disagg_tokenizer::load(&files).map_err(|error| ModelError::TokenizerFile {
+            path: folder.join(error.file),
+            message: error.problem.to_string(),
         })?;
         // Some fine-tunes add tokens that they never use; requests with them are refused one by one.
-        if tokenizer.get_vocab_size(true) > self.vocab_size as usize {
+        let tokens = loaded.tokenizer.get_vocab_size(true);
+        if tokens > self.vocab_size as usize {
             tracing::warn!(
-                tokens = tokenizer.get_vocab_size(true),
+                tokens,
                 vocab_size = self.vocab_size,
-                "the tokenizer has more tokens than the model"
+                "the tokenizer has more tokens than the model's embedding has rows: requests with the tokens beyond it \
+                 are refused"
             );
         }
         Ok(())

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{ModelError, read_bounded};
+use super::rope::{self, RawRope, RopeScaling};
 
 /// Name of the file.
 pub const CONFIG_FILE: &str = "config.json";
@@ -27,30 +28,7 @@ pub enum Family {
     Qwen3,
 }
 
-/// How rotary frequencies are stretched for long contexts.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// Over 0.
-        factor: f32,
-    },
-    /// Low frequencies divided by `factor`, high ones kept, those between interpolated (Llama 3.1).
-    Llama3 {
-        /// Over 0.
-        factor: f32,
-        /// Wavelengths over `original_max_position / low_freq_factor` are divided.
-        low_freq_factor: f32,
-        /// Wavelengths under `original_max_position / high_freq_factor` are kept.
-        high_freq_factor: f32,
-        /// Context length before stretching, in tokens.
-        original_max_position: u32,
-    },
-}
-
-/// Number format that a model is published in. Each tensor on disk says its own; this is the one to compute in.
+/// Number format of stored weights. `config.json` names the one to compute in; each tensor on disk has its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum WeightFormat {
     /// 32-bit float, or nothing is said.
@@ -59,6 +37,16 @@ pub enum WeightFormat {
     Bf16,
     /// 16-bit float.
     F16,
+}
+
+impl WeightFormat {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
 }
 
 /// Shapes and constants of a model. Every value has been checked.
@@ -104,6 +92,14 @@ pub struct ModelConfig {
     pub weight_format: WeightFormat,
 }
 
+/// Of transformers' configuration classes, for a key that is not there.
+fn default_window() -> Option<u64> {
+    Some(4096)
+}
+
+/// The same for `max_window_layers`, the first layer that has a window.
+const WINDOW_LAYERS_FROM_DEFAULT: u64 = 28;
+
 /// The keys that are looked at, as they come.
 #[derive(Deserialize)]
 struct RawConfig {
@@ -126,24 +122,16 @@ struct RawConfig {
     tie_word_embeddings: Option<bool>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
+    /// `null` is no window; a key that is not there is transformers' default.
+    #[serde(default = "default_window")]
     sliding_window: Option<u64>,
     use_sliding_window: Option<bool>,
+    max_window_layers: Option<u64>,
+    layer_types: Option<Vec<String>>,
     quantization_config: Option<Value>,
     torch_dtype: Option<String>,
     /// The same since transformers 5.
     dtype: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawRope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<u64>,
-    partial_rotary_factor: Option<f64>,
 }
 
 impl ModelConfig {
@@ -199,17 +187,17 @@ impl ModelConfig {
 }
 
 /// Carries the path for errors.
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     path: &'a Path,
 }
 
 impl Checker<'_> {
-    fn refuse(&self, key: &str, message: impl Into<String>) -> ModelError {
+    pub(super) fn refuse(&self, key: &str, message: impl Into<String>) -> ModelError {
         ModelError::Config { path: PathBuf::from(self.path), key: key.to_owned(), message: message.into() }
     }
 
     /// A required whole number in `1..=max`.
-    fn size(&self, key: &str, value: Option<u64>, max: u64) -> Result<usize, ModelError> {
+    pub(super) fn size(&self, key: &str, value: Option<u64>, max: u64) -> Result<usize, ModelError> {
         match value {
             Some(value) if (1..=max).contains(&value) => Ok(value as usize),
             Some(value) => Err(self.refuse(key, format!("{value} is not in 1..={max}"))),
@@ -217,7 +205,7 @@ impl Checker<'_> {
         }
     }
 
-    fn positive(&self, key: &str, value: Option<f64>) -> Result<f32, ModelError> {
+    pub(super) fn positive(&self, key: &str, value: Option<f64>) -> Result<f32, ModelError> {
         match value {
             Some(value) if value > 0.0 && (value as f32).is_finite() => Ok(value as f32),
             Some(value) => Err(self.refuse(key, format!("{value} is not a number over 0"))),
@@ -260,7 +248,8 @@ impl Checker<'_> {
         if !head_dim.is_multiple_of(2) {
             return Err(self.refuse("head_dim", format!("{head_dim} is odd; rotary embedding needs pairs")));
         }
-        let (rope_theta, rope_scaling) = self.rope(raw)?;
+        let ropes = [("rope_scaling", &raw.rope_scaling), ("rope_parameters", &raw.rope_parameters)];
+        let (rope_theta, rope_scaling) = rope::read(self, raw.rope_theta, ropes)?;
         let attention_bias = raw.attention_bias.unwrap_or(false);
         let (qkv_bias, attention_output_bias) = match family {
             Family::Llama | Family::Qwen3 => (attention_bias, attention_bias),
@@ -314,70 +303,32 @@ impl Checker<'_> {
         }
     }
 
-    fn rope(&self, raw: &RawConfig) -> Result<(f32, RopeScaling), ModelError> {
-        let (key, rope) = match (&raw.rope_parameters, &raw.rope_scaling) {
-            (Some(rope), _) => ("rope_parameters", Some(rope)),
-            (None, rope) => ("rope_scaling", rope.as_ref()),
-        };
-        let theta = rope.and_then(|rope| rope.rope_theta).or(raw.rope_theta).unwrap_or(10_000.0);
-        let theta = self.positive("rope_theta", Some(theta))?;
-        let Some(rope) = rope else { return Ok((theta, RopeScaling::None)) };
-        if rope.partial_rotary_factor.is_some_and(|factor| (factor - 1.0).abs() > f64::EPSILON) {
-            return Err(self.refuse(&format!("{key}.partial_rotary_factor"), "only 1 is supported"));
-        }
-        let number = |name: &str, value| self.positive(&format!("{key}.{name}"), value);
-        let scaling = match rope.rope_type.as_deref().unwrap_or("default") {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: number("factor", rope.factor)? },
-            "llama3" => {
-                let low_freq_factor = number("low_freq_factor", rope.low_freq_factor)?;
-                let high_freq_factor = number("high_freq_factor", rope.high_freq_factor)?;
-                if high_freq_factor <= low_freq_factor {
-                    return Err(self.refuse(
-                        &format!("{key}.high_freq_factor"),
-                        format!("{high_freq_factor} is not over low_freq_factor, {low_freq_factor}"),
-                    ));
-                }
-                RopeScaling::Llama3 {
-                    factor: number("factor", rope.factor)?,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original_max_position: self.size(
-                        &format!("{key}.original_max_position_embeddings"),
-                        rope.original_max_position_embeddings,
-                        1 << 24,
-                    )? as u32,
-                }
-            }
-            other => {
-                return Err(self.refuse(
-                    &format!("{key}.rope_type"),
-                    format!("{other:?} is not supported; default, linear and llama3 are"),
-                ));
-            }
-        };
-        Ok((theta, scaling))
-    }
-
     fn max_model_len(&self, raw: &RawConfig, family: Family) -> Result<u32, ModelError> {
         let max = self.size("max_position_embeddings", raw.max_position_embeddings, 1 << 24)? as u32;
-        let windowed = match family {
+        let Some(window) = raw.sliding_window.filter(|_| Self::has_sliding_layers(raw, family)) else {
+            return Ok(max);
+        };
+        let window = self.size("sliding_window", Some(window), 1 << 24)? as u32;
+        if window < max {
+            tracing::info!(window, max, "sequences end at the sliding window; beyond it is not supported");
+        }
+        Ok(max.min(window))
+    }
+
+    /// Whether any layer looks at no more than the sliding window.
+    fn has_sliding_layers(raw: &RawConfig, family: Family) -> bool {
+        match family {
             Family::Llama => false,
             Family::Mistral => true,
-            Family::Qwen2 | Family::Qwen3 => raw.use_sliding_window.unwrap_or(false),
-        };
-        if windowed && raw.sliding_window.is_some() {
-            let window = self.size("sliding_window", raw.sliding_window, 1 << 24)? as u32;
-            if window < max {
-                tracing::info!(
-                    window,
-                    max,
-                    "sequences end at the sliding window; beyond it is not supported"
-                );
+            Family::Qwen2 | Family::Qwen3 => {
+                let from = raw.max_window_layers.unwrap_or(WINDOW_LAYERS_FROM_DEFAULT);
+                raw.use_sliding_window.unwrap_or(false)
+                    && match &raw.layer_types {
+                        Some(types) => types.iter().any(|kind| kind == "sliding_attention"),
+                        None => raw.num_hidden_layers.is_some_and(|layers| layers > from),
+                    }
             }
-            return Ok(max.min(window));
         }
-        Ok(max)
     }
 }
 
@@ -394,11 +345,15 @@ mod tests {
         })
     }
 
-    fn parse(changes: &Value) -> Result<ModelConfig, String> {
-        let mut config = base();
+    fn with(mut config: Value, changes: &Value) -> Value {
         for (key, value) in changes.as_object().expect("an object") {
             config[key] = value.clone();
         }
+        config
+    }
+
+    fn parse(changes: &Value) -> Result<ModelConfig, String> {
+        let config = with(base(), changes);
         ModelConfig::parse(Path::new("m/config.json"), config.to_string().as_bytes())
             .map_err(|e| e.to_string())
     }
@@ -412,18 +367,6 @@ mod tests {
         assert_eq!((qwen2.qkv_bias, qwen2.attention_output_bias), (true, false));
         let qwen3 = parse(&json!({"architectures": null, "model_type": "qwen3"})).expect("valid");
         assert_eq!((qwen3.head_dim, qwen3.qk_norm), (128, true));
-    }
-
-    #[test]
-    fn rope_is_read_in_both_spellings() {
-        let scaling = json!({
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 256, "rope_theta": 500_000.0,
-        });
-        let old = parse(&json!({"rope_theta": 500_000.0, "rope_scaling": scaling})).expect("valid");
-        let new = parse(&json!({"rope_parameters": scaling})).expect("valid");
-        assert_eq!(old, new);
-        assert!(matches!(old.rope_scaling, RopeScaling::Llama3 { original_max_position: 256, .. }));
     }
 
     #[test]
@@ -442,10 +385,34 @@ mod tests {
 
     #[test]
     fn a_sliding_window_shortens_the_longest_sequence() {
-        let window = json!({"architectures": ["MistralForCausalLM"], "sliding_window": 1024});
-        assert_eq!(parse(&window).expect("valid").max_model_len, 1024);
-        let unused = json!({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 1024});
-        assert_eq!(parse(&unused).expect("valid").max_model_len, 2048);
+        let mistral = |changes: Value| with(json!({"architectures": ["MistralForCausalLM"]}), &changes);
+        // As `layer_types` and `sliding_window` of transformers' configurations, of a model of two layers.
+        let qwen = |changes: Value| {
+            let on = json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true});
+            with(on, &changes)
+        };
+        let long = json!({"max_position_embeddings": 8192});
+        for (changes, longest) in [
+            (mistral(json!({"sliding_window": 1024})), 1024),
+            (mistral(json!({"sliding_window": null})), 2048),
+            (with(mistral(json!({})), &long), 4096),
+            (with(json!({}), &long), 8192),
+            (qwen(json!({"use_sliding_window": false, "sliding_window": 64, "max_window_layers": 0})), 2048),
+            (qwen(json!({"sliding_window": 64, "max_window_layers": 1})), 64),
+            (with(qwen(json!({"max_window_layers": 0})), &long), 4096),
+            (qwen(json!({"sliding_window": 64, "max_window_layers": 2})), 2048),
+            (qwen(json!({"sliding_window": 64})), 2048),
+            (qwen(json!({"sliding_window": null, "max_window_layers": 0})), 2048),
+            (
+                qwen(
+                    json!({"sliding_window": 64, "max_window_layers": 0, "layer_types": ["full_attention"]}),
+                ),
+                2048,
+            ),
+            (qwen(json!({"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]})), 64),
+        ] {
+            assert_eq!(parse(&changes).expect("valid").max_model_len, longest, "{changes}");
+        }
     }
 
     #[test]

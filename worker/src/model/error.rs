@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use disagg_process::file::{self, FileError};
+
 /// A model folder cannot be used. The message names the file, and what in it.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -21,16 +23,9 @@ pub enum ModelError {
         /// Which file, and what may stand in its place.
         message: String,
     },
-    /// A file is larger than is accepted.
-    #[error("{}: {size} bytes, more than the {limit} bytes that are accepted", path.display())]
-    TooLarge {
-        /// The file or folder.
-        path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
-        /// The bound in bytes.
-        limit: u64,
-    },
+    /// What is at a path cannot be read as a file of the model.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A file is not the JSON that it should be.
     #[error("{}: {source}", path.display())]
     Json {
@@ -89,13 +84,25 @@ impl ModelError {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
     }
+
+    /// Whether another try would fail in the same way, as long as nobody changes the folder.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_final(),
+            // Reading what was there a moment ago; memory or a disk.
+            Self::Io { .. } | Self::Candle(_) => false,
+            Self::Missing { .. }
+            | Self::Json { .. }
+            | Self::Config { .. }
+            | Self::TokenizerFile { .. }
+            | Self::WeightsFile { .. }
+            | Self::Tensor { .. }
+            | Self::Tokenizer(_) => true,
+        }
+    }
 }
 
-/// Reads a whole file of at most `limit` bytes.
+/// Reads a whole regular file of at most `limit` bytes.
 pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
-    let size = std::fs::metadata(path).map_err(ModelError::io(path))?.len();
-    if size > limit {
-        return Err(ModelError::TooLarge { path: path.to_owned(), size, limit });
-    }
-    std::fs::read(path).map_err(ModelError::io(path))
+    Ok(file::read(path, limit)?)
 }

@@ -8,16 +8,18 @@ pub mod card;
 pub mod config;
 mod error;
 pub mod memory;
+mod rope;
 pub mod tiny;
 pub mod weights;
 
 use std::path::PathBuf;
 
 pub use built_in::BuiltIn;
-pub use card::{CARD_FILES, CardFile, ModelCard, kv_compat};
-pub use config::{Family, ModelConfig, RopeScaling, WeightFormat};
+pub use card::{CARD_FILES, CardFile, ModelCard, OpenCard, kv_compat};
+pub use config::{Family, ModelConfig, WeightFormat};
 pub use error::ModelError;
-pub use weights::{DummyWeights, SafetensorsFolder, Weights};
+pub use rope::RopeScaling;
+pub use weights::{DummyWeights, SafetensorsFolder, Weights, WeightsDigest};
 
 /// Where the numbers come from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, clap::ValueEnum)]
@@ -46,8 +48,8 @@ pub struct ModelSource {
 pub struct OpenModel {
     /// Shapes and constants of the model.
     pub config: ModelConfig,
-    /// What the router needs to serve it.
-    pub card: ModelCard,
+    /// What the router needs to serve it, but for the fingerprint, which takes as long as reading the weights.
+    pub card: OpenCard,
     /// Where the weights come from.
     pub weights: WeightsSource,
 }
@@ -60,35 +62,42 @@ pub enum WeightsSource {
     Dummy(DummyWeights),
 }
 
+impl WeightsSource {
+    /// Reads the weights into the CPU's memory.
+    pub fn load(&self, config: &ModelConfig) -> Result<Weights, ModelError> {
+        match self {
+            Self::Files(files) => Weights::build(config, files),
+            Self::Dummy(dummy) => Weights::build(config, dummy),
+        }
+    }
+}
+
 impl OpenModel {
-    /// Reads everything but the weights, of which only enough for the card's fingerprint.
+    /// Reads everything but the weights, which begin to be hashed.
     pub fn open(source: &ModelSource) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(&source.path)?;
+        let mut config = ModelConfig::read(&source.path)?;
         let (weights, digest) = match source.format {
             LoadFormat::Auto => {
                 let files = SafetensorsFolder::open(&source.path)?;
+                files.settle_tie(&mut config)?;
                 files.check(&config)?;
                 let digest = files.digest()?;
                 (WeightsSource::Files(files), digest)
             }
             LoadFormat::Dummy => {
                 let dummy = DummyWeights::new(source.seed);
-                (WeightsSource::Dummy(dummy), dummy.digest())
+                (WeightsSource::Dummy(dummy), WeightsDigest::known(dummy.digest()))
             }
         };
-        let card = ModelCard::read(source, &config, digest)?;
-        card.check(&source.path)?;
+        let card = OpenCard::read(source, &config, digest)?;
         Ok(Self { config, card, weights })
     }
 
     /// Reads the weights into the CPU's memory. Takes long; call it off the async threads.
     pub fn load(self) -> Result<LoadedModel, ModelError> {
         let Self { config, card, weights } = self;
-        let weights = match &weights {
-            WeightsSource::Files(files) => Weights::build(&config, files),
-            WeightsSource::Dummy(dummy) => Weights::build(&config, dummy),
-        }?;
-        Ok(LoadedModel { config, card, weights })
+        let weights = weights.load(&config)?;
+        Ok(LoadedModel { config, card: card.finish()?, weights })
     }
 }
 

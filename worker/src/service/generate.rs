@@ -14,7 +14,8 @@ use crate::engine_thread::SequenceEvent;
 use crate::handoff::decode::{self, Placed};
 use crate::state::{RequestGuard, WorkerState, submit_status};
 
-/// Events that wait for the connection; more wait in the request's own channel, which holds all there can be.
+/// Events that wait for the connection. A caller that does not read leaves them here, in its HTTP/2 window (which the
+/// caller sets) and in the request's own channel; then the engine pauses the request.
 pub(super) const EVENTS_MAX: usize = 64;
 
 type Events = mpsc::Sender<Result<v1::GenerateEvent, Status>>;
@@ -22,35 +23,33 @@ type Events = mpsc::Sender<Result<v1::GenerateEvent, Status>>;
 /// Runs the request. Exactly one terminal event goes out: the end of every choice, or a status.
 pub(super) async fn run(worker: Arc<WorkerState>, request: Generate, guard: RequestGuard, out: Events) {
     let choices = request.prompt.request.choices;
-    let placed = match place(&worker, request, &guard.cancelled, &out).await {
+    // Room for a status, also if the caller does not read.
+    let Ok(last) = out.clone().reserve_owned().await else { return };
+    let placed = match place(&worker, request, &out).await {
         Ok(placed) => placed,
         Err(status) => {
-            // The caller may have gone.
-            let _ = out.send(Err(status)).await;
+            last.send(Err(status));
             return;
         }
     };
     let remote = placed.prefill_worker.is_some();
     worker.metrics.placed(remote, placed.reason.as_str());
     let sequence = placed.sequence;
-    let result = stream(&worker, placed, choices, &guard.cancelled, &out).await;
+    let result = stream(&worker, placed, choices, &out).await;
     if result.is_err()
         && let Some(sequence) = sequence
     {
         worker.engine.cancel(sequence, BlockFate::Free).await;
     }
     if let Err(Some(status)) = result {
-        let _ = out.send(Err(status)).await;
+        last.send(Err(status));
     }
+    // The id is live until here.
+    drop(guard);
 }
 
 /// Prefills here or elsewhere.
-async fn place(
-    worker: &Arc<WorkerState>,
-    request: Generate,
-    cancelled: &CancellationToken,
-    out: &Events,
-) -> Result<Placed, Status> {
+async fn place(worker: &Arc<WorkerState>, request: Generate, out: &Events) -> Result<Placed, Status> {
     let Generate { prompt, remote, reason } = request;
     match remote {
         None => place_locally(worker, prompt, reason).await,
@@ -62,7 +61,7 @@ async fn place(
             if net_new <= remote.max_local_prefill_length {
                 return place_locally(worker, prompt, PlacementReason::DecodeOverlap).await;
             }
-            place_remotely(worker, prompt, remote, reason, cancelled, out).await
+            place_remotely(worker, prompt, remote, reason, out).await
         }
     }
 }
@@ -90,11 +89,10 @@ async fn place_remotely(
     prompt: ValidPrompt,
     remote: Remote,
     reason: PlacementReason,
-    cancelled: &CancellationToken,
     out: &Events,
 ) -> Result<Placed, Status> {
     let (outcome, mut placed) = oneshot::channel();
-    let cancel = cancelled.child_token();
+    let cancel = CancellationToken::new();
     let handoff = decode::run(Arc::clone(worker), prompt, remote, reason, cancel.clone(), outcome);
     worker.lifecycle.spawn_handoff(handoff);
     let gone = || Status::internal("the handoff ended without an answer");
@@ -113,10 +111,9 @@ async fn stream(
     worker: &WorkerState,
     placed: Placed,
     choices: u32,
-    cancelled: &CancellationToken,
     out: &Events,
 ) -> Result<(), Option<Status>> {
-    let Placed { prefill_worker, reason, overlap_tokens, sequence, mut events } = placed;
+    let Placed { prefill_worker, reason, overlap_tokens, sequence: _, mut events } = placed;
     let started = v1::Started {
         remote: prefill_worker.is_some(),
         reason: reason.as_str().to_owned(),
@@ -124,37 +121,28 @@ async fn stream(
         overlap_tokens,
     };
     let started = v1::GenerateEvent { event: Some(v1::generate_event::Event::Started(started)) };
-    // The first event fits: the channel is still empty.
+    // The first event fits: but for the room for a status the channel is still empty.
     out.try_send(Ok(started)).map_err(|_| None)?;
 
     let mut open_choices = choices;
-    let mut told_of_cancel = false;
-    let mut waiting: Option<SequenceEvent> = None;
-    while open_choices > 0 || waiting.is_some() {
-        tokio::select! {
-            event = events.recv(), if waiting.is_none() => match event {
-                Some(event) => waiting = Some(event),
-                None => return Err(Some(Status::unavailable("the engine ended the request"))),
-            },
-            permit = out.reserve(), if waiting.is_some() => {
-                let permit = permit.map_err(|_| None)?;
-                if let Some(event) = waiting.take() {
-                    match &event {
-                        SequenceEvent::Tokens { tokens, .. } => worker.metrics.decoded(tokens.len()),
-                        SequenceEvent::Finished { .. } => open_choices -= 1,
-                    }
-                    permit.send(Ok(sequence_event(event)));
-                }
-            }
+    while open_choices > 0 {
+        let event = tokio::select! {
+            event = events.recv() => event,
             () = out.closed() => return Err(None),
-            // The engine answers with the end of every choice.
-            () = cancelled.cancelled(), if !told_of_cancel => {
-                told_of_cancel = true;
-                if let Some(sequence) = sequence {
-                    worker.engine.cancel(sequence, BlockFate::Free).await;
-                }
-            }
+        };
+        let Some(event) = event else {
+            return Err(Some(Status::unavailable("the engine ended the request")));
+        };
+        let permit = tokio::time::timeout(worker.unread_max, out.reserve()).await.map_err(|_| {
+            let seconds = worker.unread_max.as_secs();
+            Status::deadline_exceeded(format!("the caller has read nothing for {seconds} s"))
+        })?;
+        let permit = permit.map_err(|_| None)?;
+        match &event {
+            SequenceEvent::Tokens { tokens, .. } => worker.metrics.decoded(tokens.len()),
+            SequenceEvent::Finished { .. } => open_choices -= 1,
         }
+        permit.send(Ok(sequence_event(event)));
     }
     Ok(())
 }

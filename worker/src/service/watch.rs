@@ -15,7 +15,7 @@ use crate::convert;
 use crate::state::WorkerState;
 
 /// Events in one batch.
-const KV_EVENTS_PER_BATCH: usize = 4096;
+const KV_EVENTS_PER_BATCH: usize = disagg_proto::limits::KV_EVENTS_PER_BATCH_MAX as usize;
 
 /// Load reports are at least this far apart, so that a busy worker does not flood its routers.
 const LOAD_EVERY_MIN: Duration = Duration::from_millis(100);

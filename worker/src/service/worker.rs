@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use disagg_proto::v1::worker_server::Worker;
 use disagg_proto::{MAX_CHUNK_BYTES, v1};
@@ -113,24 +112,6 @@ impl Worker for WorkerService {
             Some(Err(status)) => Err(status),
             None => Err(Status::internal("the request ended without an answer")),
         }
-    }
-
-    async fn cancel(
-        &self,
-        request: Request<v1::CancelRequest>,
-    ) -> Result<Response<v1::CancelResponse>, Status> {
-        let request_id = convert::request_id(request.into_inner().request_id)?;
-        Ok(Response::new(v1::CancelResponse { found: self.worker.requests.cancel(&request_id) }))
-    }
-
-    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
-        let seconds = convert::drain_seconds(request.into_inner())?;
-        let remaining = self.worker.lifecycle.drain(Duration::from_secs(seconds.into())).await;
-        Ok(Response::new(v1::DrainResponse {
-            idle: remaining.sequences == 0 && remaining.handoffs == 0,
-            sequences: remaining.sequences as u32,
-            handoffs: remaining.handoffs as u32,
-        }))
     }
 
     async fn watch_kv_events(

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::convert::{InvalidField, Peer, PushStart, chunk_bytes};
+use crate::transport::token::LandingToken;
 
 /// Why a push or a chunk of it was refused. Nothing of a refused chunk was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum Refusal {
     /// Not known, or over.
     #[error("handoff {0} is unknown or over")]
     UnknownHandoff(HandoffId),
+    /// The pusher does not have the zone's token.
+    #[error("handoff {0} was opened with another token")]
+    WrongToken(HandoffId),
     /// The pusher is not the worker that was asked to prefill.
     #[error("handoff {handoff} is prefilled by {expected}, not by {got}")]
     WrongWorker {
@@ -100,6 +104,7 @@ impl Refusal {
         match self {
             Self::WrongEpoch(_) => "wrong-epoch",
             Self::UnknownHandoff(_) => "unknown-handoff",
+            Self::WrongToken(_) => "wrong-token",
             Self::WrongWorker { .. } => "wrong-worker",
             Self::WrongCompat { .. } => "wrong-compat",
             Self::Fenced => "fenced",
@@ -132,6 +137,7 @@ impl Landed {
 /// The reserved blocks of one handoff.
 pub struct Zone {
     memory: Arc<dyn KvMemory>,
+    token: LandingToken,
     prefill_worker: Peer,
     blocks: Vec<BlockId>,
     state: Mutex<ZoneState>,
@@ -238,11 +244,12 @@ impl LandingRegistry {
         Self { memory, kv_compat, epoch, zones: Mutex::default() }
     }
 
-    /// Lets `prefill_worker` write `blocks`. The receiver tells how far it is; it ends when the zone is closed and no
-    /// push holds it any more.
+    /// Lets `prefill_worker`, which is told the `token`, write `blocks`. The receiver tells how far it is; it ends when
+    /// the zone is closed and no push holds it any more.
     pub fn open(
         &self,
         handoff: HandoffId,
+        token: LandingToken,
         prefill_worker: Peer,
         blocks: Vec<BlockId>,
     ) -> watch::Receiver<Landed> {
@@ -251,6 +258,7 @@ impl LandingRegistry {
         let state = ZoneState { open: true, writing: 0, taken: vec![false; total], progress };
         let zone = Zone {
             memory: Arc::clone(&self.memory),
+            token,
             prefill_worker,
             blocks,
             state: Mutex::new(state),
@@ -280,6 +288,9 @@ impl LandingRegistry {
         }
         let zone = self.zones.lock().get(&push.handoff).cloned();
         let zone = zone.ok_or(Refusal::UnknownHandoff(push.handoff))?;
+        if zone.token != push.token {
+            return Err(Refusal::WrongToken(push.handoff));
+        }
         if zone.prefill_worker != push.prefill_worker {
             let name = |peer: &Peer| format!("{} ({})", peer.worker, peer.epoch);
             return Err(Refusal::WrongWorker {

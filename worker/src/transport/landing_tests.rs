@@ -57,8 +57,12 @@ fn peer(name: &str) -> Peer {
     Peer { worker: WorkerId::new(name), epoch: Epoch(9) }
 }
 
+fn token(number: u8) -> LandingToken {
+    LandingToken::from_wire(&[number; LandingToken::BYTES]).unwrap()
+}
+
 fn push(number: u64) -> PushStart {
-    PushStart { handoff: handoff(number), prefill_worker: peer("p"), kv_compat: COMPAT }
+    PushStart { handoff: handoff(number), prefill_worker: peer("p"), kv_compat: COMPAT, token: token(1) }
 }
 
 fn payload(block_count: u32, fill: u8) -> Vec<u8> {
@@ -88,7 +92,7 @@ fn registry() -> (Arc<Pool>, LandingRegistry) {
 #[test]
 fn blocks_land_where_they_were_reserved() {
     let (pool, registry) = registry();
-    let progress = registry.open(handoff(1), peer("p"), vec![BlockId(6), BlockId(2)]);
+    let progress = registry.open(handoff(1), token(1), peer("p"), vec![BlockId(6), BlockId(2)]);
     let zone = registry.begin(&push(1)).unwrap();
     for layer in 0..LAYOUT.layers {
         assert!(!progress.borrow().complete());
@@ -105,7 +109,7 @@ fn blocks_land_where_they_were_reserved() {
 #[test]
 fn what_does_not_belong_is_refused_and_not_written() {
     let (pool, registry) = registry();
-    let _progress = registry.open(handoff(1), peer("p"), vec![BlockId(0), BlockId(1)]);
+    let _progress = registry.open(handoff(1), token(1), peer("p"), vec![BlockId(0), BlockId(1)]);
 
     let begin = |push: PushStart| registry.begin(&push).err().unwrap().label();
     let other_epoch = HandoffId { epoch: Epoch(4), number: 1 };
@@ -113,6 +117,8 @@ fn what_does_not_belong_is_refused_and_not_written() {
     assert_eq!(begin(PushStart { handoff: other_epoch, ..push(1) }), "wrong-epoch");
     assert_eq!(begin(PushStart { prefill_worker: peer("q"), ..push(1) }), "wrong-worker");
     assert_eq!(begin(PushStart { kv_compat: KvCompat(7), ..push(1) }), "wrong-compat");
+    assert_eq!(begin(PushStart { token: token(2), ..push(1) }), "wrong-token");
+    assert_eq!(begin(PushStart { token: token(2), prefill_worker: peer("q"), ..push(1) }), "wrong-token");
 
     let zone = registry.begin(&push(1)).unwrap();
     let refused = |chunk: &KvChunk, fill| land(&zone, chunk, fill).unwrap_err().label();
@@ -169,7 +175,7 @@ impl KvMemory for Meeting {
 #[test]
 fn chunks_of_several_connections_are_written_beside_each_other() {
     let registry = LandingRegistry::new(Arc::new(Meeting::default()), EPOCH, COMPAT);
-    let progress = registry.open(handoff(1), peer("p"), vec![BlockId(0), BlockId(1)]);
+    let progress = registry.open(handoff(1), token(1), peer("p"), vec![BlockId(0), BlockId(1)]);
     let zone = registry.begin(&push(1)).unwrap();
     std::thread::scope(|scope| {
         for block in 0..2 {
@@ -211,7 +217,7 @@ proptest! {
                     // A handoff is numbered once.
                     if ever.insert(number) {
                         let blocks = (0..RESERVED).map(|i| BlockId((i + number as u32) % BLOCKS)).collect();
-                        receivers.insert(number, registry.open(handoff(number), peer("p"), blocks));
+                        receivers.insert(number, registry.open(handoff(number), token(1), peer("p"), blocks));
                         open.insert(number, HashSet::new());
                     }
                 }
@@ -293,7 +299,7 @@ fn the_fence_waits_for_a_write_under_way() {
     let pool =
         Arc::new(Lingering { zone: OnceLock::new(), begun: Barrier::new(2), ended: AtomicBool::new(false) });
     let registry = LandingRegistry::new(pool.clone(), EPOCH, COMPAT);
-    let progress = registry.open(handoff(1), peer("p"), vec![BlockId(0)]);
+    let progress = registry.open(handoff(1), token(1), peer("p"), vec![BlockId(0)]);
     let zone = registry.begin(&push(1)).unwrap();
     assert!(pool.zone.set(Arc::clone(&zone)).is_ok());
     std::thread::scope(|scope| {
@@ -310,7 +316,8 @@ fn the_fence_waits_for_a_write_under_way() {
 fn nothing_is_written_once_close_has_returned() {
     for round in 0..200u64 {
         let (pool, registry) = registry();
-        let _progress = registry.open(handoff(round + 1), peer("p"), (0..BLOCKS).map(BlockId).collect());
+        let _progress =
+            registry.open(handoff(round + 1), token(1), peer("p"), (0..BLOCKS).map(BlockId).collect());
         let zone = registry.begin(&push(round + 1)).unwrap();
         let start = Barrier::new(3);
         std::thread::scope(|scope| {

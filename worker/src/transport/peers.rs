@@ -2,10 +2,15 @@
 //! own (`tcp`), so that it never delays a heartbeat.
 
 use std::collections::HashMap;
+use std::io;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use super::reach::Reach;
 
 /// Longest time to connect, for KV too. A worker that is there answers within a round trip.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -30,10 +35,16 @@ pub struct BadAddress {
 /// Connections by address. They are made when first used and again after they broke.
 #[derive(Debug, Default)]
 pub struct Peers {
+    reach: Reach,
     channels: Mutex<HashMap<String, Channel>>,
 }
 
 impl Peers {
+    /// No connections yet; later ones only to where `reach` allows.
+    pub fn new(reach: Reach) -> Self {
+        Self { reach, channels: Mutex::default() }
+    }
+
     /// The connection to `address`, which is host:port.
     pub fn channel(&self, address: &str) -> Result<Channel, BadAddress> {
         let mut channels = self.channels.lock();
@@ -43,7 +54,6 @@ impl Peers {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|source| BadAddress { address: address.to_owned(), source })?
             .connect_timeout(CONNECT_MAX)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(false);
@@ -51,7 +61,13 @@ impl Peers {
             // Calls under way keep their connection; addresses still in use come back with their next call.
             channels.clear();
         }
-        let channel = endpoint.connect_lazy();
+        let reach = self.reach;
+        let channel = endpoint.connect_with_connector_lazy(service_fn(move |uri: Uri| async move {
+            let address = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+            let stream = reach.connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }));
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }

@@ -210,6 +210,43 @@ fn cases() -> Vec<Case> {
             &["tokenizer_config.json: invalid type"],
         ),
         case(
+            "two kinds of rope",
+            Set(CONFIG, "rope_scaling", json!({"type": "linear", "rope_type": "llama3", "factor": 2.0})),
+            &[
+                "config.json: rope_scaling.type: \"linear\" contradicts rope_type, \"llama3\"; keep one of them",
+            ],
+        ),
+        case(
+            "two bases of rope",
+            Set(CONFIG, "rope_parameters", json!({"rope_theta": 77.0})),
+            &[
+                "config.json: rope_parameters.rope_theta: 77 contradicts the rope_theta beside rope_parameters",
+            ],
+        ),
+        case(
+            "an added token with an id that it cannot have",
+            Set("tokenizer_config.json", "added_tokens_decoder", json!({"600": {"content": "<tool>"}})),
+            &[
+                "tokenizer_config.json: added_tokens_decoder.600: token \"<tool>\" is declared with id 600, but gets id \
+                 512",
+            ],
+        ),
+        case(
+            "an older added token with an id that it cannot have",
+            Write("added_tokens.json", b"{\"<tool>\": 5}"),
+            &["added_tokens.json: <tool>: token \"<tool>\" is declared with id 5, but gets id 512"],
+        ),
+        case(
+            "added tokens are a list",
+            Write("added_tokens.json", b"[\"<tool>\"]"),
+            &["added_tokens.json: invalid type"],
+        ),
+        case(
+            "a special token is a number",
+            Set("tokenizer_config.json", "eos_token", json!(2)),
+            &["tokenizer_config.json: eos_token: 2 is not a token: a string, or an object with content"],
+        ),
+        case(
             "the generation config is cut",
             Write("generation_config.json", b"{\"eos"),
             &["generation_config.json: EOF"],
@@ -342,27 +379,66 @@ fn shards_are_looked_for_where_the_index_says() {
     }
 }
 
-#[test]
-fn a_bias_too_many_is_refused() {
-    let good = tempfile::tempdir().unwrap();
-    tiny::write(good.path(), 0).unwrap();
-    let path = good.path().join(WEIGHTS);
+/// Adds a tensor of zeros to the safetensors file of `folder`.
+fn add_tensor(folder: &Path, name: &str) {
+    let path = folder.join(WEIGHTS);
     let mut bytes = fs::read(&path).unwrap();
     let length = bytes_of_header(&bytes);
     let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let end = bytes.len() - 8 - length;
-    header["model.layers.0.self_attn.q_proj.bias"] =
-        json!({"dtype": "F32", "shape": [128], "data_offsets": [end, end + 512]});
+    header[name] = json!({"dtype": "F32", "shape": [128], "data_offsets": [end, end + 512]});
     let header = header.to_string();
     bytes.extend([0; 512]);
     let new = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[8 + length..]].concat();
     fs::write(path, new).unwrap();
-    let error = OpenModel::open(&source(good.path())).map(|_| ()).unwrap_err().to_string();
-    assert!(
-        error
-            .contains("model.safetensors: tensor model.layers.0.self_attn.q_proj.bias: config.json does not"),
-        "{error}"
-    );
+}
+
+#[test]
+fn a_tensor_too_many_is_refused_if_answers_could_depend_on_it() {
+    let good = tempfile::tempdir().unwrap();
+    tiny::write(good.path(), 0).unwrap();
+    for (tensor, refused) in [
+        ("model.layers.0.self_attn.q_proj.bias", true),
+        ("model.norm.bias", true),
+        ("lm_head.bias", true),
+        // The head of a classifier, and what old files have computed in advance.
+        ("score.weight", false),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", false),
+    ] {
+        let folder = copy_of(good.path());
+        add_tensor(folder.path(), tensor);
+        match OpenModel::open(&source(folder.path())) {
+            Ok(_) => assert!(!refused, "{tensor} is passed over"),
+            Err(error) => {
+                let wanted = format!("model.safetensors: tensor {tensor}: config.json does not ask for it");
+                assert!(refused && error.to_string().contains(&wanted), "{error}");
+            }
+        }
+    }
+}
+
+/// The small model's own head differs from its embedding.
+#[test]
+fn a_head_that_differs_from_the_embedding_unties_them() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny::write(folder.path(), 0).unwrap();
+    let tied = |folder: &Path| OpenModel::open(&source(folder)).unwrap().config.tie_word_embeddings;
+    assert!(!tied(folder.path()));
+    Set(CONFIG, "tie_word_embeddings", json!(true)).apply(folder.path());
+    assert!(!tied(folder.path()), "the file has a head of its own");
+
+    Weights(|mut bytes| {
+        let data = 8 + bytes_of_header(&bytes);
+        let header: Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+        let range = |name: &str| {
+            let offset = |at: usize| header[name]["data_offsets"][at].as_u64().unwrap() as usize;
+            data + offset(0)..data + offset(1)
+        };
+        bytes.copy_within(range("model.embed_tokens.weight"), range("lm_head.weight").start);
+        bytes
+    })
+    .apply(folder.path());
+    assert!(tied(folder.path()), "a copy of the embedding is no head of its own");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use disagg_worker::model::{LoadFormat, LoadedModel, ModelSource, tiny};
 use serde::Deserialize;
 
 /// Folders in `tests/parity/data`.
-const CASES: [&str; 5] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"];
+const CASES: [&str; 7] =
+    ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "llama-untied-head", "qwen2-no-window"];
 
 /// What transformers computed; see `golden.py`.
 #[derive(Deserialize)]

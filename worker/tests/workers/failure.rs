@@ -48,6 +48,48 @@ async fn a_failed_prefill_worker_leaves_the_request_to_others() {
     assert!(prefill.ended().await.is_err());
 }
 
+/// One prompt that drives the model to numbers that are none is one failed request: neither worker keeps its blocks.
+#[tokio::test]
+async fn kv_that_could_not_be_drawn_from_is_cached_on_neither_worker() {
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let request = request(9, 60, 8);
+    let cached = async |worker: &TestWorker| {
+        worker.state.engine.overlap_tokens(request.prompt.clone(), String::new()).await.unwrap()
+    };
+
+    // P cannot draw: D computes the prompt itself and gives it back a token at a time.
+    prefill.control.fail_sample.store(true, Ordering::SeqCst);
+    decode.gate.hold_after(0);
+    let wire = remote("p", &request, vec![prefill.candidate()]);
+    let mut client = decode.client().await;
+    let call = tokio::spawn(async move { collect(client.generate(wire).await?.into_inner()).await });
+    until("D computes it itself", || decode.gate.holds()).await;
+    assert_eq!(cached(&prefill).await, 0);
+    assert_eq!(prefill.state.engine.kv_snapshot().await.unwrap().events, []);
+    // And it cannot draw either.
+    decode.control.fail_sample.store(true, Ordering::SeqCst);
+    decode.gate.open();
+    let answer = call.await.unwrap().unwrap();
+    assert_eq!(answer.finished[&0].reason(), v1::FinishReason::Error);
+    assert_eq!(cached(&decode).await, 0);
+
+    // P can, and what it pushed is not what D can draw from.
+    decode.control.fail_sample.store(true, Ordering::SeqCst);
+    let answer = generate(&decode, remote("d", &request, vec![prefill.candidate()])).await.unwrap();
+    assert_eq!(answer.placement(), "remote above-threshold prefill-0");
+    assert_eq!(answer.finished[&0].reason(), v1::FinishReason::Error);
+    assert_eq!((cached(&prefill).await, cached(&decode).await), (56, 0));
+    assert_eq!(decode.state.engine.kv_snapshot().await.unwrap().events, []);
+
+    // The worker is well, and the next request with that prompt is answered.
+    let answer = generate(&decode, remote("next", &request, vec![prefill.candidate()])).await.unwrap();
+    assert_right(&answer, &request);
+    assert_eq!(cached(&decode).await, 56);
+    decode.idle().await;
+    prefill.idle().await;
+}
+
 #[tokio::test]
 async fn a_panic_of_the_engine_thread_ends_the_worker_with_its_message() {
     let mut decode = TestWorker::start(options("decode-0", Role::Decode)).await;

@@ -1,7 +1,9 @@
 //! What a request answers, prefilled here or elsewhere.
 
 use disagg_core::Role;
+use disagg_proto::v1::worker_client::WorkerClient;
 use tonic::Code;
+use tonic::transport::Channel;
 
 use crate::harness::*;
 
@@ -139,19 +141,77 @@ async fn two_workers_of_both_roles_prefill_for_each_other() {
     other.idle().await;
 }
 
+/// A client whose windows hold few events, as a router's hold few for a client that does not read: whatever it leaves
+/// unread stays on the worker.
+async fn narrow_client(worker: &TestWorker) -> WorkerClient<Channel> {
+    let endpoint = Channel::from_shared(format!("http://{}", worker.address)).unwrap();
+    WorkerClient::new(endpoint.initial_stream_window_size(1024).connect().await.unwrap())
+}
+
+/// Many tokens, each with much to tell.
+fn long(seed: u32) -> disagg_engine::Request {
+    let mut long = request(seed, 20, 480);
+    long.sampling.top_logprobs = Some(20);
+    long
+}
+
 #[tokio::test]
-async fn a_slow_reader_delays_nobody_and_loses_nothing() {
-    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
-    let slow = request(50, 20, 400);
-    let unread = decode.client().await.generate(local("slow", &slow)).await.unwrap();
+async fn a_client_that_does_not_read_stops_its_request_and_holds_up_nobody() {
+    let mut one_slot = options("decode-0", Role::Decode);
+    one_slot.limits.max_num_seqs = 1;
+    let decode = TestWorker::start(one_slot).await;
+    let slow = long(50);
+    let unread = narrow_client(&decode).await.generate(local("slow", &slow)).await.unwrap();
+    let load = decode.load("the request is paused", |load| load.engine.paused == 1).await;
+    assert_eq!((load.engine.running, load.engine.waiting), (0, 0));
+    let computed = load.engine.blocks_used;
+    assert!(computed < 400 / BLOCK_SIZE, "{computed} blocks were computed for nobody");
+
     for index in 0..3 {
         let quick = request(51 + index, 20, 10);
         let answer = generate(&decode, local(&format!("q{index}"), &quick)).await.unwrap();
         assert_right(&answer, &quick);
     }
-    decode.load("the slow reader's request is computed", |load| load.engine.running == 0).await;
+    let load = decode.load("the others are done", |load| load.engine.running == 0).await;
+    assert_eq!(
+        (load.engine.paused, load.engine.blocks_used),
+        (1, computed),
+        "nothing more was computed for it"
+    );
+
+    assert_right(&collect(unread.into_inner()).await.unwrap(), &slow);
+    // One that leaves is no longer paused.
+    let unread = narrow_client(&decode).await.generate(local("gone", &long(54))).await.unwrap();
+    decode.load("the request is paused", |load| load.engine.paused == 1).await;
+    drop(unread);
+    decode.load("the request is gone", |load| load.engine.paused == 0).await;
+    decode.idle().await;
+}
+
+/// The choices of a request share its stream.
+#[tokio::test]
+async fn choices_that_nobody_reads_are_paused_together() {
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let mut slow = long(55);
+    slow.choices = 4;
+    slow.sampling.temperature = 1.0;
+    let unread = narrow_client(&decode).await.generate(local("slow", &slow)).await.unwrap();
+    let load = decode.load("the request is paused", |load| load.engine.paused == 4).await;
+    assert_eq!(load.engine.running, 0);
     assert_right(&collect(unread.into_inner()).await.unwrap(), &slow);
     decode.idle().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_given_up() {
+    let mut impatient = options("decode-0", Role::Decode);
+    impatient.unread_max = std::time::Duration::from_millis(200);
+    let decode = TestWorker::start(impatient).await;
+    let unread = narrow_client(&decode).await.generate(local("slow", &long(56))).await.unwrap();
+    decode.load("the request is paused", |load| load.engine.paused == 1).await;
+    decode.idle().await;
+    let status = collect(unread.into_inner()).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
 }
 
 #[tokio::test]

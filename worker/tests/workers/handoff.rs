@@ -103,19 +103,6 @@ async fn a_client_that_leaves_mid_prefill_frees_blocks_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_cancel_by_id_ends_a_request_mid_prefill() {
-    let midway = midway(Vec::new(), None, prefill_worker("prefill-0").await).await;
-    let cancel = v1::CancelRequest { request_id: "r".into() };
-    let mut client = midway.decode.client().await;
-    assert!(client.cancel(cancel.clone()).await.unwrap().into_inner().found);
-    assert_eq!(midway.call.await.unwrap().unwrap_err().code(), Code::Cancelled);
-    midway.decode.idle().await;
-    assert!(!client.cancel(cancel).await.unwrap().into_inner().found);
-    midway.prefill.gate.open();
-    midway.prefill.idle().await;
-}
-
-#[tokio::test]
 async fn a_client_that_leaves_while_decoding_frees_blocks() {
     let prefill = prefill_worker("prefill-0").await;
     let decode = TestWorker::start(options("decode-0", Role::Decode)).await;

@@ -132,6 +132,7 @@ pub struct Options {
     pub metrics: bool,
     pub drain: Duration,
     pub step_max: Duration,
+    pub unread_max: Duration,
 }
 
 pub fn options(name: &'static str, role: Role) -> Options {
@@ -153,6 +154,7 @@ pub fn options(name: &'static str, role: Role) -> Options {
         drain: PATIENCE,
         // Longer than any test holds the gate.
         step_max: Duration::from_hours(1),
+        unread_max: ServeConfig::UNREAD_MAX,
     }
 }
 
@@ -188,6 +190,7 @@ impl TestWorker {
             lease: options.lease,
             drain: options.drain,
             step_max: options.step_max,
+            unread_max: options.unread_max,
         };
         let bind = async move {
             let probes = if options.metrics { Some(Probes::listen("127.0.0.1:0").await?) } else { None };

@@ -23,9 +23,8 @@ async fn a_drain_refuses_new_work_and_finishes_the_old() {
     let live = client.generate(local("r", &request)).await.unwrap();
     until("decoding is held", || decode.gate.holds()).await;
 
-    let impatient = v1::DrainRequest { deadline_seconds: 0 };
-    let response = client.drain(impatient).await.unwrap().into_inner();
-    assert_eq!(response, v1::DrainResponse { idle: false, sequences: 1, handoffs: 0 });
+    decode.begin_shutdown();
+    until("the worker drains", || decode.state.lifecycle.is_draining()).await;
     let status = client.generate(local("late", &request)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     let mut status = health(&decode).await;
@@ -36,7 +35,6 @@ async fn a_drain_refuses_new_work_and_finishes_the_old() {
     let mut load = client.watch_load(v1::WatchLoadRequest {}).await.unwrap().into_inner();
     assert!(load.message().await.unwrap().unwrap().draining);
 
-    decode.begin_shutdown();
     decode.gate.open();
     assert_right(&collect(live.into_inner()).await.unwrap(), &request);
     decode.ended().await.unwrap();
@@ -73,14 +71,4 @@ async fn a_prefill_worker_ends_after_its_pushes() {
 
 fn request_with_salt(like: &disagg_engine::Request) -> disagg_engine::Request {
     disagg_engine::Request { cache_salt: "salt".to_owned(), ..like.clone() }
-}
-
-#[tokio::test]
-async fn a_drain_of_an_idle_worker_is_answered_at_once() {
-    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
-    let mut client = decode.client().await;
-    let response = client.drain(v1::DrainRequest { deadline_seconds: 3600 }).await.unwrap().into_inner();
-    assert!(response.idle);
-    let status = client.drain(v1::DrainRequest { deadline_seconds: 3601 }).await.unwrap_err();
-    assert_eq!(status.code(), Code::InvalidArgument);
 }

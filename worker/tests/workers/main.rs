@@ -5,6 +5,7 @@
     reason = "a test: nobody else sees it, and a failed expectation is the point"
 )]
 
+mod connections;
 mod failure;
 mod generate;
 mod handoff;

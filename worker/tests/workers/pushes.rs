@@ -13,8 +13,10 @@ use disagg_worker::convert::Peer;
 use disagg_worker::metrics::Metrics;
 use disagg_worker::transport::landing::{Landed, LandingRegistry};
 use disagg_worker::transport::queue::{PushQueues, QueueingTransport};
+use disagg_worker::transport::reach::Reach;
 use disagg_worker::transport::stages::Stages;
 use disagg_worker::transport::tcp::{MAGIC, PushError, PushReceiver, PushTarget, Pusher, STAGES};
+use disagg_worker::transport::token::LandingToken;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -87,7 +89,13 @@ fn begin(epoch: u64, compat: u128, number: u64) -> v1::PushBegin {
         handoff: Some(v1::HandoffRef { epoch, number }),
         prefill_worker: Some(v1::WorkerRef { name: "p".into(), epoch: 5 }),
         kv_compat: Some(hash(compat)),
+        token: token().to_wire(),
     }
+}
+
+/// Of every zone that tests open by hand.
+pub fn token() -> LandingToken {
+    LandingToken::from_wire(&[7; LandingToken::BYTES]).unwrap()
 }
 
 fn peer() -> Peer {
@@ -118,6 +126,39 @@ async fn pushes_that_nobody_asked_for_are_refused_and_counted() {
     assert_eq!(refused(&decode, "invalid"), 1);
 }
 
+/// Whoever guesses the number of a handoff, the epoch and the names cannot write into its blocks.
+#[tokio::test]
+async fn a_push_without_the_landings_token_is_refused_and_counted() {
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let (epoch, compat) = (decode.state.identity.epoch, decode.state.identity.kv_compat.0);
+    let handoff = HandoffId { epoch, number: 1 };
+    let secret = LandingToken::random().unwrap();
+    let landed = decode.state.landing.open(handoff, secret.clone(), peer(), vec![BlockId(3)]);
+    let block = vec![1; block_bytes() as usize];
+
+    let mut other = secret.to_wire().to_vec();
+    other[15] ^= 1;
+    for (tries, forged) in [vec![0; 16], other].into_iter().enumerate() {
+        let begin = v1::PushBegin { token: forged.into(), ..begin(epoch.0, compat, 1) };
+        let mut push = HandPush::open(&decode, begin).await;
+        push.chunk(0, 0, &block).await;
+        let answer = push.answer().await.unwrap_err();
+        assert!(answer.contains("was opened with another token"), "{answer}");
+        assert_eq!(refused(&decode, "wrong-token"), 1 + tries as u64);
+    }
+    let none = v1::PushBegin { token: Vec::new().into(), ..begin(epoch.0, compat, 1) };
+    let answer = HandPush::open(&decode, none).await.answer().await.unwrap_err();
+    assert_eq!(answer, "begin.token: 0 bytes given; a token has 16 bytes");
+    assert_eq!(refused(&decode, "invalid"), 1);
+    assert_eq!(landed.borrow().units, 0, "nothing was written");
+
+    let begin = v1::PushBegin { token: secret.to_wire(), ..begin(epoch.0, compat, 1) };
+    let mut push = HandPush::open(&decode, begin).await;
+    push.chunk(0, 0, &block).await;
+    push.end(1).await;
+    assert_eq!(push.answer().await, Ok(1));
+}
+
 #[tokio::test]
 async fn another_version_and_messages_that_are_too_long_are_not_answered() {
     let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
@@ -141,7 +182,7 @@ async fn chunks_of_an_open_handoff_land_once_and_only_until_the_fence() {
     let block = vec![1; identity.layout.layer_block_bytes()];
     let open = async || HandPush::open(&decode, begin(epoch, compat, 1)).await;
 
-    let landed = decode.state.landing.open(handoff(1), peer(), vec![BlockId(3)]);
+    let landed = decode.state.landing.open(handoff(1), token(), peer(), vec![BlockId(3)]);
     let mut twice = open().await;
     twice.chunk(0, 0, &block).await;
     twice.chunk(0, 0, &block).await;
@@ -178,7 +219,7 @@ async fn the_fence_ends_connections_that_wait_and_chunks_that_are_half_there() {
     let (epoch, compat) = (identity.epoch.0, identity.kv_compat.0);
     for number in [1, 2] {
         let handoff = HandoffId { epoch: identity.epoch, number };
-        let landed = decode.state.landing.open(handoff, peer(), vec![BlockId(3), BlockId(4)]);
+        let landed = decode.state.landing.open(handoff, token(), peer(), vec![BlockId(3), BlockId(4)]);
         let mut push = HandPush::open(&decode, begin(epoch, compat, number)).await;
         push.chunk(0, 0, &vec![1; block_bytes() as usize]).await;
         if number == 2 {
@@ -198,7 +239,7 @@ async fn connections_whose_handoff_was_activated_may_still_end_well() {
     let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
     let identity = &decode.state.identity;
     let handoff = HandoffId { epoch: identity.epoch, number: 1 };
-    let mut landed = decode.state.landing.open(handoff, peer(), vec![BlockId(3)]);
+    let mut landed = decode.state.landing.open(handoff, token(), peer(), vec![BlockId(3)]);
     let mut push = HandPush::open(&decode, begin(identity.epoch.0, identity.kv_compat.0, 1)).await;
     for layer in 0..identity.layout.layers {
         push.chunk(layer, 0, &vec![1; block_bytes() as usize]).await;
@@ -254,7 +295,7 @@ async fn a_large_push_brings_every_block_in_time() {
         }
     });
     let handoff = HandoffId { epoch: EPOCH, number: 1 };
-    let landed = landing.open(handoff, peer(), reserved.clone());
+    let landed = landing.open(handoff, token(), peer(), reserved.clone());
     let queues = Arc::new(PushQueues::new(&layout));
     let ready = queues.open(handoff, BLOCKS).unwrap();
     let mut transport = QueueingTransport(Arc::clone(&queues));
@@ -265,10 +306,11 @@ async fn a_large_push_brings_every_block_in_time() {
         stages: Stages::new(Arc::clone(&from), STAGES),
         this_worker: peer(),
         kv_compat: COMPAT,
+        reach: Reach::of(address.parse().unwrap(), &address),
         metrics,
         speeds: Arc::default(),
     };
-    let target = PushTarget { handoff, peer: WorkerId::new("d"), address };
+    let target = PushTarget { handoff, peer: WorkerId::new("d"), address, token: token() };
     let push =
         |target: &PushTarget, ready| pusher.clone().push(target.clone(), ready, CancellationToken::new());
     let pushed = tokio::time::timeout(Duration::from_secs(10), push(&target, ready));
@@ -286,7 +328,7 @@ async fn a_large_push_brings_every_block_in_time() {
     // No connection without something to send: it could come when the others have ended the handoff.
     let before = connections.load(Ordering::SeqCst);
     let small = HandoffId { number: 2, ..handoff };
-    let _landed = landing.open(small, peer(), vec![BlockId(0)]);
+    let _landed = landing.open(small, token(), peer(), vec![BlockId(0)]);
     let ready = queues.open(small, 1).unwrap();
     transport.push_layer(0, &[KvPush { handoff: small, first: 0, blocks: vec![BlockId(1)] }]);
     queues.finish(small);

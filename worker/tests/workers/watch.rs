@@ -165,7 +165,7 @@ async fn metrics_health_and_readiness_are_served_over_http() {
     }
     assert!(get(address, "/health").await.starts_with("HTTP/1.1 200"));
     assert!(get(address, "/ready").await.starts_with("HTTP/1.1 200"));
-    decode.client().await.drain(v1::DrainRequest { deadline_seconds: 1 }).await.unwrap();
+    decode.state.lifecycle.drain(std::time::Duration::ZERO).await;
     assert!(get(address, "/ready").await.starts_with("HTTP/1.1 503"));
     assert!(get(address, "/health").await.starts_with("HTTP/1.1 200"));
 }

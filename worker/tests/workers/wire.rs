@@ -2,24 +2,28 @@
 
 use std::time::Duration;
 
+use bytes::BufMut;
 use disagg_core::{BlockId, HandoffId, Role};
+use disagg_proto::codec::BoundedCodec;
 use disagg_proto::v1;
 use disagg_proto::v1::prefill_client::PrefillClient;
 use disagg_proto::v1::prefill_server::{Prefill, PrefillServer};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status, Streaming};
 
 use crate::harness::*;
-use crate::pushes::HandPush;
+use crate::pushes::{HandPush, token};
 
 /// A start that `prefill` takes, into blocks of `decode` that are open for it.
 fn start(prefill: &TestWorker, decode: &TestWorker, request: &disagg_engine::Request) -> v1::PrefillStart {
     let handoff = HandoffId { epoch: decode.state.identity.epoch, number: 1 };
     let blocks = request.prompt.len() as u32 / BLOCK_SIZE;
     decode.state.landing.close(handoff);
-    drop(decode.state.landing.open(handoff, prefill.state.this_worker(), (0..blocks).map(BlockId).collect()));
+    let reserved = (0..blocks).map(BlockId).collect();
+    drop(decode.state.landing.open(handoff, token(), prefill.state.this_worker(), reserved));
     v1::PrefillStart {
         handoff: Some(v1::HandoffRef { epoch: handoff.epoch.0, number: 1 }),
         prefill_worker: Some(prefill.worker_ref()),
@@ -31,6 +35,7 @@ fn start(prefill: &TestWorker, decode: &TestWorker, request: &disagg_engine::Req
             transport: "tcp".into(),
             first_block: 0,
             block_ids: (0..blocks).collect(),
+            token: token().to_wire(),
         }),
         lease_ms: 60_000,
     }
@@ -106,6 +111,71 @@ async fn a_prefill_that_cannot_push_is_given_up() {
     prefill.idle().await;
 }
 
+/// Sends bytes as they are.
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = v1::GenerateEvent;
+    type Encoder = Self;
+    type Decoder = <BoundedCodec<v1::GenerateRequest, v1::GenerateEvent> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        BoundedCodec::<v1::GenerateRequest, _>::default().decoder()
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+/// Almost four million empty entries: 8 MB on the wire, some 200 MB once they are decoded.
+#[tokio::test]
+async fn messages_of_millions_of_empty_entries_are_refused_undecoded() {
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let inner = [0x0a, 0].repeat(3_900_000);
+    // Field 2 of a `GenerateRequest`, `remote`, and its length.
+    let mut message = vec![0x12];
+    prost::encoding::encode_varint(inner.len() as u64, &mut message);
+    message.extend(inner);
+    let mut client = tonic::client::Grpc::new(decode.channel().await).max_encoding_message_size(16 << 20);
+    client.ready().await.unwrap();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/disagg.v1.Worker/Generate");
+    let status = client.server_streaming(tonic::Request::new(message), path, Raw).await.err().unwrap();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert_eq!(status.message(), "RemotePrefill.candidates: more than 8 entries; 8 are allowed");
+}
+
+/// Nobody makes a worker connect to what only its host or its cloud can reach, whoever it is told to be there.
+#[tokio::test]
+async fn a_worker_does_not_connect_to_link_local_addresses() {
+    let prefill = TestWorker::start(options("prefill-0", Role::Prefill)).await;
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let request = request(7, 40, 4);
+    let mut start = start(&prefill, &decode, &request);
+    start.landing.as_mut().unwrap().address = "169.254.169.254:80".into();
+    let status = end(open(&prefill, start).await.unwrap().events).await;
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    assert!(status.message().contains("is a link-local address"), "{status}");
+    prefill.idle().await;
+
+    let candidate = prefill.candidate_at("169.254.169.254:80".parse().unwrap());
+    let answer = generate(&decode, remote("r", &request, vec![candidate])).await.unwrap();
+    assert_right(&answer, &request);
+    assert_eq!(answer.placement(), "local prefill-refused");
+    decode.idle().await;
+}
+
 /// Lets the engine compute one step every now and then, so that it takes commands and is not soon done.
 async fn step_by_step(gate: &Gate) {
     loop {
@@ -174,6 +244,8 @@ async fn a_handoff_is_taken_once() {
 /// A prefill worker that says it has done everything, and leaves the pushing to the test.
 struct Hasty {
     start: mpsc::Sender<v1::PrefillStart>,
+    /// Who it says it is.
+    says: Option<v1::WorkerRef>,
 }
 
 #[tonic::async_trait]
@@ -191,7 +263,7 @@ impl Prefill for Hasty {
         let (events, stream) = mpsc::channel(4);
         let first_tokens = vec![v1::Token { token_id: 1, logprob: None, top_logprobs: Vec::new() }];
         for event in [
-            Event::Accepted(v1::PrefillAccepted::default()),
+            Event::Accepted(v1::PrefillAccepted { prefill_worker: self.says.clone(), ..Default::default() }),
             Event::Completed(v1::PrefillCompleted { first_tokens, chunks: 1 }),
             Event::Drained(v1::PrefillDrained {}),
         ] {
@@ -209,26 +281,56 @@ impl Prefill for Hasty {
 }
 
 #[tokio::test]
+async fn a_worker_that_is_not_who_was_asked_counts_as_a_refusal() {
+    let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
+    let request = request(8, 40, 4);
+    let asked = v1::WorkerRef { name: "asked".into(), epoch: 5 };
+    let others = [
+        None,
+        Some(v1::WorkerRef { name: "other".into(), epoch: 5 }),
+        Some(v1::WorkerRef { epoch: 6, ..asked.clone() }),
+    ];
+    for (index, says) in others.into_iter().enumerate() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (start, _starts) = mpsc::channel(1);
+        let other = tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(PrefillServer::new(Hasty { start, says }))
+                .serve_with_incoming(TcpIncoming::from(listener)),
+        );
+        let candidate = v1::PrefillCandidate { worker: Some(asked.clone()), address };
+        let salted = disagg_engine::Request { cache_salt: index.to_string(), ..request.clone() };
+        let answer = generate(&decode, remote("r", &salted, vec![candidate])).await.unwrap();
+        assert_right(&answer, &salted);
+        assert_eq!(answer.placement(), "local prefill-refused");
+        decode.idle().await;
+        other.abort();
+    }
+}
+
+#[tokio::test]
 async fn blocks_that_land_after_the_lease_has_ended_well_still_count() {
     let decode = TestWorker::start(options("decode-0", Role::Decode)).await;
     let identity = decode.state.identity.clone();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (start, mut starts) = mpsc::channel(1);
+    let worker = v1::WorkerRef { name: "hasty".into(), epoch: 5 };
     let hasty = tokio::spawn(
         tonic::transport::Server::builder()
-            .add_service(PrefillServer::new(Hasty { start }))
+            .add_service(PrefillServer::new(Hasty { start, says: Some(worker.clone()) }))
             .serve_with_incoming(TcpIncoming::from(listener)),
     );
-    let worker = v1::WorkerRef { name: "hasty".into(), epoch: 5 };
     let candidate = v1::PrefillCandidate { worker: Some(worker.clone()), address };
     let call = generate(&decode, remote("r", &request(6, 12, 3), vec![candidate]));
     let push = async {
-        let handoff = starts.recv().await.unwrap().handoff;
+        let start = starts.recv().await.unwrap();
         let begin = v1::PushBegin {
-            handoff,
+            handoff: start.handoff,
             prefill_worker: Some(worker),
             kv_compat: Some(hash(identity.kv_compat.0)),
+            token: start.landing.unwrap().token,
         };
         // Time for the end of the stream to arrive first; either order has to do.
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,3 +1,5 @@
+use std::net::{IpAddr, Ipv4Addr};
+
 use clap::Parser;
 use disagg_router::RouterArgs;
 use disagg_worker::WorkerArgs;
@@ -38,7 +40,7 @@ struct AsRouter {
 
 /// What the worker itself makes of the arguments we give it.
 fn worker_config(plan: &Plan, index: usize) -> WorkerConfig {
-    let args = plan.workers()[index].args(Path::new("/m"), "127.0.0.1:20000");
+    let args = plan.workers()[index].args(Path::new("/m"), "127.0.0.1:20000", "127.0.0.1:20001");
     AsWorker::try_parse_from(args).unwrap().args.resolve().unwrap()
 }
 
@@ -143,6 +145,7 @@ fn every_engine_option_reaches_its_worker() {
         assert_eq!(config.model.block_size, 64);
         assert_eq!(config.model.load_format, WorkerLoadFormat::Auto);
         assert_eq!(config.serve.listen, "127.0.0.1:20000");
+        assert_eq!(config.metrics_listen.as_deref(), Some("127.0.0.1:20001"));
         assert_eq!(config.serve.drain.as_secs(), 10, "what neither flag nor file names has its default");
         assert!(config.exit_with_stdin, "no worker outlives `up`");
     }
@@ -177,17 +180,21 @@ fn names_that_look_like_flags_are_values() {
     assert_eq!(worker_config(&demo(&flags), 0).model.served_model_name, "--help");
 }
 
+const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8181);
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8182);
+
 #[test]
 fn the_router_knows_its_workers_and_the_settings_file() {
     let workers = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
     let flags = UpArgs { drain_seconds: Some(4), ..UpArgs::default() };
-    let args = router_args(&demo(&flags), "127.0.0.1:8181", &workers, Path::new("/s.yaml"));
+    let args = router_args(&demo(&flags), API, ADMIN, &workers, Path::new("/s.yaml"));
     let args = AsRouter::try_parse_from(args).unwrap().args;
     assert_eq!(args.workers, workers);
     assert_eq!(
         (args.listen.as_str(), args.settings.as_deref()),
         ("127.0.0.1:8181", Some(Path::new("/s.yaml")))
     );
+    assert_eq!(args.admin_listen.as_deref(), Some("127.0.0.1:8182"));
     assert_eq!(args.drain_timeout_seconds, 4);
     assert!(args.exit_with_stdin, "no router outlives `up`");
 }
@@ -249,7 +256,7 @@ fn limits_of_router_and_drain_reach_the_processes() {
     let overridden = plan_of(&text, &flags).unwrap().router;
     assert_eq!((overridden.routing, overridden.min_workers), (Some(Routing::Random), Some(5)));
     let plan = plan_of(&text, &UpArgs::default()).unwrap();
-    let args = router_args(&plan, "127.0.0.1:8181", &["127.0.0.1:1".to_owned()], Path::new("/s.yaml"));
+    let args = router_args(&plan, API, ADMIN, &["127.0.0.1:1".to_owned()], Path::new("/s.yaml"));
     let args = AsRouter::try_parse_from(args).unwrap().args;
     assert_eq!((args.max_in_flight, args.request_timeout_seconds), (7, 8));
     assert_eq!((args.routing.as_str(), args.min_workers), ("round-robin", 2));

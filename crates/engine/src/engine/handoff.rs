@@ -59,6 +59,9 @@ impl<B: Backend> Engine<B> {
         let prompt_blocks = sequence.prompt_len().div_ceil(self.block_size);
         let cached = sequence.find_cached(&self.pool);
         let needed = (sequence.prompt_len() + 1).div_ceil(self.block_size) - cached.len();
+        if needed <= self.share_to_await(&cached) {
+            self.take_from_paused(needed, &cached);
+        }
         let available = self.available_to_await(&cached);
         let blocks = if needed <= available { self.pool_after_holding(&cached, needed) } else { None };
         let Some(blocks) = blocks else {
@@ -94,8 +97,8 @@ impl<B: Backend> Engine<B> {
             self.finish(key, FinishReason::Error);
             return Ok(());
         }
+        // What has landed is published with the next draw, which is the first that this worker makes from it.
         sequence.computed = sequence.prompt_len();
-        sequence.publish(sequence.computed, &mut self.pool);
         self.accept(key, first_tokens);
         Ok(())
     }
@@ -113,6 +116,7 @@ impl<B: Backend> Engine<B> {
             return Err(NotAwaitingKv(sequence));
         }
         let mut sequence = self.sequences.remove(&key).ok_or(NotAwaitingKv(sequence))?;
+        self.scheduler.remove(key);
         self.pool.release(&sequence.take_blocks());
         Ok(Request::clone(&sequence.request))
     }
@@ -140,18 +144,31 @@ impl<B: Backend> Engine<B> {
         }
         if let Some(sequence) = self.sequences.get_mut(&key) {
             sequence.set_state(State::Waiting);
-            self.scheduler.enqueue(key);
+            self.scheduler.enqueue(sequence);
         }
         Ok(key)
     }
 
     /// Blocks that one more sequence awaiting KV may take beside the `cached` ones.
     fn available_to_await(&self, cached: &[BlockId]) -> usize {
+        self.share_to_await(cached).min(self.available_at_once(cached))
+    }
+
+    /// What is left for one more of the half of the pool that sequences awaiting KV may hold.
+    fn share_to_await(&self, cached: &[BlockId]) -> usize {
         // Quarantined blocks wait for a peer too.
         let held = self.awaiting.blocks.len() + self.pool.quarantined();
         let joining = cached.iter().filter(|block| !self.awaiting.blocks.contains_key(block)).count();
-        let share = (self.pool.total() / 2).saturating_sub(held + joining);
-        share.min(self.available_at_once(cached))
+        (self.pool.total() / 2).saturating_sub(held + joining)
+    }
+
+    /// Takes blocks from paused sequences, as far as `needed` ones are not free beside the `cached` ones.
+    fn take_from_paused(&mut self, needed: usize, cached: &[BlockId]) {
+        while !self.scheduler.is_blocked() && self.available_at_once(cached) < needed {
+            if !self.scheduler.preempt_paused(&mut self.sequences, &mut self.pool) {
+                return;
+            }
+        }
     }
 
     /// Free blocks for work that takes all of them at once, beside the `cached` ones. None while a request that came
@@ -190,6 +207,7 @@ impl<B: Backend> Engine<B> {
         let mut sequence = self.new_sequence(request, Kind::Prefill(push), State::Waiting);
         let cached = sequence.find_cached(&self.pool);
         let needed = sequence.missing_blocks() - cached.len();
+        self.take_from_paused(needed, &cached);
         let available = self.available_at_once(&cached);
         let blocks = if needed <= available { self.pool_after_holding(&cached, needed) } else { None };
         let Some(blocks) = blocks else {
@@ -200,7 +218,7 @@ impl<B: Backend> Engine<B> {
         let (key, overlap) = (sequence.key, sequence.computed);
         self.handoffs.insert(handoff, key);
         self.insert(sequence);
-        self.scheduler.enqueue(key);
+        self.enqueue(key);
         Ok(overlap as u32)
     }
 

@@ -128,6 +128,9 @@ impl<B: Backend> Engine<B> {
                 for row in rows {
                     let tokens = row.sample.then(|| drawn.next().unwrap_or_default());
                     self.settle(&row, tokens);
+                    if let Some(sequence) = self.sequences.get_mut(&row.key) {
+                        self.scheduler.pause_if_behind(sequence);
+                    }
                 }
                 Ok(())
             }
@@ -151,7 +154,6 @@ impl<B: Backend> Engine<B> {
             self.drop_if_unused(row.key);
             return;
         }
-        sequence.publish(row.start + row.len, &mut self.pool);
         let Some(drawn) = drawn else {
             if let Kind::Prefill(push) = &sequence.kind {
                 let (handoff, computed_tokens) = (push.handoff, (row.start + row.len) as u32);
@@ -167,6 +169,9 @@ impl<B: Backend> Engine<B> {
             self.finish(row.key, FinishReason::Error);
             return;
         }
+        // Not earlier. A number that is none goes from a token's KV into the logits of every later one, so that a draw
+        // vouches for all KV before it; without one, others would find blocks that no prompt can be answered from.
+        sequence.publish(row.start + row.len, &mut self.pool);
         match &sequence.kind {
             Kind::Generate => self.accept(row.key, drawn),
             Kind::Prefill(push) => {
@@ -198,8 +203,7 @@ impl<B: Backend> Engine<B> {
         let reason = sequence.finish_reason(self.max_len);
         for fork in forks {
             let (key, reason) = (fork.key, fork.finish_reason(self.max_len));
-            self.sequences.insert(key, fork);
-            self.scheduler.enqueue(key);
+            self.scheduler.enqueue(self.sequences.entry(key).or_insert(fork));
             if let Some(reason) = reason {
                 self.finish(key, reason);
             }

@@ -12,11 +12,11 @@ pub struct EngineConfig {
     pub fingerprint: ModelFingerprint,
     /// Prompt and output together, in tokens.
     pub max_model_len: u32,
-    /// Sequences in one step.
+    /// Sequences in one step: running slots, which requests share evenly when they are short.
     pub max_num_seqs: u32,
     /// Tokens in one step.
     pub max_num_batched_tokens: u32,
-    /// Requests that may wait to run; more are refused.
+    /// Requests none of whose choices runs; more are refused. A request counts once, however many choices it has.
     pub max_waiting: u32,
     /// Remote prefills queued or running; more are refused.
     pub max_prefill_queue: u32,
@@ -132,8 +132,10 @@ pub struct RemotePrefill {
 pub struct EngineLoad {
     /// Sequences in the running batch.
     pub running: u32,
-    /// Requests that wait to run, preempted ones included.
+    /// Sequences that wait to run, preempted ones included.
     pub waiting: u32,
+    /// Sequences whose reader is behind.
+    pub paused: u32,
     /// Sequences whose KV is on its way here.
     pub awaiting_kv: u32,
     /// Blocks in the pool.

@@ -53,7 +53,7 @@ fn what_a_failed_step_should_have_computed_is_not_cached() {
     assert!(worker.engine.step(&mut worker.transport).is_err());
     worker.take_events();
     assert_eq!(worker.finished(doomed, 0), Some(FinishReason::Error));
-    assert_eq!(worker.engine.overlap_tokens(&(0..17).collect::<Vec<_>>(), ""), 8);
+    assert_eq!(worker.engine.overlap_tokens(&(0..17).collect::<Vec<_>>(), ""), 0);
     worker.submit(request((0..17).collect(), 4));
     worker.run();
     worker.assert_as_expected();
@@ -75,6 +75,37 @@ fn a_row_that_can_not_be_drawn_ends_alone() {
         }
         assert_eq!(worker.finished(good, 0), Some(FinishReason::Length));
         worker.assert_as_expected();
+        worker.assert_idle();
+    }
+}
+
+/// As when a prompt drives the model to numbers that are none: others with the same prompt must not find its KV.
+#[test]
+fn what_could_not_be_drawn_from_is_neither_cached_nor_told() {
+    for (depth, tokens) in [(1, 64), (1, 8), (2, 8)] {
+        let mut worker = Worker::new(Shape { depth, tokens, ..Shape::default() });
+        let prompt: Vec<u32> = (0..20).collect();
+        let bad = worker.submit(request(prompt.clone(), 4));
+        worker.control.fail_sample.store(true, Ordering::SeqCst);
+        worker.run();
+        assert_eq!(worker.finished(bad, 0), Some(FinishReason::Error));
+        assert_eq!(worker.engine.overlap_tokens(&prompt, ""), 0);
+        assert_eq!(worker.engine.take_kv_events(), []);
+        worker.assert_idle();
+
+        // While it decodes: what was drawn from before stays, the block that its last token completes does not.
+        let late = worker.submit(request(prompt.clone(), 20));
+        while worker.tokens(late, 0).len() < 4 {
+            worker.step();
+        }
+        worker.control.fail_sample.store(true, Ordering::SeqCst);
+        worker.run();
+        assert_eq!(worker.finished(late, 0), Some(FinishReason::Error));
+        let mut all = prompt;
+        all.extend(worker.tokens(late, 0));
+        all.extend([1; 8]);
+        let drawn_from = 20 + worker.tokens(late, 0).len() - 1;
+        assert_eq!(worker.engine.overlap_tokens(&all, "") as usize, drawn_from / 4 * 4);
         worker.assert_idle();
     }
 }

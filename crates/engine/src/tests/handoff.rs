@@ -217,6 +217,48 @@ fn an_abandoned_reservation_gives_the_request_back() {
     d.assert_idle();
 }
 
+/// D vouches for what has landed with a draw of its own, P for what it has computed with its first token.
+#[test]
+fn what_was_handed_over_is_cached_only_when_it_was_drawn_from() {
+    let (mut p, mut d) = (Worker::new(Shape::default()), Worker::new(Shape::default()));
+    let asked = request((0..18).collect(), 12);
+    let to = reserve(&mut d, &asked);
+    let first = prefill(&mut p, &d, &asked, &to, 1);
+    assert_eq!(p.engine.overlap_tokens(&asked.prompt, ""), 16);
+    d.engine.activate(to.sequence, first).unwrap();
+    assert_eq!(d.engine.overlap_tokens(&asked.prompt, ""), 0, "not before D has drawn from it");
+    d.control.fail_sample.store(true, std::sync::atomic::Ordering::SeqCst);
+    d.run();
+    assert_eq!(d.finished(to.sequence, 0), Some(FinishReason::Error));
+    assert_eq!((d.engine.overlap_tokens(&asked.prompt, ""), d.engine.take_kv_events()), (0, Vec::new()));
+    d.assert_idle();
+
+    let mut p = Worker::new(Shape { tokens: 8, ..Shape::default() });
+    p.control.fail_sample.store(true, std::sync::atomic::Ordering::SeqCst);
+    let remote = RemotePrefill { handoff: handoff(2), request: asked.clone(), first_block: 0 };
+    p.engine.submit_prefill(remote).unwrap();
+    p.run();
+    assert_eq!(p.prefilled[&handoff(2)], None);
+    p.engine.push_drained(handoff(2));
+    assert_eq!((p.engine.overlap_tokens(&asked.prompt, ""), p.engine.take_kv_events()), (0, Vec::new()));
+    p.assert_idle();
+}
+
+#[test]
+fn choices_of_a_prompt_that_was_handed_over_publish_its_blocks_once() {
+    let (mut p, mut d) = (Worker::new(Shape::default()), Worker::new(Shape::default()));
+    let mut asked = request((0..18).collect(), 6);
+    asked.choices = 3;
+    asked.sampling.temperature = 1.0;
+    let to = reserve(&mut d, &asked);
+    let first = prefill(&mut p, &d, &asked, &to, 1);
+    d.engine.activate(to.sequence, first).unwrap();
+    d.run();
+    assert_eq!(d.engine.overlap_tokens(&asked.prompt, ""), 16);
+    d.assert_as_expected();
+    d.assert_idle();
+}
+
 #[test]
 fn too_few_first_tokens_are_an_error() {
     let mut d = Worker::new(Shape::default());

@@ -2,9 +2,11 @@
 
 mod basics;
 mod disaggregated;
+mod fairness;
 mod faults;
 mod handoff;
 mod harness;
+mod pausing;
 mod pool;
 mod random;
 mod scheduling;

@@ -1,10 +1,13 @@
 //! One engine under random requests, cancels and failures, against the naive model.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
+use disagg_core::KvEvent;
+use disagg_core::hash::BlockHasher;
 use proptest::prelude::*;
 
-use super::harness::{Shape, Worker, requests, shapes};
+use super::harness::{Shape, Worker, requests, shapes, tokens_of};
 use crate::engine::BlockFate;
 use crate::request::Request;
 
@@ -16,6 +19,8 @@ enum Action {
     FailLaunch,
     FailCollect,
     FailSample,
+    Pause(usize),
+    Resume(usize),
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
@@ -24,6 +29,8 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         8 => (0u8..6).prop_map(Action::Steps),
         2 => (0usize..8).prop_map(Action::Cancel),
         1 => prop_oneof![Just(Action::FailLaunch), Just(Action::FailCollect), Just(Action::FailSample)],
+        1 => (0usize..8).prop_map(Action::Pause),
+        1 => (0usize..8).prop_map(Action::Resume),
     ];
     prop::collection::vec(action, 1..24)
 }
@@ -61,8 +68,20 @@ fn run(shape: Shape, actions: &[Action]) {
             Action::FailLaunch => worker.control.fail_launch.store(true, Ordering::SeqCst),
             Action::FailCollect => worker.control.fail_collect.store(true, Ordering::SeqCst),
             Action::FailSample => worker.control.fail_sample.store(true, Ordering::SeqCst),
+            Action::Pause(which) => {
+                if let Some(id) = ids.get(*which) {
+                    worker.engine.pause(*id);
+                }
+            }
+            Action::Resume(which) => {
+                if let Some(id) = ids.get(*which) {
+                    worker.engine.resume(*id);
+                }
+            }
         }
+        assert_drawn_from(&worker);
     }
+    ids.iter().for_each(|id| worker.engine.resume(*id));
     let bound = bound(&worker);
     let mut steps = 0;
     while worker.engine.has_work() {
@@ -71,8 +90,27 @@ fn run(shape: Shape, actions: &[Action]) {
         steps += 1;
         assert!(steps < bound, "somebody starves: {:?}", worker.engine.load());
     }
+    assert_drawn_from(&worker);
     worker.assert_as_expected();
     worker.assert_idle();
+}
+
+/// Every block that can be found is one of a sequence that has drawn a token after it.
+fn assert_drawn_from(worker: &Worker) {
+    let mut drawn_from = BTreeSet::new();
+    for ((id, _), outcome) in &worker.outcomes {
+        let Some(before_last) = outcome.tokens.len().checked_sub(1) else { continue };
+        let request = &worker.requests[id];
+        let mut tokens = request.prompt.clone();
+        tokens.extend(&tokens_of(&outcome.tokens)[..before_last]);
+        let hasher =
+            BlockHasher::new(worker.shape.config().fingerprint, worker.shape.block_size, &request.cache_salt);
+        drawn_from.extend(hasher.hash_blocks(&tokens));
+    }
+    for event in worker.engine.kv_snapshot() {
+        let KvEvent::BlockStored { hash, .. } = event else { continue };
+        assert!(drawn_from.contains(&hash), "a block can be found that nothing was drawn from");
+    }
 }
 
 proptest! {

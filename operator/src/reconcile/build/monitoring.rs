@@ -2,7 +2,7 @@
 
 use disagg_api::crd::PodMonitorOptions;
 use disagg_api::kubernetes::{
-    Component, LABEL_DEPLOYMENT, LABEL_ROLE, ROUTER_HTTP_PORT_NAME, WORKER_METRICS_PORT_NAME,
+    Component, LABEL_DEPLOYMENT, LABEL_ROLE, ROUTER_ADMIN_PORT_NAME, WORKER_METRICS_PORT_NAME,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
@@ -43,6 +43,6 @@ pub(super) fn pod_monitors(wanted: &Wanted) -> Vec<PodMonitor> {
     let routers = selector(wanted, Component::Router);
     vec![
         monitor(of_workers, None, workers(wanted), WORKER_METRICS_PORT_NAME),
-        monitor(of_routers, Some(Component::Router), routers, ROUTER_HTTP_PORT_NAME),
+        monitor(of_routers, Some(Component::Router), routers, ROUTER_ADMIN_PORT_NAME),
     ]
 }

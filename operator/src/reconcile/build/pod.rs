@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use disagg_api::crd::{EnvVar as UserEnvVar, PodOverrides, Resources, VolumeMount as UserVolumeMount};
 use disagg_api::kubernetes::{ANNOTATION_CONFIG_HASH, Component};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, LocalObjectReference,
-    ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecurityContext, Volume, VolumeMount,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
+    LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -161,6 +161,15 @@ pub(super) fn http_probe(path: &str, port: &str, period_seconds: i32, failures: 
         timeout_seconds: Some(3),
         failure_threshold: Some(failures),
         ..Probe::default()
+    }
+}
+
+pub(super) fn container_port(name: &str, port: u16) -> ContainerPort {
+    ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: port.into(),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
     }
 }
 

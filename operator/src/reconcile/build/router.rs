@@ -1,15 +1,16 @@
 //! The routers: a Deployment, the Service that clients use, and the ConfigMap with their settings.
 
 use disagg_api::kubernetes::{
-    Component, ENV_DEPLOYMENT, ENV_NAMESPACE, ROUTER_HTTP_PORT, ROUTER_HTTP_PORT_NAME, settings_config_map,
+    Component, ENV_DEPLOYMENT, ENV_NAMESPACE, ROUTER_ADMIN_PORT, ROUTER_ADMIN_PORT_NAME, ROUTER_HTTP_PORT,
+    ROUTER_HTTP_PORT_NAME, settings_config_map,
 };
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, ContainerPort, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::access::router_account;
 use super::labels::{metadata, selector};
-use super::pod::{Parts, field_env, http_probe, plain_env, template};
+use super::pod::{Parts, container_port, field_env, http_probe, plain_env, template};
 use crate::reconcile::validate::{Replicas, Wanted};
 
 /// How long a router that is to end goes on accepting, until every node has learnt that it leaves.
@@ -58,6 +59,7 @@ pub(super) fn deployment(wanted: &Wanted) -> Deployment {
     let router = &wanted.router;
     let mut args = vec![
         format!("--listen=[::]:{ROUTER_HTTP_PORT}"),
+        format!("--admin-listen=[::]:{ROUTER_ADMIN_PORT}"),
         format!("--drain-timeout-seconds={}", wanted.drain_seconds),
     ];
     let mut option = |name: &str, value: Option<i32>| {
@@ -77,15 +79,14 @@ pub(super) fn deployment(wanted: &Wanted) -> Deployment {
             field_env(ENV_NAMESPACE, "metadata.namespace"),
             plain_env("DISAGG_SHUTDOWN_DELAY_SECONDS", &SHUTDOWN_DELAY_SECONDS.to_string()),
         ]),
-        ports: Some(vec![ContainerPort {
-            name: Some(ROUTER_HTTP_PORT_NAME.to_owned()),
-            container_port: ROUTER_HTTP_PORT.into(),
-            protocol: Some("TCP".to_owned()),
-            ..ContainerPort::default()
-        }]),
-        startup_probe: Some(http_probe("/health", ROUTER_HTTP_PORT_NAME, 1, 30)),
-        liveness_probe: Some(http_probe("/health", ROUTER_HTTP_PORT_NAME, 10, 3)),
-        readiness_probe: Some(http_probe("/ready", ROUTER_HTTP_PORT_NAME, 1, 3)),
+        ports: Some(vec![
+            container_port(ROUTER_HTTP_PORT_NAME, ROUTER_HTTP_PORT),
+            container_port(ROUTER_ADMIN_PORT_NAME, ROUTER_ADMIN_PORT),
+        ]),
+        // Where clients are not: however many there are, they do not get a router restarted.
+        startup_probe: Some(http_probe("/health", ROUTER_ADMIN_PORT_NAME, 1, 30)),
+        liveness_probe: Some(http_probe("/health", ROUTER_ADMIN_PORT_NAME, 10, 3)),
+        readiness_probe: Some(http_probe("/ready", ROUTER_ADMIN_PORT_NAME, 1, 3)),
         ..Container::default()
     };
     let parts = Parts {

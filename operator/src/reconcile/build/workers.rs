@@ -6,14 +6,16 @@ use disagg_api::kubernetes::{
 };
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvVar, EnvVarSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
-    SecretKeySelector, Service, ServicePort, ServiceSpec, Volume, VolumeMount,
+    Container, EnvVar, EnvVarSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource, SecretKeySelector,
+    Service, ServicePort, ServiceSpec, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::access::worker_account;
 use super::labels::{metadata, selector};
-use super::pod::{Parts, empty_dir, field_env, http_probe, literal, mount, plain_env, template};
+use super::pod::{
+    Parts, container_port, empty_dir, field_env, http_probe, literal, mount, plain_env, template,
+};
 use crate::reconcile::validate::{Model, Replicas, Wanted, Workers};
 
 /// Where a volume with the model is mounted.
@@ -54,20 +56,14 @@ pub(super) fn stateful_set(wanted: &Wanted, workers: &Workers) -> StatefulSet {
     let (mut volumes, mut mounts) = model_volume(&wanted.model);
     volumes.push(empty_dir("cache"));
     mounts.push(mount("cache", CACHE_FOLDER));
-    let port = |name: &str, port: u16| ContainerPort {
-        name: Some(name.to_owned()),
-        container_port: port.into(),
-        protocol: Some("TCP".to_owned()),
-        ..ContainerPort::default()
-    };
     let container = Container {
         name: "worker".to_owned(),
         image: Some(workers.image.clone()),
         args: Some(arguments(wanted, workers)),
         env: Some(environment(&wanted.model)),
         ports: Some(vec![
-            port(WORKER_GRPC_PORT_NAME, WORKER_GRPC_PORT),
-            port(WORKER_METRICS_PORT_NAME, WORKER_METRICS_PORT),
+            container_port(WORKER_GRPC_PORT_NAME, WORKER_GRPC_PORT),
+            container_port(WORKER_METRICS_PORT_NAME, WORKER_METRICS_PORT),
         ]),
         volume_mounts: Some(mounts),
         // A worker answers both from its first moment: it is alive while it loads its model, and ready afterwards.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use disagg_api::crd::SettingsStatus;
-use disagg_api::kubernetes::{Component, ROUTER_HTTP_PORT, SETTINGS_PATH, SettingsReport};
+use disagg_api::kubernetes::{Component, ROUTER_ADMIN_PORT, SETTINGS_PATH, SettingsReport};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -92,7 +92,7 @@ fn common(reports: &ByPod, routers: usize) -> Option<SettingsStatus> {
 
 async fn report(context: &Context, ip: &str) -> Result<SettingsReport, reqwest::Error> {
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    let url = format!("http://{host}:{ROUTER_HTTP_PORT}{SETTINGS_PATH}");
+    let url = format!("http://{host}:{ROUTER_ADMIN_PORT}{SETTINGS_PATH}");
     context.http.get(url).send().await?.error_for_status()?.json().await
 }
 

@@ -368,14 +368,6 @@ impl worker_server::Worker for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn cancel(&self, _: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
-        Ok(Response::new(v1::CancelResponse::default()))
-    }
-
-    async fn drain(&self, _: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
-        Ok(Response::new(v1::DrainResponse::default()))
-    }
-
     type WatchKvEventsStream = Answers<v1::KvEventBatch>;
 
     async fn watch_kv_events(

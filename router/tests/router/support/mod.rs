@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
-use disagg_router::RouterArgs;
+use disagg_router::{Listeners, RouterArgs};
 use fake::FakeWorker;
 use futures::StreamExt;
 use serde_json::Value;
@@ -24,6 +24,8 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// A router in front of some workers.
 pub struct TestRouter {
     pub address: SocketAddr,
+    /// Of what is not for clients.
+    pub admin: SocketAddr,
     client: reqwest::Client,
     shutdown: Option<oneshot::Sender<()>>,
     pub task: JoinHandle<anyhow::Result<()>>,
@@ -61,17 +63,20 @@ impl TestRouter {
     pub async fn start_with(flags: &[String]) -> Self {
         let argv = ["router"].into_iter().chain(flags.iter().map(String::as_str));
         let args = Cli::try_parse_from(argv).expect("valid flags").args;
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let listeners =
+            Listeners { api: listen().await.expect("a port"), admin: listen().await.expect("a port") };
+        let address = |listener: &TcpListener| listener.local_addr().expect("an address");
+        let (address, admin) = (address(&listeners.api), address(&listeners.admin));
         let (shutdown, wait) = oneshot::channel();
         let stop = async move {
             let _ = wait.await;
         };
-        let task = tokio::spawn(disagg_router::serve(args, listener, stop));
+        let task = tokio::spawn(disagg_router::serve(args, listeners, stop));
         // All is plain HTTP here, but reqwest wants a provider of TLS; installed by the first test of a process.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().expect("a client");
-        Self { address, client, shutdown: Some(shutdown), task }
+        Self { address, admin, client, shutdown: Some(shutdown), task }
     }
 
     /// Tells the router to end.
@@ -87,6 +92,12 @@ impl TestRouter {
 
     pub async fn get(&self, path: &str) -> Answer {
         read(self.client.get(self.url(path)).send().await.expect("an answer")).await
+    }
+
+    /// GET of what is not for clients.
+    pub async fn admin(&self, path: &str) -> Answer {
+        let url = format!("http://{}{path}", self.admin);
+        read(self.client.get(url).send().await.expect("an answer")).await
     }
 
     /// Sends a request and waits for the headers of its answer.
@@ -117,7 +128,7 @@ impl TestRouter {
 
     /// The worker at an address, as `/internal/workers` has it.
     pub async fn worker(&self, address: SocketAddr) -> Value {
-        let workers = self.get("/internal/workers").await.json();
+        let workers = self.admin("/internal/workers").await.json();
         let of_address = |worker: &&Value| worker["address"] == address.to_string();
         workers["workers"].as_array().expect("a list").iter().find(of_address).expect("known").clone()
     }
@@ -153,12 +164,12 @@ impl TestRouter {
     pub async fn until_metric(&self, line: &str) {
         let mut ticks = interval(Duration::from_millis(10));
         let wait = async {
-            while !self.get("/metrics").await.body.lines().any(|found| found == line) {
+            while !self.admin("/metrics").await.body.lines().any(|found| found == line) {
                 ticks.tick().await;
             }
         };
         let found = timeout(SOON, wait).await.is_ok();
-        assert!(found, "no {line} in:\n{}", self.get("/metrics").await.body);
+        assert!(found, "no {line} in:\n{}", self.admin("/metrics").await.body);
     }
 }
 

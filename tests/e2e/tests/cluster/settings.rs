@@ -22,7 +22,7 @@ use crate::session::operator;
 const NAME: &str = "tuned";
 
 /// The port of a router's container.
-const ROUTER_PORT: u16 = 8181;
+const ADMIN_PORT: u16 = 8182;
 
 /// Longest wait for an edit to be in force. What it took is printed; a second is the aim, on a machine that does little
 /// else.
@@ -48,7 +48,7 @@ impl Tuned {
     async fn reach_routers(&mut self) {
         self.routers.clear();
         for pod in self.namespace.ready_pods(&part(NAME, "router"), 2, CONVERGE).await {
-            let forward = self.namespace.forward_pod(&pod.name_any(), ROUTER_PORT).await;
+            let forward = self.namespace.forward_pod(&pod.name_any(), ADMIN_PORT).await;
             self.routers.insert(pod.name_any(), forward);
         }
     }

@@ -190,8 +190,9 @@ async fn of_the_router_under_disagg_up_is_mended_by_it() {
     let (url, _) = up.ready().await;
     let client = Client::learn(&url, prompts()).await;
     let load = Load::start(client.clone(), 5);
+    let admin = up.admin.clone();
     let placements = || async {
-        let metrics = scrape(&format!("{url}/metrics")).await?;
+        let metrics = scrape(&format!("{admin}/metrics")).await?;
         Ok::<_, String>(
             metrics.sum("disagg_router_placements_total", &[("placement", "remote")]).unwrap_or(0.0),
         )

@@ -122,7 +122,7 @@ async fn health_and_readiness() {
     let absent = disagg_e2e::ports::free_address();
     let router = Router::start(&[&absent], &["--max-wait-for-worker-seconds=0".to_owned()], folder.path());
     eventually("the router to be alive", Duration::from_secs(20), async || match disagg_e2e::router::scrape(
-        &format!("{}/metrics", router.url()),
+        &format!("{}/metrics", router.admin()),
     )
     .await
     {

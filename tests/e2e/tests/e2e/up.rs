@@ -23,18 +23,22 @@ const GONE: Duration = Duration::from_secs(15);
 pub(crate) struct Up {
     process: Process,
     home: TempDir,
+    /// Of what is for whoever runs it.
+    pub(crate) admin: String,
 }
 
 impl Up {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let home = tempfile::Builder::new().prefix("disagg-up-").tempdir().expect("a temporary folder");
         let mut command = Command::new(process::disagg());
-        command.arg("up").args(["--port", &free_port().to_string()]).args(arguments);
+        let (port, admin_port) = (free_port().to_string(), free_port().to_string());
+        command.args(["up", "--port", &port, "--admin-port", &admin_port]).args(arguments);
         command.env("HOME", home.path());
         command
             .env("XDG_CACHE_HOME", home.path().join("cache"))
             .env("XDG_STATE_HOME", home.path().join("state"));
-        Self { process: Process::start("up", home.path(), command), home }
+        let admin = format!("http://127.0.0.1:{admin_port}");
+        Self { process: Process::start("up", home.path(), command), home, admin }
     }
 
     /// Waits until it says that it is ready: the URL, and the curl lines below it.

@@ -8,14 +8,13 @@ mod tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use parking_lot::Mutex;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use super::config::{CONFIG_FILE, ModelConfig};
 use super::error::ModelError;
-use super::weights::{DummyWeights, TensorSource, Weights};
+use super::weights::{DummyWeights, SINGLE_FILE, TensorSource, expected_tensors};
 
 pub use tokenizer::VOCAB_SIZE;
 
@@ -26,18 +25,27 @@ const STANDARD_DEVIATION: f32 = 0.12;
 ///
 /// Not atomic: whoever shares the folder writes into a temporary one and renames it.
 pub fn write(dir: &Path, seed: u64) -> Result<(), ModelError> {
-    std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
-    let write = |name: &str, bytes: &[u8]| {
-        let path = dir.join(name);
-        std::fs::write(&path, bytes).map_err(ModelError::io(&path))
-    };
+    write_files(dir, &files(seed)?)
+}
+
+/// Names and contents of the folder's files.
+pub(super) fn files(seed: u64) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
     let config = config_json();
-    write(CONFIG_FILE, pretty(&config).as_bytes())?;
-    for (name, content) in tokenizer_files() {
-        write(name, content.as_bytes())?;
+    let mut files = vec![(CONFIG_FILE, pretty(&config).into_bytes())];
+    files.extend(tokenizer_files().map(|(name, content)| (name, content.into_bytes())));
+    let config = ModelConfig::parse(Path::new(CONFIG_FILE), config.to_string().as_bytes())?;
+    files.push((SINGLE_FILE, weights(&config, seed)?));
+    Ok(files)
+}
+
+/// Writes these files into `dir`, which is made if it is not there.
+pub(super) fn write_files(dir: &Path, files: &[(&str, impl AsRef<[u8]>)]) -> Result<(), ModelError> {
+    std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
+    for (name, content) in files {
+        let path = dir.join(name);
+        std::fs::write(&path, content).map_err(ModelError::io(&path))?;
     }
-    let config = ModelConfig::parse(&dir.join(CONFIG_FILE), config.to_string().as_bytes())?;
-    write("model.safetensors", &weights(&config, seed)?)
+    Ok(())
 }
 
 /// The tokenizer and generation files by name, equal for every seed.
@@ -79,54 +87,29 @@ fn pretty(value: &Value) -> String {
 
 /// The bytes of `model.safetensors`.
 fn weights(config: &ModelConfig, seed: u64) -> Result<Vec<u8>, ModelError> {
-    let recorder = Recorder {
-        source: DummyWeights::new(seed).with_standard_deviation(STANDARD_DEVIATION),
-        tensors: Mutex::default(),
-    };
-    Weights::build(config, &recorder)?;
-    let mut tensors = recorder.tensors.into_inner();
+    let source = DummyWeights::new(seed).with_standard_deviation(STANDARD_DEVIATION);
+    let mut tensors = BTreeMap::new();
+    for (name, shape) in expected_tensors(config) {
+        let mut bytes = vec![0; shape.iter().product::<usize>() * size_of::<f32>()];
+        source.read(&name, 0, &mut bytes)?;
+        tensors.insert(name, (shape, bytes));
+    }
     if let Some((_, head)) = tensors.get_mut("lm_head.weight") {
         // A row of zeros gives the logit 0, which is never the largest of so many and rarely drawn: the text is words,
         // and its length is what the request asks for, since the end-of-sequence tokens have such rows too.
         let spoken = tokenizer::spoken();
-        for (token, row) in head.chunks_exact_mut(config.hidden_size).enumerate() {
+        for (token, row) in head.chunks_exact_mut(config.hidden_size * size_of::<f32>()).enumerate() {
             if !spoken.contains(&token) {
-                row.fill(0.0);
+                row.fill(0);
             }
         }
     }
-    let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors
+    let views = tensors
         .iter()
-        .map(|(name, (shape, data))| {
-            (name.as_str(), (shape.as_slice(), data.iter().flat_map(|v| v.to_le_bytes()).collect()))
-        })
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, (shape, data))| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), data)?)))
+        .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
     let file = views.and_then(|views| safetensors::serialize(views, None));
-    file.map_err(|error| ModelError::WeightsFile {
-        path: "model.safetensors".into(),
-        message: error.to_string(),
-    })
-}
-
-/// Name to shape and elements.
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-/// Keeps what is asked for, so that names and shapes are told in one place only.
-struct Recorder {
-    source: DummyWeights,
-    tensors: Mutex<Tensors>,
-}
-
-impl TensorSource for Recorder {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let data = self.source.tensor(name, shape)?;
-        self.tensors.lock().insert(name.to_owned(), (shape.to_vec(), data.clone()));
-        Ok(data)
-    }
+    file.map_err(|error| ModelError::WeightsFile { path: SINGLE_FILE.into(), message: error.to_string() })
 }
 
 #[cfg(test)]
@@ -150,6 +133,19 @@ mod tests {
         assert_eq!(models[0].card.fingerprint, models[1].card.fingerprint);
         // Equal headers, other numbers.
         assert_ne!(models[0].card.fingerprint, models[2].card.fingerprint);
+        // Two fine-tunes that differ in a bit, not at the beginning, the middle or the end of a tensor.
+        let weights = dirs[1].path().join("model.safetensors");
+        let mut bytes = std::fs::read(&weights).expect("there");
+        let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).expect("safetensors");
+        let length =
+            |name: &String| metadata.info(name).map(|info| info.data_offsets.1 - info.data_offsets.0);
+        let largest = metadata.offset_keys().into_iter().max_by_key(length).expect("there are tensors");
+        let (start, end) = metadata.info(&largest).expect("it is there").data_offsets;
+        assert!(end - start > 100_000);
+        bytes[8 + header + start + (end - start) / 4] ^= 1;
+        std::fs::write(&weights, bytes).expect("written");
+        let changed = load(dirs[1].path(), LoadFormat::Auto).expect("loads").card.fingerprint;
+        assert_ne!(models[0].card.fingerprint, changed);
         assert_eq!(models[0].card.vocab_size as usize, VOCAB_SIZE);
         assert_eq!(models[0].card.max_model_len, 8192);
         assert!(models[0].card.file("tokenizer.json").is_some());

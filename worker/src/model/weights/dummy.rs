@@ -3,6 +3,7 @@
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
 use super::TensorSource;
+use crate::model::config::WeightFormat;
 use crate::model::error::ModelError;
 
 /// Standard deviation of matrices; what models are initialised with.
@@ -44,21 +45,29 @@ impl DummyWeights {
 }
 
 impl TensorSource for DummyWeights {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let elements = shape.iter().product();
+    fn format(&self, _name: &str, _shape: &[usize]) -> Result<WeightFormat, ModelError> {
+        Ok(WeightFormat::F32)
+    }
+
+    fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        let (values, _) = out.as_chunks_mut();
         if name.ends_with("norm.weight") {
-            return Ok(vec![1.0; elements]);
+            values.fill(1_f32.to_le_bytes());
+            return Ok(());
         }
-        let width = self.width();
-        let mut state = self.stream(name);
-        Ok((0..elements).map(|_| width * signed_unit(splitmix64(&mut state))).collect())
+        let (stream, width) = (self.stream(name), self.width());
+        let first = offset / size_of::<f32>();
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = (width * signed_unit(splitmix64(stream, (first + index) as u64))).to_le_bytes();
+        }
+        Ok(())
     }
 }
 
+/// Number `index` of the stream that begins at `seed`: a counter goes up by a constant, and its bits are mixed.
 /// Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
-fn splitmix64(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
+fn splitmix64(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -73,15 +82,22 @@ fn signed_unit(bits: u64) -> f32 {
 mod tests {
     use super::*;
 
+    fn draw(seed: u64, name: &str, offset: usize, elements: usize) -> Vec<f32> {
+        let mut bytes = vec![0; elements * 4];
+        DummyWeights::new(seed).read(name, offset * 4, &mut bytes).expect("never fails");
+        bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect()
+    }
+
     #[test]
     fn equal_seeds_and_names_give_equal_weights() {
-        let draw = |seed, name| DummyWeights::new(seed).tensor(name, &[64, 32]).expect("never fails");
+        let draw = |seed, name| super::tests::draw(seed, name, 0, 64 * 32);
         assert_eq!(draw(1, "a.weight"), draw(1, "a.weight"));
         assert_ne!(draw(1, "a.weight"), draw(2, "a.weight"));
         assert_ne!(draw(1, "a.weight"), draw(1, "b.weight"));
         let values = draw(1, "a.weight");
         let variance = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
         assert!((variance.sqrt() / STANDARD_DEVIATION - 1.0).abs() < 0.1, "{variance}");
+        assert_eq!(values[100..], super::tests::draw(1, "a.weight", 100, values.len() - 100));
         assert!(draw(1, "model.norm.weight").iter().all(|&v| v.to_bits() == 1_f32.to_bits()));
     }
 }

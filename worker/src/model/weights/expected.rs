@@ -1,18 +1,23 @@
 //! The tensors that a model has by its configuration, and whether a folder has just these.
 //!
 //! Checked before anything large is read. A tensor too many matters as much as one too few: a bias that nobody adds
-//! gives wrong answers without a word.
+//! gives wrong answers without a word. Tensors of other parts than the decoder, such as the head of a classifier, change
+//! no answer; they are told of in one line of the log.
 
 use std::collections::HashMap;
 
-use safetensors::Dtype;
-
-use super::SafetensorsFolder;
+use super::{SafetensorsFolder, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::model::error::ModelError;
 
 /// Tensors of layers begin with this.
 const LAYERS: &str = "model.layers.";
+/// Everything that answers depend on begins with one of these.
+const DECODER: [&str; 2] = ["model.", "lm_head."];
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+/// Names of tensors that the log shows.
+const NAMES_SHOWN: usize = 5;
 
 /// Computed from the configuration; some old files have it all the same.
 const NOT_NEEDED: &str = ".rotary_emb.inv_freq";
@@ -23,10 +28,10 @@ pub(crate) fn expected_tensors(config: &ModelConfig) -> HashMap<String, Vec<usiz
     let (q, kv) = (config.q_size(), config.kv_size());
     let mut tensors = HashMap::new();
     let mut add = |name: String, shape: &[usize]| tensors.insert(name, shape.to_vec());
-    add("model.embed_tokens.weight".to_owned(), &[config.vocab_size, hidden]);
+    add(EMBEDDING.to_owned(), &[config.vocab_size, hidden]);
     add("model.norm.weight".to_owned(), &[hidden]);
     if !config.tie_word_embeddings {
-        add("lm_head.weight".to_owned(), &[config.vocab_size, hidden]);
+        add(HEAD.to_owned(), &[config.vocab_size, hidden]);
     }
     let linears = [
         ("self_attn.q_proj", q, hidden, config.qkv_bias),
@@ -65,28 +70,49 @@ impl SafetensorsFolder {
         let mut names: Vec<&String> = expected.keys().collect();
         names.sort();
         for name in names {
-            let info = self.info(name, &expected[name])?;
-            if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-                let dtype = info.dtype;
-                return Err(
-                    self.refuse(name, format!("dtype {dtype} is not supported; F32, BF16 and F16 are"))
-                );
-            }
+            self.format(name, &expected[name])?;
         }
-        let strange = |name: &&String| {
-            name.starts_with(LAYERS) && !name.ends_with(NOT_NEEDED) && !expected.contains_key(name.as_str())
+        // Of a tied head that is equal to the embedding nothing is lost.
+        let unused = |name: &&String| !expected.contains_key(name.as_str()) && name.as_str() != HEAD;
+        let mut unused: Vec<&String> = self.names().filter(unused).collect();
+        unused.sort();
+        let strange = |name: &&&String| {
+            DECODER.iter().any(|part| name.starts_with(part)) && !name.ends_with(NOT_NEEDED)
         };
-        match self.names().filter(strange).min() {
-            None => Ok(()),
-            Some(name) => {
-                let layers = config.num_layers;
-                let message = format!(
-                    "config.json does not ask for it ({layers} layers, biases and norms as this architecture has \
-                     them): the model would be computed without it"
-                );
-                Err(self.refuse(name, message))
-            }
+        if let Some(name) = unused.iter().find(strange) {
+            let layers = config.num_layers;
+            let message = format!(
+                "config.json does not ask for it ({layers} layers, biases and norms as this architecture has them): \
+                 the model would be computed without it"
+            );
+            return Err(self.refuse(name, message));
         }
+        if !unused.is_empty() {
+            let names: Vec<&str> = unused.iter().take(NAMES_SHOWN).map(|name| name.as_str()).collect();
+            tracing::info!(
+                tensors = unused.len(),
+                ?names,
+                "the files have tensors that this model does not use"
+            );
+        }
+        Ok(())
+    }
+
+    /// Unties the head from the embedding if the files have a head of its own, as transformers does: the file knows
+    /// better than `tie_word_embeddings`. Reads both, up to their first difference, if both are there.
+    pub(crate) fn settle_tie(&self, config: &mut ModelConfig) -> Result<(), ModelError> {
+        if config.tie_word_embeddings
+            && self.has(HEAD)
+            && self.has(EMBEDDING)
+            && !self.equal(HEAD, EMBEDDING)?
+        {
+            tracing::warn!(
+                "config.json: tie_word_embeddings is true, but the files have an {HEAD} that differs from {EMBEDDING}: \
+                 it is used"
+            );
+            config.tie_word_embeddings = false;
+        }
+        Ok(())
     }
 }
 
@@ -98,16 +124,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::weights::{TensorSource, Weights};
+    use crate::model::config::WeightFormat;
+    use crate::model::weights::Weights;
 
     /// Notes what is asked for.
     #[derive(Default)]
     struct Asked(Mutex<HashMap<String, Vec<usize>>>);
 
     impl TensorSource for Asked {
-        fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        fn format(&self, name: &str, shape: &[usize]) -> Result<WeightFormat, ModelError> {
             self.0.lock().insert(name.to_owned(), shape.to_vec());
-            Ok(vec![0.0; shape.iter().product()])
+            Ok(WeightFormat::F32)
+        }
+
+        fn read(&self, _: &str, _: usize, _: &mut [u8]) -> Result<(), ModelError> {
+            Ok(())
         }
     }
 

@@ -1,19 +1,23 @@
 //! Safetensors files of a model folder.
 //!
-//! Tensors are read at their offsets, one at a time, and not mapped: every one is converted to f32 once, and a file
-//! that is changed or cut short under a mapping would end the process instead of giving an error.
+//! Tensors are read at their offsets, in pieces and by several threads, and not mapped: a file that is changed or cut
+//! short under a mapping would end the process instead of giving an error, and a read goes straight into the memory that
+//! the GPU copies from.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use disagg_process::file;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
-use xxhash_rust::xxh3::Xxh3;
 
 use super::TensorSource;
+use super::digest::{WeightFile, WeightsDigest};
+use super::digest_cache::DigestCache;
+use crate::model::config::WeightFormat;
 use crate::model::error::{ModelError, read_bounded};
 
 /// The weights, if they are one file.
@@ -26,15 +30,14 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 const SHARDS_MAX: usize = 4096;
 
-/// Bytes of each probe that [`SafetensorsFolder::digest`] takes.
-const PROBE_BYTES: usize = 4096;
+/// Bytes that are read at once where two tensors are compared.
+const COMPARE_BYTES: usize = 1 << 20;
 
 /// An open safetensors file.
 struct Shard {
     name: String,
     path: PathBuf,
     file: File,
-    header: Vec<u8>,
     metadata: Metadata,
     /// Offset of the first tensor's bytes.
     data_start: u64,
@@ -76,27 +79,14 @@ impl SafetensorsFolder {
         Ok(Self { folder: folder.to_owned(), shards, tensors })
     }
 
-    /// Hash of the headers and of the first, middle and last bytes of every tensor: two fine-tunes of one model have
-    /// equal headers, so these alone would not tell them apart.
-    pub(crate) fn digest(&self) -> Result<u128, ModelError> {
-        let mut hasher = Xxh3::new();
-        let mut probe = vec![0; PROBE_BYTES];
-        for shard in &self.shards {
-            hasher.update(&(shard.name.len() as u64).to_le_bytes());
-            hasher.update(shard.name.as_bytes());
-            hasher.update(&(shard.header.len() as u64).to_le_bytes());
-            hasher.update(&shard.header);
-            for tensor in shard.metadata.offset_keys() {
-                let Some(info) = shard.metadata.info(&tensor) else { continue };
-                let (start, end) = info.data_offsets;
-                let length = (end - start).min(PROBE_BYTES);
-                for offset in [start, start + (end - start - length) / 2, end - length] {
-                    shard.read_at(offset, &mut probe[..length])?;
-                    hasher.update(&probe[..length]);
-                }
-            }
-        }
-        Ok(hasher.digest128())
+    /// Begins to hash the files, unless their hashes are known.
+    pub(crate) fn digest(&self) -> Result<WeightsDigest, ModelError> {
+        let open = |shard: &Shard| {
+            let file = shard.file.try_clone().map_err(ModelError::io(&shard.path))?;
+            Ok(WeightFile { name: shard.name.clone(), path: shard.path.clone(), file })
+        };
+        let files = self.shards.iter().map(open).collect::<Result<_, ModelError>>()?;
+        WeightsDigest::start(files, DigestCache::of_user())
     }
 }
 
@@ -104,9 +94,10 @@ impl SafetensorsFolder {
 /// looked at.
 pub(crate) fn weight_files(folder: &Path) -> Result<Vec<String>, ModelError> {
     let index = folder.join(INDEX_FILE);
-    if folder.join(SINGLE_FILE).is_file() {
+    // What is there and no file is refused when it is opened.
+    if folder.join(SINGLE_FILE).exists() {
         Ok(vec![SINGLE_FILE.to_owned()])
-    } else if index.is_file() {
+    } else if index.exists() {
         shard_names(&index)
     } else {
         Err(ModelError::Missing {
@@ -140,7 +131,7 @@ fn shard_names(index: &Path) -> Result<Vec<String>, ModelError> {
 impl Shard {
     fn open(folder: &Path, name: String) -> Result<Self, ModelError> {
         let path = folder.join(&name);
-        let file = File::open(&path).map_err(ModelError::io(&path))?;
+        let file = file::open(&path)?;
         let size = file.metadata().map_err(ModelError::io(&path))?.len();
         let refuse = |message: String| ModelError::WeightsFile { path: path.clone(), message };
         let mut length = [0; 8];
@@ -164,7 +155,7 @@ impl Shard {
         if size != want {
             return Err(refuse(format!("{size} bytes, but its header describes {want}; was it cut short?")));
         }
-        Ok(Self { name, path, file, header, metadata, data_start })
+        Ok(Self { name, path, file, metadata, data_start })
     }
 
     fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {
@@ -178,15 +169,50 @@ impl SafetensorsFolder {
         self.tensors.keys()
     }
 
+    /// Whether some file has the tensor.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Whether two tensors, which must be there, are the same: dtype, shape and bytes.
+    pub(super) fn equal(&self, one: &str, other: &str) -> Result<bool, ModelError> {
+        let find = |name: &str| {
+            let shard = self.tensors.get(name).map(|&shard| &self.shards[shard]);
+            shard.and_then(|shard| Some((shard, shard.metadata.info(name)?)))
+        };
+        let (Some((one, one_info)), Some((other, other_info))) = (find(one), find(other)) else {
+            return Ok(false);
+        };
+        if one_info.dtype != other_info.dtype || one_info.shape != other_info.shape {
+            return Ok(false);
+        }
+        let ((start, end), other_start) = (one_info.data_offsets, other_info.data_offsets.0);
+        let mut buffers = [vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]];
+        for offset in (0..end - start).step_by(COMPARE_BYTES) {
+            let length = COMPARE_BYTES.min(end - start - offset);
+            let [left, right] = &mut buffers;
+            one.read_at(start + offset, &mut left[..length])?;
+            other.read_at(other_start + offset, &mut right[..length])?;
+            if left[..length] != right[..length] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What the header says of a tensor. An error if it is not there or has another shape.
     pub(super) fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, ModelError> {
         let info = self.tensors.get(name).and_then(|&shard| self.shards[shard].metadata.info(name));
-        let info = info.ok_or_else(|| self.refuse(name, "missing in all safetensors files".to_owned()))?;
+        let info = info.ok_or_else(|| self.missing(name))?;
         if info.shape != shape {
             let message = format!("has shape {:?}; config.json asks for {shape:?}", info.shape);
             return Err(self.refuse(name, message));
         }
         Ok(info)
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        self.refuse(name, "missing in all safetensors files".to_owned())
     }
 
     /// An error about a tensor, with the file that has it.
@@ -197,23 +223,21 @@ impl SafetensorsFolder {
 }
 
 impl TensorSource for SafetensorsFolder {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let info = self.info(name, shape)?;
-        let shard = &self.shards[self.tensors[name]];
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        shard.read_at(start, &mut bytes)?;
-        match info.dtype {
-            Dtype::F32 => Ok(convert(&bytes, f32::from_le_bytes)),
-            Dtype::BF16 => Ok(convert(&bytes, |b| half::bf16::from_le_bytes(b).to_f32())),
-            Dtype::F16 => Ok(convert(&bytes, |b| half::f16::from_le_bytes(b).to_f32())),
+    fn format(&self, name: &str, shape: &[usize]) -> Result<WeightFormat, ModelError> {
+        match self.info(name, shape)?.dtype {
+            Dtype::F32 => Ok(WeightFormat::F32),
+            Dtype::BF16 => Ok(WeightFormat::Bf16),
+            Dtype::F16 => Ok(WeightFormat::F16),
             other => Err(self.refuse(name, format!("dtype {other} is not supported; F32, BF16 and F16 are"))),
         }
     }
-}
 
-fn convert<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|&chunk| element(chunk)).collect()
+    fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        let shard = self.tensors.get(name).map(|&shard| &self.shards[shard]);
+        let found = shard.and_then(|shard| Some((shard, shard.metadata.info(name)?)));
+        let (shard, info) = found.ok_or_else(|| self.missing(name))?;
+        shard.read_at(info.data_offsets.0 + offset, out)
+    }
 }
 
 impl std::fmt::Debug for SafetensorsFolder {

@@ -1,26 +1,27 @@
 //! Weights in memory.
 
+mod digest;
+mod digest_cache;
 mod dummy;
 mod expected;
 mod files;
+mod source;
 
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+pub use digest::WeightsDigest;
 pub use dummy::DummyWeights;
+pub(crate) use expected::expected_tensors;
 pub use files::SafetensorsFolder;
 pub(crate) use files::{INDEX_FILE, SINGLE_FILE, weight_files};
+pub use source::TensorSource;
+use source::read_f32;
 
 use super::config::ModelConfig;
 use super::error::ModelError;
-
-/// Where weights come from.
-pub trait TensorSource: Sync {
-    /// The tensor as f32 in row-major order. An error if it is not there or has another shape.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError>;
-}
 
 /// A matrix `[out, in]` and perhaps a bias `[out]`.
 #[derive(Clone, Debug)]
@@ -127,19 +128,16 @@ fn build_layer(
     })
 }
 
-/// Tensors that differ in their first dimension at most, one below the other.
+/// Tensors that differ in their first dimension at most, one below the other. Each is read to its place.
 fn stack(source: &dyn TensorSource, parts: &[(&str, &[usize])]) -> Result<Tensor, ModelError> {
-    let mut shape = Vec::new();
-    let mut data = Vec::new();
+    let mut shape = parts[0].1.to_vec();
+    shape[0] = parts.iter().map(|(_, part)| part[0]).sum();
+    let mut data = vec![0.0; shape.iter().product()];
+    let mut rest = data.as_mut_slice();
     for (name, part) in parts {
-        let values = source.tensor(name, part)?;
-        if shape.is_empty() {
-            shape = part.to_vec();
-            data = values;
-        } else {
-            shape[0] += part[0];
-            data.extend_from_slice(&values);
-        }
+        let (out, behind) = rest.split_at_mut(part.iter().product());
+        read_f32(source, name, part, out)?;
+        rest = behind;
     }
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }

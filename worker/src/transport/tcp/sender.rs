@@ -20,8 +20,10 @@ use crate::convert::{Peer, handoff_to_wire, hash, worker_ref_to_wire};
 use crate::metrics::Metrics;
 use crate::transport::peers::CONNECT_MAX;
 use crate::transport::queue::{ReadyBlocks, ReadyQueues};
+use crate::transport::reach::Reach;
 use crate::transport::speed::TransferSpeeds;
 use crate::transport::stages::Stages;
+use crate::transport::token::LandingToken;
 
 /// Longest wait for the receiver to take a chunk, or to confirm the end. It lands chunks as they come, so a receiver
 /// that takes longer is not well.
@@ -70,6 +72,8 @@ pub struct PushTarget {
     pub peer: WorkerId,
     /// host:port of the receiver.
     pub address: String,
+    /// What the receiver asks of whoever pushes there.
+    pub token: LandingToken,
 }
 
 /// Pushes blocks of this worker's pool. Cheap to clone.
@@ -81,6 +85,8 @@ pub struct Pusher {
     pub this_worker: Peer,
     /// Of this worker.
     pub kv_compat: disagg_core::KvCompat,
+    /// Where it connects to.
+    pub reach: Reach,
     /// Counts bytes.
     pub metrics: Arc<Metrics>,
     /// How fast they went.
@@ -164,7 +170,7 @@ impl Pusher {
         // No deadline, here and below: the engine decides when blocks are ready, and the lease bounds how long.
         let Some(first) = ready.recv().await else { return Ok(Sent::default()) };
         let begun = Instant::now();
-        let mut stream = connect(&target.address).await?;
+        let mut stream = self.connect(&target.address).await?;
         let connecting = begun.elapsed();
         let (mut reader, mut writer) = stream.split();
         // The one answer: at the end, or earlier when the receiver refuses.
@@ -195,6 +201,14 @@ impl Pusher {
         Ok(sent)
     }
 
+    async fn connect(&self, address: &str) -> Result<TcpStream, PushError> {
+        let failed = |source| PushError::Connect { address: address.to_owned(), source };
+        let connected = tokio::time::timeout(CONNECT_MAX, self.reach.connect(address)).await;
+        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+        stream.set_nodelay(true).map_err(failed)?;
+        Ok(stream)
+    }
+
     /// Everything that this connection says.
     async fn send_all(
         &self,
@@ -207,6 +221,7 @@ impl Pusher {
             handoff: Some(handoff_to_wire(target.handoff)),
             prefill_worker: Some(worker_ref_to_wire(&self.this_worker)),
             kv_compat: Some(hash(self.kv_compat.0)),
+            token: target.token.to_wire(),
         };
         let mut opening = MAGIC.to_vec();
         frame::append(&request(push_request::Message::Begin(begin)), &mut opening);
@@ -243,14 +258,6 @@ impl Pusher {
 
 fn request(message: push_request::Message) -> PushRequest {
     PushRequest { message: Some(message) }
-}
-
-async fn connect(address: &str) -> Result<TcpStream, PushError> {
-    let failed = |source| PushError::Connect { address: address.to_owned(), source };
-    let connected = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(address)).await;
-    let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
-    stream.set_nodelay(true).map_err(failed)?;
-    Ok(stream)
 }
 
 /// Header and payload go out in one call where the system takes them.
