@@ -1,6 +1,6 @@
 //! Judges the operators: that there is one for the namespace, one alone, and that it runs.
 
-use disagg_api::kubernetes::{Component, ROUTER_HTTP_PORT};
+use disagg_api::kubernetes::{Component, ROUTER_ADMIN_PORT};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -114,11 +114,11 @@ pub(super) fn cut_off(subject: &str, deployment: &DeploymentSnapshot, now: Times
     let advice = match network::named(&policies) {
         Some(policies) => {
             format!(
-                "let {policies} allow the operator's namespace to reach port {ROUTER_HTTP_PORT} of the routers"
+                "let {policies} allow the operator's namespace to reach port {ROUTER_ADMIN_PORT} of the routers"
             )
         }
         None => format!(
-            "see what is between the operator and port {ROUTER_HTTP_PORT} of the routers: a NetworkPolicy of the operator's \
+            "see what is between the operator and port {ROUTER_ADMIN_PORT} of the routers: a NetworkPolicy of the operator's \
              namespace, a network plugin's own policy, or a service mesh"
         ),
     };
