@@ -4,10 +4,9 @@ use disagg_api::kubernetes::Component;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
+use super::init;
 use crate::reconcile::dereference::Warning;
-
-/// The most characters of a message from elsewhere.
-const QUOTE: usize = 400;
+use crate::text::short as quote;
 
 /// One thing that keeps a component from its pods.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,8 +100,10 @@ fn of_pod(pod: &Pod, field: &str, namespace: &str) -> Option<Trouble> {
     if let Some(condition) = unscheduled {
         return Some(unschedulable(&name, &quote(condition.message.as_deref().unwrap_or_default()), field));
     }
-    let containers = status.container_statuses.iter().flatten();
-    let mut containers = containers;
+    if let Some(trouble) = init::trouble(pod, namespace) {
+        return Some(trouble);
+    }
+    let mut containers = status.container_statuses.iter().flatten();
     containers.find_map(|container| of_container(&name, container, field, namespace)).or_else(|| {
         let evicted = status.phase.as_deref() == Some("Failed");
         evicted.then(|| Trouble {
@@ -215,16 +216,6 @@ fn last_words(text: &str) -> &str {
     let error = text.rfind("\nError: ").map(|at| at + 1).or_else(|| text.starts_with("Error: ").then_some(0));
     let last_line = || text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     error.map_or_else(last_line, |at| &text[at..])
-}
-
-/// Text from elsewhere, on one line and not too long.
-fn quote(text: &str) -> String {
-    let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = words.char_indices().nth(QUOTE) {
-        words.truncate(end);
-        words.push('…');
-    }
-    words.trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]

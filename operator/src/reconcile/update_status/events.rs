@@ -4,7 +4,8 @@ use disagg_api::crd::DisaggDeploymentStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
-use super::conditions::{MONITORING_AVAILABLE, READY, SETTINGS_VALID};
+use super::children::{CHILDREN_APPLIED, MONITORING_AVAILABLE};
+use super::conditions::{PROGRESSING, READY, SETTINGS_VALID};
 
 /// Characters of an Event's text that the API server takes.
 const NOTE: usize = 1000;
@@ -54,12 +55,23 @@ fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
     match now.type_.as_str() {
         READY if is_true && !was_true => Some(event(EventType::Normal, "Ready", "Serve", &now.message)),
         READY if !is_true && was_true => Some(event(EventType::Warning, "NotReady", "Serve", &now.message)),
-        // The conditions of components tell of their pods; Ready alone tells of children and the spec.
+        // Other conditions tell of pods and children; Ready alone tells of the spec.
         READY if !is_true => {
-            let own = ["ForeignChild", "ImmutableField", "ChildRefused", "InvalidSpec"];
             let news = was.is_none_or(|was| was.reason != now.reason || was.message != now.message);
-            (own.contains(&now.reason.as_str()) && news)
+            (now.reason == "InvalidSpec" && news)
                 .then(|| event(EventType::Warning, &now.reason, "Apply", &now.message))
+        }
+        PROGRESSING => (now.reason == "ProgressDeadlineExceeded"
+            && was.is_none_or(|was| was.reason != now.reason))
+        .then(|| event(EventType::Warning, &now.reason, "RunPods", &now.message)),
+        CHILDREN_APPLIED if is_true => (was.is_some() && !was_true)
+            .then(|| event(EventType::Normal, "ChildrenApplied", "Apply", &now.message)),
+        CHILDREN_APPLIED => {
+            // What may pass is said in other words each time it is tried.
+            let passes = now.reason == "ChildFailed";
+            let news =
+                was.is_none_or(|was| was.reason != now.reason || (!passes && was.message != now.message));
+            news.then(|| event(EventType::Warning, &now.reason, "Apply", &now.message))
         }
         SETTINGS_VALID if is_true => (was.is_some() && !was_true)
             .then(|| event(EventType::Normal, "SettingsValid", "ReadSettings", &now.message)),
@@ -79,6 +91,19 @@ fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
         }
         _ => None,
     }
+}
+
+/// A child that had lost its owner is ours again.
+pub(super) fn of_adoption(kind: &str, name: &str) -> Event {
+    let note = format!(
+        "{kind} {name} belonged to nobody and has all labels of a child: it is a child of this resource now"
+    );
+    event(EventType::Normal, "ChildAdopted", "Apply", &note)
+}
+
+/// A resource that cannot be decoded.
+pub(super) fn of_undecodable(note: &str) -> Event {
+    event(EventType::Warning, "Undecodable", "Read", note)
 }
 
 fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
