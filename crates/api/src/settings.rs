@@ -134,7 +134,12 @@ impl RouterSettings {
                 errors.push(error);
             }
         }
-        if errors.is_empty() { Ok(settings) } else { Err(SettingsErrors(errors)) }
+        settings.unless(errors)
+    }
+
+    /// The settings, unless there are errors.
+    fn unless(self, errors: Vec<SettingsError>) -> Result<Self, SettingsErrors> {
+        if errors.is_empty() { Ok(self) } else { Err(SettingsErrors(errors)) }
     }
 
     /// Reads a ConfigMap: its `data`, and the keys of its `binaryData`, none of which may be there. A key that is absent
@@ -158,7 +163,7 @@ impl RouterSettings {
         let mut errors: Vec<_> =
             binary_keys.into_iter().map(|key| SettingsError::Binary { key: printable(key, 64) }).collect();
         errors.extend(data.iter().filter_map(|(key, value)| settings.set(key, value).err()));
-        if errors.is_empty() { Ok(settings) } else { Err(SettingsErrors(errors)) }
+        settings.unless(errors)
     }
 
     /// Reads a settings file: the ConfigMap's keys as one flat YAML mapping, values quoted or not. An empty file

@@ -10,6 +10,7 @@ use super::child::{Run, There};
 use super::problem::{Problem, Why};
 use crate::client::is_conflict;
 use crate::reconcile::ownership::{Held, Pairs, decide, patch};
+use crate::reconcile::update_status::CHILDREN_APPLIED;
 use crate::reconcile::validate::Wanted;
 
 /// Field manager of the data. Not that of what is applied, which would own the keys that a person edits.
@@ -114,10 +115,13 @@ fn remembered(run: &Run<'_>, name: &str, wanted: &Wanted) -> Held {
     seen.map(Held::restored).or_else(|| from_status(run.resource, wanted)).unwrap_or_default()
 }
 
-/// With the resource as it was when the status was written, what it asks for has been written before.
+/// With the resource as it was when the status was written, and every child applied, what it asks for has been written
+/// before.
 fn from_status(resource: &DisaggDeployment, wanted: &Wanted) -> Option<Held> {
     let status = resource.status.as_ref()?;
-    if status.observed_generation != resource.metadata.generation {
+    let mut conditions = status.conditions.iter();
+    let kept_back = conditions.any(|found| found.type_ == CHILDREN_APPLIED && found.status != "True");
+    if status.observed_generation != resource.metadata.generation || kept_back {
         return None;
     }
     let applied = status.settings.as_ref()?;

@@ -5,7 +5,7 @@ use crate::prometheus::GROUP_VERSION;
 use crate::reconcile::apply::{Applied, MonitoringState, Problem, Why};
 
 /// Every child is as it should be.
-pub(super) const CHILDREN_APPLIED: &str = "ChildrenApplied";
+pub(crate) const CHILDREN_APPLIED: &str = "ChildrenApplied";
 /// Only there while the resource asks for PodMonitors.
 pub(crate) const MONITORING_AVAILABLE: &str = "MonitoringAvailable";
 

@@ -174,6 +174,34 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_cannot_be_applied_is_told_once_and_when_it_can_be() {
+        let of = |status_: &str, reason: &str, message: &str| {
+            status(&[("ChildrenApplied", status_, reason, message)])
+        };
+        let applied = of("True", "Applied", "");
+        assert!(reasons(None, &applied).is_empty());
+        let refused = of("False", "ChildRefused", "Service a: no");
+        assert_eq!(reasons(Some(&applied), &refused), ["ChildRefused"]);
+        assert!(reasons(Some(&refused), &refused).is_empty());
+        let another = of("False", "ChildRefused", "Service b: no");
+        assert_eq!(reasons(Some(&refused), &another), ["ChildRefused"], "another child");
+        let failed = of("False", "ChildFailed", "Service a: timeout after 10.2 s");
+        assert_eq!(reasons(Some(&another), &failed), ["ChildFailed"]);
+        let again = of("False", "ChildFailed", "Service a: timeout after 10.3 s");
+        assert!(reasons(Some(&failed), &again).is_empty(), "the same in other words");
+        assert_eq!(reasons(Some(&again), &applied), ["ChildrenApplied"]);
+    }
+
+    #[test]
+    fn a_change_that_is_stuck_is_told_once() {
+        let of = |reason: &str, message: &str| status(&[("Progressing", "False", reason, message)]);
+        let stuck = of("ProgressDeadlineExceeded", "2 of 3");
+        assert_eq!(reasons(Some(&of("Complete", "")), &stuck), ["ProgressDeadlineExceeded"]);
+        assert!(reasons(Some(&stuck), &of("ProgressDeadlineExceeded", "1 of 3")).is_empty());
+        assert!(reasons(Some(&stuck), &of("Complete", "")).is_empty());
+    }
+
+    #[test]
     fn missing_definitions_of_prometheus_are_told_once() {
         let of = |status_: &str, reason: &str| status(&[("MonitoringAvailable", status_, reason, reason)]);
         let (missing, there) = (of("False", "PodMonitorNotServed"), of("True", "Applied"));

@@ -22,7 +22,7 @@ use kube::runtime::events::Event;
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::json;
 
-pub(crate) use children::MONITORING_AVAILABLE;
+pub(crate) use children::{CHILDREN_APPLIED, MONITORING_AVAILABLE};
 pub(crate) use routers::Reports;
 pub(crate) use undecodable::update_undecodable_status;
 

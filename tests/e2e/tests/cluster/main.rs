@@ -15,3 +15,4 @@ mod serving;
 mod session;
 mod settings;
 mod smoke;
+mod truth;

@@ -103,6 +103,7 @@ async fn every_refusal_of_every_kind_is_told_and_hinders_no_other_child() {
 async fn settings_that_cannot_be_written_are_told_and_those_in_force_are_judged() {
     let mut bench = bench();
     bench.apply().await;
+    bench.context.stores.config_maps = showing([typed(bench.object(SETTINGS))]);
     bench.resource.spec.disaggregation.max_local_prefill_length = Some(64);
     let images = OperatorArgs::parse_from(["operator", "--router-image", "r", "--worker-image", "w"]);
     bench.wanted = validate(&bench.resource, &(&images).into()).unwrap();

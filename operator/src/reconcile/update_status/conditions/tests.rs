@@ -242,7 +242,7 @@ fn a_condition_keeps_its_time_unless_its_status_changes() {
 fn a_change_without_progress_ends_at_its_deadline_and_goes_on_with_progress() {
     let mut resource = resource();
     resource.spec.progress_deadline_seconds = Some(60);
-    let mut turn = |resource: &mut DisaggDeployment, applied: &Applied, now: i64| {
+    let turn = |resource: &mut DisaggDeployment, applied: &Applied, now: i64| {
         let status = status_of(resource, applied, now);
         resource.status = Some(status.clone());
         (is(&status, "Progressing"), status)
