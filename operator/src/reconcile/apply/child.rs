@@ -93,7 +93,8 @@ impl<'a> Run<'a> {
                 There::Ours(found) => self.update(desired, &found).await.map(drop),
             }
         };
-        self.within::<K, _>(&desired.name_any(), work).await.err()
+        // On the heap: a turn applies many children at once, and each takes several requests.
+        self.within::<K, _>(&desired.name_any(), Box::pin(work)).await.err()
     }
 
     /// `work` on a child, for a bounded time.
@@ -112,9 +113,12 @@ impl<'a> Run<'a> {
     /// API server knows.
     pub(super) async fn find_or_make<K: Child>(&self, desired: &K) -> Result<There<K>, Problem> {
         let name = desired.name_any();
-        if let Some(found) = K::known(&self.context.stores, self.namespace, &name) {
-            return self.whose(desired, found);
+        if let Some(found) = K::known(&self.context.stores, self.namespace, &name)
+            && let Ok(ours) = self.whose(desired, found)
+        {
+            return Ok(ours);
         }
+        // That something is somebody else's is not said by what may be out of date.
         let (body, hash) = body(desired)?;
         let mut only_new = body.clone();
         only_new["metadata"]["resourceVersion"] = json!(NO_VERSION);

@@ -47,7 +47,8 @@ pub(super) struct Now<K> {
 pub(super) async fn apply<K: Scaled>(run: &Run<'_>, desired: &K, number: Replicas) -> Now<K> {
     let name = desired.name_any();
     let mut object = None;
-    let result = run.within::<K, _>(&name, bring_about(run, desired, number, &mut object)).await;
+    let work = Box::pin(bring_about(run, desired, number, &mut object));
+    let result = run.within::<K, _>(&name, work).await;
     Now { object, problem: result.err() }
 }
 

@@ -38,7 +38,8 @@ pub(super) struct Now {
 pub(super) async fn apply(run: &Run<'_>, wanted: &Wanted, metadata: &ConfigMap) -> Now {
     let name = metadata.name_any();
     let mut state = None;
-    let result = run.within::<ConfigMap, _>(&name, bring_about(run, wanted, metadata, &mut state)).await;
+    let work = Box::pin(bring_about(run, wanted, metadata, &mut state));
+    let result = run.within::<ConfigMap, _>(&name, work).await;
     Now { state, problem: result.err() }
 }
 

@@ -93,12 +93,15 @@ fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
     }
 }
 
-/// A child that had lost its owner is ours again.
-pub(super) fn of_adoption(kind: &str, name: &str) -> Event {
+/// Children that had lost their owner, by kind and name, are ours again. One Event for all: others with its reason would
+/// only be counted.
+pub(super) fn of_adoption(adopted: &[(&'static str, String)]) -> Option<Event> {
+    let names: Vec<_> = adopted.iter().map(|(kind, name)| format!("{kind} {name}")).collect();
     let note = format!(
-        "{kind} {name} belonged to nobody and has all labels of a child: it is a child of this resource now"
+        "objects that belonged to nobody and have all labels of a child are children of this resource now: {}",
+        names.join(", ")
     );
-    event(EventType::Normal, "ChildAdopted", "Apply", &note)
+    (!names.is_empty()).then(|| event(EventType::Normal, "ChildAdopted", "Apply", &note))
 }
 
 /// A resource that cannot be decoded.

@@ -94,8 +94,8 @@ pub(crate) async fn update_status(
     } else {
         LATER
     };
-    let adopted = applied.adopted.iter().map(|(kind, name)| events::of_adoption(kind, name));
-    write(resource, before.as_ref(), status, adopted.collect(), context).await?;
+    let adopted = events::of_adoption(&applied.adopted).into_iter().collect();
+    write(resource, before.as_ref(), status, adopted, context).await?;
     Ok(again)
 }
 

@@ -51,7 +51,16 @@ pub(crate) async fn update_undecodable_status(
         "status": { "observedGeneration": generation, "conditions": conditions },
     });
     let params = PatchParams::apply(MANAGER).force();
-    match api.patch_status(&name, &params, &Patch::Apply(&body)).await {
+    let written = match api.patch_status(&name, &params, &Patch::Apply(&body)).await {
+        // An apply is only possible where the definition allows what is stored. A merge is without, and takes the place
+        // of all conditions, the others of which are about another generation.
+        Err(kube::Error::Api(error)) if error.code != 404 => {
+            let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+            api.patch_status(&name, &params, &Patch::Merge(&body)).await
+        }
+        written => written,
+    };
+    match written {
         Ok(_) => {}
         Err(kube::Error::Api(error)) if error.code == 404 => return Ok(()),
         Err(error) => return Err(UpdateStatusError::Write(error)),

@@ -114,6 +114,7 @@ async fn a_second_release_does_nothing_and_says_so_until_the_first_is_gone() {
     })
     .await;
     namespace.apply("shared", &no_workers()).await;
+    trouble_is_told(&namespace, "shared").await;
     let before = versions(&settled_children(&namespace).await);
     assert!(second.reconciles().await.is_empty(), "it undoes nothing");
     first.end().await;

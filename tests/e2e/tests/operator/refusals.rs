@@ -35,10 +35,15 @@ async fn reason(namespace: &Namespace, name: &str, type_: &str, reason: &str, wi
     .await
 }
 
+/// Events with this reason.
+async fn events_of(namespace: &Namespace, reason: &str) -> Vec<Event> {
+    let events = namespace.api::<Event>().list(&ListParams::default()).await.expect("Events").items;
+    events.into_iter().filter(|event| event.reason.as_deref() == Some(reason)).collect()
+}
+
 /// How often an Event with this reason was told.
 async fn told(namespace: &Namespace, reason: &str) -> i32 {
-    let events = namespace.api::<Event>().list(&ListParams::default()).await.expect("Events").items;
-    let of_reason = events.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
+    let of_reason = events_of(namespace, reason).await.into_iter();
     of_reason.map(|event| event.count.or(event.series.and_then(|series| series.count)).unwrap_or(1)).sum()
 }
 
@@ -217,11 +222,10 @@ async fn an_injected_init_container_that_fails_is_named() {
     let namespace = Namespace::create(cluster(), "operator-init").await;
     let pods = Match { group: "", resources: &["pods"], operations: &["CREATE"] };
     let expression = format!(
-        "Object{{spec: Object.spec{{initContainers: [Object.spec.initContainers{{name: \"mesh-init\", image: \"{POD_IMAGE}\", \
-         args: [\"no-mesh\"], terminationMessagePolicy: \"FallbackToLogsOnError\"}}]}}}}"
+        "[JSONPatch{{op: \"add\", path: \"/spec/initContainers\", value: [Object.spec.initContainers{{name: \"mesh-init\", \
+         image: \"{POD_IMAGE}\", args: [\"no-mesh\"], terminationMessagePolicy: \"FallbackToLogsOnError\"}}]}}]"
     );
-    let mutation =
-        json!({ "patchType": "ApplyConfiguration", "applyConfiguration": { "expression": expression } });
+    let mutation = json!({ "patchType": "JSONPatch", "jsonPatch": { "expression": expression } });
     let policy = Rules::change(&namespace, &pods, &mutation);
     let probe = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "probe" },
@@ -279,14 +283,10 @@ async fn orphans_are_adopted_and_told_of_once() {
     for (name, child) in &before {
         assert_eq!(child["metadata"]["uid"], after[name]["metadata"]["uid"], "{name} is the same object");
     }
-    let events = namespace.api::<Event>().list(&ListParams::default()).await.expect("Events").items;
-    let notes: Vec<_> = events
-        .into_iter()
-        .filter(|event| event.reason.as_deref() == Some("ChildAdopted"))
-        .filter_map(|event| event.message)
-        .collect();
-    assert!(
-        notes.iter().any(|note| note.starts_with("StatefulSet lost-decode belonged to nobody")),
-        "{notes:?}"
-    );
+    let told = events_of(&namespace, "ChildAdopted").await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    let note = told[0].message.as_deref().unwrap_or_default();
+    assert!(note.starts_with("objects that belonged to nobody"), "{note}");
+    assert!(note.contains("StatefulSet lost-decode"), "{note}");
+    assert!(events_of(&namespace, "ForeignChild").await.is_empty(), "what is ours is not called foreign");
 }
