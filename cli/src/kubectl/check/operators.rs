@@ -52,22 +52,29 @@ pub(super) fn operators(operators: &Seen<Vec<Deployment>>, namespace: &str) -> V
             ),
         )];
     }
+    let works = |it: &Deployment| {
+        let available = it.status.as_ref().and_then(|status| status.available_replicas);
+        available.unwrap_or(0) > 0
+    };
     let mut found = Vec::new();
     if ours.len() > 1 {
         let all: Vec<String> =
             ours.iter().map(|it| of(it)).map(|(name, home)| format!("{name} in {home}")).collect();
         found.push(Finding::error(
             format!("namespace/{namespace}"),
-            format!("more than one operator looks after this namespace, and they undo each other's work: {}", all.join(", ")),
+            format!(
+                "more than one operator is installed for this namespace, and one alone may work there: {}",
+                all.join(", ")
+            ),
             "uninstall all but one (helm uninstall), or give each a namespace of its own (scope.namespaced and \
              scope.watchNamespace)",
         ));
+        // One that waits for another is not available, and should not be.
+        if ours.iter().any(|it| works(it)) {
+            return found;
+        }
     }
-    let down = ours.iter().filter(|it| {
-        let available = it.status.as_ref().and_then(|status| status.available_replicas);
-        available.unwrap_or(0) == 0
-    });
-    found.extend(down.map(|it| {
+    found.extend(ours.iter().filter(|it| !works(it)).map(|it| {
         let (name, home) = of(it);
         Finding::error(
             format!("deployment/{name}"),

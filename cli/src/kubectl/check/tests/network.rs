@@ -31,8 +31,15 @@ fn one_operator_looks_after_the_namespace_and_no_more() {
 
     let found = with(vec![operator("a", all), operator("b", ours)]);
     assert_eq!(found.len(), 1, "{found:?}");
-    let what = "undo each other's work: disagg in a, disagg in b";
+    let what = "one alone may work there: disagg in a, disagg in b";
     assert_finding(&found[0], Severity::Error, "namespace/llm", what, "uninstall all but one");
+
+    // One that waits for the other is not available.
+    let mut waits = operator("b", all);
+    waits.status.as_mut().unwrap().available_replicas = Some(0);
+    let found = with(vec![operator("a", all), waits.clone()]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(with(vec![waits.clone(), waits]).len(), 3, "and none of them works");
 
     let found = with(vec![operator("b", theirs), operator("c", by_variable)]);
     assert_eq!(found.len(), 1, "{found:?}");
