@@ -38,17 +38,31 @@ pub struct OperatorArgs {
     #[arg(long, env = "DISAGG_NO_LEADER_ELECTION")]
     pub no_leader_election: bool,
 
-    /// Name of the Lease that the leader holds
+    /// Name of the Lease that the leader holds. Operators that look after the same namespaces must have the same one, so
+    /// that one of them works
     #[arg(long, env = "DISAGG_LEASE_NAME", value_name = "NAME", default_value = "disagg-operator")]
     pub lease_name: String,
 
     /// Namespace of the Lease [default: --namespace, or "default"]
-    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    #[arg(long, env = "DISAGG_LEASE_NAMESPACE", value_name = "NAMESPACE")]
     pub lease_namespace: Option<String>,
+
+    /// The installation that this replica is one of. A replica that waits for another one of its release is ready; one
+    /// that waits for another release is not, and says so
+    #[arg(long, env = "DISAGG_RELEASE", value_name = "NAMESPACE/NAME")]
+    pub release: Option<String>,
 
     /// Name of this replica, in the Lease and in Events [default: made at random]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pub identity: Option<String>,
+
+    /// Namespace of this replica's pod, for Events about it
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    pub pod_namespace: Option<String>,
+
+    /// Uid of this replica's pod, for Events about it
+    #[arg(long, env = "POD_UID", value_name = "UID")]
+    pub pod_uid: Option<String>,
 
     /// Seconds after which another replica takes over from a leader that has vanished. The leader itself stops after two
     /// thirds of them without a renewal

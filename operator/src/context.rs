@@ -12,7 +12,7 @@ use crate::args::{DefaultImages, OperatorArgs};
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use crate::prometheus::Served;
-use crate::reconcile::{Applied, Held, Reports};
+use crate::reconcile::{Held, Reports, Sent, Written};
 use crate::stores::Stores;
 
 /// How long connecting to a router may take, and how long its answer.
@@ -30,12 +30,16 @@ pub(crate) struct Context {
     pub backoff: Backoff,
     /// To ask routers what they apply.
     pub http: reqwest::Client,
-    /// What was applied last, so that equal objects are not sent again.
-    pub applied: Mutex<HashMap<Key, Applied>>,
+    /// What was sent last, so that equal objects are not sent again.
+    pub sent: Mutex<HashMap<Key, Sent>>,
     /// The settings as they were last seen, for a ConfigMap that is deleted with its annotations.
     pub held: Mutex<HashMap<Key, Held>>,
     /// What routers said last, so that each is asked once for each change.
     pub reports: Mutex<HashMap<Key, Reports>>,
+    /// The statuses that were written last, which the watch may not have shown yet.
+    pub written: Mutex<HashMap<Key, Written>>,
+    /// What was said of resources that cannot be decoded: the generation that it was about, and why.
+    pub undecodable: Mutex<HashMap<Key, (Option<i64>, String)>>,
 }
 
 /// An object: its kind, namespace and name.
@@ -65,9 +69,11 @@ impl Context {
             images: args.into(),
             metrics,
             backoff: Backoff::default(),
-            applied: Mutex::default(),
+            sent: Mutex::default(),
             held: Mutex::default(),
             reports: Mutex::default(),
+            written: Mutex::default(),
+            undecodable: Mutex::default(),
         })
     }
 
@@ -78,9 +84,11 @@ impl Context {
             key.namespace == namespace
                 && key.name.strip_prefix(name).is_some_and(|suffix| suffixes.contains(&suffix))
         };
-        self.applied.lock().retain(|key, _| !child_of(key));
+        self.sent.lock().retain(|key, _| !child_of(key));
         self.held.lock().retain(|key, _| !child_of(key));
         self.reports.lock().retain(|key, _| !child_of(key));
+        self.written.lock().retain(|key, _| !child_of(key));
+        self.undecodable.lock().retain(|key, _| !child_of(key));
         self.backoff.forget(namespace, name);
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use disagg_api::DisaggDeployment;
 use futures::{FutureExt as _, StreamExt as _};
 use kube::runtime::controller::{self, Error, applier};
 use kube::runtime::reflector::ObjectRef;
@@ -11,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::reconcile::{on_error, reconcile};
-use crate::stores::Triggers;
+use crate::stores::{Guarded, Triggers};
+use crate::text::short;
 
 /// Changes of one resource's children within this time are one turn.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -40,10 +40,8 @@ pub(crate) async fn run(
         .await;
 }
 
-fn report<E, Q>(
-    turn: Result<(ObjectRef<DisaggDeployment>, controller::Action), Error<E, Q>>,
-    context: &Context,
-) where
+fn report<E, Q>(turn: Result<(ObjectRef<Guarded>, controller::Action), Error<E, Q>>, context: &Context)
+where
     E: std::error::Error + 'static,
     Q: std::error::Error + 'static,
 {
@@ -55,7 +53,10 @@ fn report<E, Q>(
         }
         // `on_error` has told of it.
         Err(Error::ReconcilerFailed(..)) => {}
-        Err(Error::QueueError(error)) => tracing::warn!(%error, "a watch failed; it is started again"),
+        // The text of some errors has the whole answer of the API server in it.
+        Err(Error::QueueError(error)) => {
+            tracing::warn!(error = short(&error.to_string()), "a watch failed; it is started again");
+        }
         Err(Error::RunnerError(error)) => tracing::error!(%error, "the controller failed"),
     }
 }

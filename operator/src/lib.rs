@@ -18,6 +18,7 @@ mod reconcile;
 mod requests;
 mod run;
 mod stores;
+mod text;
 
 pub use args::OperatorArgs;
 pub use election::ElectionError;

@@ -11,22 +11,37 @@ use disagg_process::http::HttpOptions;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::election::Standing;
 use crate::metrics::Metrics;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What is told.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub metrics: Arc<Metrics>,
+    pub standing: Arc<Standing>,
+}
+
 /// Serves `/healthz`, `/readyz` and `/metrics` until `stop`. A replica that waits for the Lease is ready: it can take
-/// over.
-pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, stop: CancellationToken) {
+/// over. One that waits for another release is not: it may never come to work.
+pub(crate) async fn serve(listener: TcpListener, served: Served, stop: CancellationToken) {
     let routes = Router::new()
         .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
         .route("/metrics", get(render))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics\n") })
-        .with_state(metrics);
+        .with_state(served);
     disagg_process::http::serve(listener, routes, HttpOptions::management("health and metrics"), stop).await;
 }
 
-async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.render())
+async fn ready(State(served): State<Served>) -> (StatusCode, String) {
+    match served.standing.why_not() {
+        None => (StatusCode::OK, "ok".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn render(State(served): State<Served>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, OPENMETRICS)], served.metrics.render())
 }

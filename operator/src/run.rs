@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::OperatorArgs;
 use crate::context::Context;
-use crate::election::{ElectionError, Leadership};
+use crate::election::{ElectionError, Leadership, Standing};
 use crate::metrics::Metrics;
 use crate::prometheus::Served;
 use crate::stores::Stores;
@@ -56,8 +56,10 @@ pub async fn run(args: OperatorArgs, shutdown: impl Future<Output = ()>) -> Resu
         tracing::info!(%address, "health and metrics");
     }
     let stop = CancellationToken::new();
-    let observed = tokio::spawn(observe::serve(listener, Arc::clone(&metrics), stop.clone()));
-    let result = work(&args, identity, &metrics, shutdown).await;
+    let standing = Arc::new(Standing::default());
+    let served = observe::Served { metrics: Arc::clone(&metrics), standing: Arc::clone(&standing) };
+    let observed = tokio::spawn(observe::serve(listener, served, stop.clone()));
+    let result = work(&args, identity, &metrics, &standing, shutdown).await;
     stop.cancel();
     let _ = observed.await;
     result
@@ -67,6 +69,7 @@ async fn work(
     args: &OperatorArgs,
     identity: String,
     metrics: &Arc<Metrics>,
+    standing: &Standing,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     tokio::pin!(shutdown);
@@ -75,7 +78,7 @@ async fn work(
         None
     } else {
         tokio::select! {
-            won = Leadership::win(client.clone(), args, &identity) => Some(won?),
+            won = Leadership::win(client.clone(), args, &identity, standing) => Some(won?),
             () = &mut shutdown => return Ok(()),
         }
     };

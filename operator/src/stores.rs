@@ -1,9 +1,11 @@
 //! What the operator knows of the cluster without asking: one watch for each kind that it reconciles or creates.
 //!
 //! Watches of children are held to our label, so they cost what our own objects cost. Of kinds whose content nobody
-//! reads back only the metadata is watched.
+//! reads back only the metadata is watched. Of the others each object is decoded on its own ([`DeserializeGuard`]): one
+//! that cannot be hides no other.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use disagg_api::DisaggDeployment;
@@ -16,38 +18,34 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{Api, ObjectMeta};
-use kube::core::{NamespaceResourceScope, PartialObjectMeta};
+use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::ReconcileRequest;
 use kube::runtime::reflector::{self, Lookup, ObjectRef, Store};
 use kube::runtime::{Predicate as _, WatchStreamExt as _, predicates, watcher};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::prometheus::PodMonitor;
-use crate::reconcile::MANAGED_BY;
 
-/// How long a watch may take until its first list is there.
-const READY_WITHIN: Duration = Duration::from_mins(1);
+/// How long reconciles wait after the start for the first list of every watch.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// A resource, or what could not be decoded of it.
+pub(crate) type Guarded = DeserializeGuard<DisaggDeployment>;
 
 /// Requests to reconcile, from all watches.
-pub(crate) type Triggers = BoxStream<'static, Result<ReconcileRequest<DisaggDeployment>, watcher::Error>>;
-
-/// A watch that does not come up: most often a right is missing.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the watch of {kind} has not come up within {} s; may the operator list and watch them?", READY_WITHIN.as_secs())]
-pub(crate) struct NotReady {
-    kind: String,
-}
+pub(crate) type Triggers = BoxStream<'static, Result<ReconcileRequest<Guarded>, watcher::Error>>;
 
 /// Copies of what is in the cluster; they lag behind it by the time that a watch event takes.
 #[derive(Clone)]
 pub(crate) struct Stores {
-    pub resources: Store<DisaggDeployment>,
-    pub config_maps: Store<ConfigMap>,
-    pub stateful_sets: Store<StatefulSet>,
-    pub deployments: Store<Deployment>,
-    pub pods: Store<Pod>,
+    pub resources: Store<Guarded>,
+    pub config_maps: Store<DeserializeGuard<ConfigMap>>,
+    pub stateful_sets: Store<DeserializeGuard<StatefulSet>>,
+    pub deployments: Store<DeserializeGuard<Deployment>>,
+    pub pods: Store<DeserializeGuard<Pod>>,
     pub services: Store<PartialObjectMeta<Service>>,
     pub service_accounts: Store<PartialObjectMeta<ServiceAccount>>,
     pub roles: Store<PartialObjectMeta<Role>>,
@@ -56,6 +54,22 @@ pub(crate) struct Stores {
     pub network_policies: Store<PartialObjectMeta<NetworkPolicy>>,
     /// Empty until a resource asks for PodMonitors in a cluster that serves them.
     pub pod_monitors: Store<PartialObjectMeta<PodMonitor>>,
+    /// Until when reconciles wait for a watch.
+    ready_until: Instant,
+}
+
+/// A child as it is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Found<K> {
+    pub meta: ObjectMeta,
+    /// Of kinds that are watched whole, and of those that were asked for.
+    pub whole: Option<K>,
+}
+
+impl<K: Resource> Found<K> {
+    pub(crate) fn whole(object: K) -> Self {
+        Self { meta: object.meta().clone(), whole: Some(object) }
+    }
 }
 
 /// A kind of child, and where its copies are.
@@ -66,25 +80,39 @@ pub(crate) trait Child:
     + serde::Serialize
     + DeserializeOwned
 {
-    /// Metadata of a child as the watch last showed it.
-    fn known(stores: &Stores, namespace: &str, name: &str) -> Option<ObjectMeta>;
+    /// A child as the watch last showed it.
+    fn known(stores: &Stores, namespace: &str, name: &str) -> Option<Found<Self>>;
 }
 
-macro_rules! children {
+macro_rules! whole {
     ($($kind:ty: $field:ident),* $(,)?) => {$(
         impl Child for $kind {
-            fn known(stores: &Stores, namespace: &str, name: &str) -> Option<ObjectMeta> {
+            fn known(stores: &Stores, namespace: &str, name: &str) -> Option<Found<Self>> {
                 let found = stores.$field.get(&ObjectRef::new(name).within(namespace))?;
-                Some(found.meta().clone())
+                Some(Found { meta: found.meta().clone(), whole: found.0.as_ref().ok().cloned() })
             }
         }
     )*};
 }
 
-children! {
+macro_rules! metadata {
+    ($($kind:ty: $field:ident),* $(,)?) => {$(
+        impl Child for $kind {
+            fn known(stores: &Stores, namespace: &str, name: &str) -> Option<Found<Self>> {
+                let found = stores.$field.get(&ObjectRef::new(name).within(namespace))?;
+                Some(Found { meta: found.meta().clone(), whole: None })
+            }
+        }
+    )*};
+}
+
+whole! {
     ConfigMap: config_maps,
     StatefulSet: stateful_sets,
     Deployment: deployments,
+}
+
+metadata! {
     Service: services,
     ServiceAccount: service_accounts,
     Role: roles,
@@ -116,34 +144,63 @@ impl Stores {
             disruption_budgets: watched(scoped(client, namespace), &mut triggers),
             network_policies: watched(scoped(client, namespace), &mut triggers),
             pod_monitors: watched(scoped(client, namespace), &mut later),
+            ready_until: Instant::now() + READY_WITHIN,
         };
         triggers.extend(later.into_iter().map(|changes| from_then_on(pod_monitors_served.clone(), changes)));
         (stores, stream::select_all(triggers).boxed())
     }
 
-    /// Resolves when every watch has its first list. That of PodMonitors may never begin and is not waited for.
-    pub(crate) async fn ready(&self) -> Result<(), NotReady> {
-        ready(&self.resources).await?;
-        ready(&self.config_maps).await?;
-        ready(&self.stateful_sets).await?;
-        ready(&self.deployments).await?;
-        ready(&self.pods).await?;
-        ready(&self.services).await?;
-        ready(&self.service_accounts).await?;
-        ready(&self.roles).await?;
-        ready(&self.role_bindings).await?;
-        ready(&self.disruption_budgets).await?;
-        ready(&self.network_policies).await
+    /// Waits for the first list of every watch, for [`READY_WITHIN`] after the start and no longer, and names the kinds
+    /// that are not watched then: most often a right is missing. Of those what is needed is asked for, one by one. That
+    /// of PodMonitors may never begin and is not waited for.
+    pub(crate) async fn unwatched(&self) -> Vec<String> {
+        // Destructured without `..`, so that a new watch has to be thought of here.
+        let Self {
+            resources: _, // What is reconciled came from it.
+            config_maps,
+            stateful_sets,
+            deployments,
+            pods,
+            services,
+            service_accounts,
+            roles,
+            role_bindings,
+            disruption_budgets,
+            network_policies,
+            pod_monitors: _,
+            ready_until,
+        } = self;
+        let missing = [
+            missing(config_maps, *ready_until).await,
+            missing(stateful_sets, *ready_until).await,
+            missing(deployments, *ready_until).await,
+            missing(pods, *ready_until).await,
+            missing(services, *ready_until).await,
+            missing(service_accounts, *ready_until).await,
+            missing(roles, *ready_until).await,
+            missing(role_bindings, *ready_until).await,
+            missing(disruption_budgets, *ready_until).await,
+            missing(network_policies, *ready_until).await,
+        ];
+        missing.into_iter().flatten().collect()
+    }
+
+    /// Pods of a namespace that `chosen` keeps.
+    pub(crate) fn pods_where(&self, namespace: &str, chosen: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
+        let here = self.pods.state_filter(|pod| pod.meta().namespace.as_deref() == Some(namespace));
+        let pods = here.iter().filter_map(|pod| pod.0.as_ref().ok()).filter(|pod| chosen(pod));
+        pods.map(|pod| Arc::new(pod.clone())).collect()
     }
 }
 
-async fn ready<K>(store: &Store<K>) -> Result<(), NotReady>
+/// The name of a kind whose watch has not begun by `until`.
+async fn missing<K>(store: &Store<K>, until: Instant) -> Option<String>
 where
     K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + 'static,
 {
-    match tokio::time::timeout(READY_WITHIN, store.wait_until_ready()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(NotReady { kind: <K as Resource>::plural(&()).into_owned() }),
+    match tokio::time::timeout_at(until, store.wait_until_ready()).await {
+        Ok(Ok(())) => None,
+        Ok(Err(_)) | Err(_) => Some(<K as Resource>::plural(&()).into_owned()),
     }
 }
 
@@ -155,11 +212,11 @@ fn scoped<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
 }
 
 /// The resources themselves. A change of the status alone, which is the operator's own, triggers nothing.
-fn resources(api: Api<DisaggDeployment>, triggers: &mut Vec<Triggers>) -> Store<DisaggDeployment> {
+fn resources(api: Api<Guarded>, triggers: &mut Vec<Triggers>) -> Store<Guarded> {
     let (store, writer) = reflector::store();
     let changes = watcher(api, watcher::Config::default())
         .default_backoff()
-        .modify(|resource| resource.metadata.managed_fields = None)
+        .modify(|resource| resource.meta_mut().managed_fields = None)
         .reflect(writer)
         .applied_objects()
         .predicate_filter(
@@ -171,8 +228,10 @@ fn resources(api: Api<DisaggDeployment>, triggers: &mut Vec<Triggers>) -> Store<
     store
 }
 
+/// Whatever belongs to some resource. Not by `app.kubernetes.io/managed-by`, which policies of a cluster like to write;
+/// this label is ours alone, and of pods the selectors of their controllers hold on to it.
 fn ours() -> watcher::Config {
-    watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGED_BY}"))
+    watcher::Config::default().labels(LABEL_DEPLOYMENT)
 }
 
 /// Watches our objects of a kind, copies them, and requests to reconcile those that they belong to.
@@ -216,7 +275,7 @@ fn owners<K: Resource<DynamicType = ()> + Send + 'static>(
 }
 
 /// The resource that an object belongs to: by the owner reference of children, by the label of pods.
-fn owner_of(meta: &ObjectMeta) -> Option<ObjectRef<DisaggDeployment>> {
+fn owner_of(meta: &ObjectMeta) -> Option<ObjectRef<Guarded>> {
     let owned = meta.owner_references.iter().flatten().find(|owner| {
         owner.controller == Some(true) && owner.kind == <DisaggDeployment as Resource>::kind(&())
     });

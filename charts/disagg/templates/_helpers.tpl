@@ -50,3 +50,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "disagg.watchNamespace" -}}
 {{- default .Release.Namespace .Values.scope.watchNamespace }}
 {{- end }}
+
+{{/* The namespace of the Lease, the same for every release that looks after the same namespaces. */}}
+{{- define "disagg.leaseNamespace" -}}
+{{- if .Values.scope.namespaced }}
+{{- include "disagg.watchNamespace" . }}
+{{- else }}
+{{- .Values.leaderElection.namespace }}
+{{- end }}
+{{- end }}

@@ -15,6 +15,7 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
         monitoring,
         images,
         drain_seconds: _,
+        progress_deadline_seconds,
     } = spec;
     let ModelSpec { source, served_name: _, max_length: _, dtype: _, load_format: _, hub_token_secret } =
         model;
@@ -43,6 +44,7 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
         "`disagg up` has no volumes; name the model's folder with spec.model.source.path or --model";
     let no_secrets = "`disagg up` reads no Secrets; put the token into the environment variable HF_TOKEN";
     let no_objects = "`disagg up` makes no objects of a cluster; the workers' and the router's /metrics are there without it";
+    let no_changes = "`disagg up` has no status; leave it out, or apply the resource to a cluster";
     let own = [
         ("spec.model.source.pvc".to_owned(), pvc.is_some(), no_volumes),
         ("spec.model.source.image".to_owned(), image.is_some(), no_volumes),
@@ -52,6 +54,7 @@ pub(super) fn field(spec: &DisaggDeploymentSpec) -> Option<(String, &'static str
         ("spec.router.podTemplate".to_owned(), !pod_template.is_unset(), no_pods),
         ("spec.monitoring".to_owned(), !monitoring.is_unset(), no_objects),
         ("spec.images".to_owned(), !images.is_unset(), no_pods),
+        ("spec.progressDeadlineSeconds".to_owned(), progress_deadline_seconds.is_some(), no_changes),
     ];
     own.into_iter()
         .chain(of_role("prefill", prefill))

@@ -9,7 +9,8 @@
 //! overlapWeightPercent: "100"
 //! ```
 //!
-//! Operator and router both call [`RouterSettings::from_pairs`], so they can not disagree on what is valid.
+//! Operator and router both read a ConfigMap with [`RouterSettings::from_config_map`], so they can not disagree on what
+//! is valid and in force.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -87,6 +88,12 @@ pub enum SettingsError {
         /// What is allowed, to follow "must be".
         rule: String,
     },
+    /// A ConfigMap has it where no text is looked for.
+    #[error("{key}: is in binaryData; settings are text, in data")]
+    Binary {
+        /// The key as it was written, cut to a printable length.
+        key: String,
+    },
     /// The text is no flat YAML mapping.
     #[error("the settings are not a YAML mapping of keys to plain values: {0}")]
     Syntax(String),
@@ -127,7 +134,36 @@ impl RouterSettings {
                 errors.push(error);
             }
         }
-        if errors.is_empty() { Ok(settings) } else { Err(SettingsErrors(errors)) }
+        settings.unless(errors)
+    }
+
+    /// The settings, unless there are errors.
+    fn unless(self, errors: Vec<SettingsError>) -> Result<Self, SettingsErrors> {
+        if errors.is_empty() { Ok(self) } else { Err(SettingsErrors(errors)) }
+    }
+
+    /// Reads a ConfigMap: its `data`, and the keys of its `binaryData`, none of which may be there. A key that is absent
+    /// has its value of the first of `fallbacks` that has a good one (what was last good, then what the resource asks
+    /// for), and its default only if none has.
+    ///
+    /// Reports every problem, not only the first.
+    pub fn from_config_map<'a>(
+        data: &BTreeMap<String, String>,
+        binary_keys: impl IntoIterator<Item = &'a str>,
+        fallbacks: &[&BTreeMap<String, String>],
+    ) -> Result<Self, SettingsErrors> {
+        let mut settings = Self::default();
+        for key in KEYS {
+            // Setting a bad value changes nothing.
+            fallbacks
+                .iter()
+                .filter_map(|fallback| fallback.get(key))
+                .find(|value| settings.set(key, value).is_ok());
+        }
+        let mut errors: Vec<_> =
+            binary_keys.into_iter().map(|key| SettingsError::Binary { key: printable(key, 64) }).collect();
+        errors.extend(data.iter().filter_map(|(key, value)| settings.set(key, value).err()));
+        settings.unless(errors)
     }
 
     /// Most bytes of a settings file. It is a few lines; a larger one is a mistake.
@@ -300,6 +336,29 @@ mod tests {
         for text in ["", "\n# nothing set\n", "---\n", "{}"] {
             assert_eq!(RouterSettings::from_yaml(text).unwrap(), defaults, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_key_that_a_config_map_lacks_is_last_good_then_the_resources_and_no_default() {
+        let pairs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let data = pairs(&[(FALLBACK_POLICY, "Fail")]);
+        let last_good = pairs(&[(MAX_LOCAL_PREFILL_LENGTH, "64"), (MAX_PREFILL_QUEUE_DEPTH, "bad")]);
+        let asked = pairs(&[(MAX_LOCAL_PREFILL_LENGTH, "128"), (MAX_PREFILL_QUEUE_DEPTH, "7")]);
+        let read = RouterSettings::from_config_map(&data, [], &[&last_good, &asked]).unwrap();
+        let expected = RouterSettings {
+            max_local_prefill_length: 64,
+            max_prefill_queue_depth: 7,
+            fallback_policy: FallbackPolicy::Fail,
+            ..RouterSettings::default()
+        };
+        assert_eq!(read, expected);
+        let hidden = RouterSettings::from_config_map(&data, [MAX_LOCAL_PREFILL_LENGTH], &[&last_good]);
+        assert_eq!(
+            hidden.unwrap_err().to_string(),
+            "maxLocalPrefillLength: is in binaryData; settings are text, in data"
+        );
     }
 
     #[test]

@@ -60,6 +60,11 @@ impl Candidate {
         self.until
     }
 
+    /// Who held it when it was read last.
+    pub(super) fn holder(&self) -> Option<&str> {
+        self.seen.as_ref()?.0.holder.as_deref()
+    }
+
     /// The version to renew, while this replica leads and nobody else has written.
     pub(super) fn to_renew(&self) -> Option<&str> {
         self.version.as_deref()

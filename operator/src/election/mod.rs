@@ -1,10 +1,12 @@
-//! One replica works: the one that holds the Lease.
+//! One replica works: the one that holds the Lease. There is one Lease for each scope, all namespaces or one of them,
+//! whatever the operators are called that look after it: a second release waits, says so and is not ready.
 //!
 //! [`candidate`] decides; this reads and writes the Lease as it says, and tells until when this replica leads. The
 //! controller is only polled before that time, so a replica that is cut off or was suspended stops before another one
 //! begins, and not when it notices.
 
 mod candidate;
+mod rival;
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::args::OperatorArgs;
 use crate::client::is_conflict;
 use candidate::{Candidate, Next, Record};
+use rival::Rivals;
+pub(crate) use rival::Standing;
 
 /// How long giving the Lease back may take.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
@@ -50,20 +54,23 @@ pub(crate) struct Leadership {
 }
 
 impl Leadership {
-    /// Waits until this replica leads.
+    /// Waits until this replica leads. As long as another release does, `standing` has it.
     pub(crate) async fn win(
         client: Client,
         args: &OperatorArgs,
         identity: &str,
+        standing: &Standing,
     ) -> Result<Self, ElectionError> {
         let namespace = args.lease_namespace.as_deref().or(args.namespace.as_deref()).unwrap_or("default");
         let duration = Duration::from_secs(args.lease_seconds.into());
         let name = args.lease_name.clone();
+        let mut rivals = Rivals::new(client.clone(), args, identity, format!("{namespace}/{name}"));
+        let identity = rivals.holder_identity();
         tracing::info!(namespace, lease = name, identity, "waiting for the Lease");
         let mut keeper = Keeper {
             api: Api::namespaced(client, namespace),
-            candidate: Candidate::new(identity.to_owned(), duration),
-            identity: identity.to_owned(),
+            candidate: Candidate::new(identity.clone(), duration),
+            identity,
             duration,
             name: name.clone(),
         };
@@ -82,8 +89,10 @@ impl Leadership {
             if keeper.candidate.leads_until().is_some_and(|until| Instant::now() < until) {
                 break;
             }
+            rivals.seen(keeper.candidate.holder(), standing).await;
             sleep(keeper.candidate.pause()).await;
         }
+        standing.set(None);
         tracing::info!("leading");
         let (sender, until) = watch::channel(keeper.candidate.leads_until());
         let release = CancellationToken::new();

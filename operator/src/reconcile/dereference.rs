@@ -1,40 +1,40 @@
-//! First call: what the cluster holds of a resource's children. The only I/O is for Warnings about pods that are
-//! missing, which no status of a StatefulSet tells.
+//! First call: what the cluster holds beside the children themselves, which the apply answers for: their pods. The only
+//! I/O is for Warnings about pods that are missing, which no status of a StatefulSet tells.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use disagg_api::DisaggDeployment;
-use disagg_api::kubernetes::{Component, LABEL_ROLE};
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use disagg_api::kubernetes::Component;
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, ListParams};
-use kube::runtime::reflector::ObjectRef;
 use kube::{Resource as _, ResourceExt as _};
+use tokio::time::timeout;
 
 use crate::context::Context;
+use crate::stores::Child as _;
+use crate::text::short;
 
 /// The newest Warnings of one object that are looked at.
 const WARNINGS: u32 = 50;
+/// How long asking for the Warnings of one object may take.
+const WARNINGS_WITHIN: Duration = Duration::from_secs(5);
 
-/// The cluster cannot be looked at.
+/// An object that no API server gives out.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DereferenceError {
-    #[error("the resource has no namespace")]
-    NoNamespace,
-    #[error("cannot list the Events of {object}: {source}")]
-    Events { object: String, source: kube::Error },
-}
+#[error("the resource has no namespace")]
+pub(crate) struct NoNamespace;
 
-/// The children as the watches show them.
+/// What there is beside the children.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Observed {
-    pub prefill: Option<Arc<StatefulSet>>,
-    pub decode: Option<Arc<StatefulSet>>,
-    pub router: Option<Arc<Deployment>>,
-    /// Of all components, in the order of their names.
-    pub pods: Vec<Arc<Pod>>,
+    /// Of all components, in the order of their names; nothing if they cannot be watched.
+    pub pods: Option<Vec<Arc<Pod>>>,
     /// Messages of Warnings about StatefulSets that lack pods, and about pods that do not start.
     pub warnings: Vec<Warning>,
+    /// Kinds that cannot be watched.
+    pub unwatched: Vec<String>,
 }
 
 /// A Warning about a StatefulSet or a pod.
@@ -45,33 +45,39 @@ pub(crate) struct Warning {
     pub message: String,
 }
 
-/// Looks at the children of `resource`.
+/// Looks at the pods of `resource`.
 pub(crate) async fn dereference(
     resource: &DisaggDeployment,
     context: &Context,
-) -> Result<Observed, DereferenceError> {
-    let namespace = resource.namespace().ok_or(DereferenceError::NoNamespace)?;
+) -> Result<Observed, NoNamespace> {
+    let namespace = resource.namespace().ok_or(NoNamespace)?;
     let name = resource.name_any();
     let stores = &context.stores;
-    let set = |component: Component| {
-        let found = stores.stateful_sets.get(&ObjectRef::new(&component.child(&name)).within(&namespace));
-        found.filter(|set| is_owned(&set.metadata, resource))
-    };
-    let router = stores.deployments.get(&ObjectRef::new(&Component::Router.child(&name)).within(&namespace));
-    let mut pods = stores.pods.state_filter(|pod| {
-        pod.metadata.namespace.as_ref() == Some(&namespace)
-            && pod.labels().get(disagg_api::kubernetes::LABEL_DEPLOYMENT) == Some(&name)
-    });
+    let unwatched = stores.unwatched().await;
+    let children = Component::ALL.map(|component| (component, component.child(&name)));
+    let ours = |pod: &Pod| children.iter().any(|(component, child)| belongs_to(pod, *component, child));
+    let mut pods = stores.pods_where(&namespace, ours);
     pods.sort_by_key(|pod| pod.name_any());
-    let mut observed = Observed {
-        prefill: set(Component::Prefill),
-        decode: set(Component::Decode),
-        router: router.filter(|router| is_owned(&router.metadata, resource)),
-        pods,
-        warnings: Vec::new(),
-    };
-    observed.warnings = warnings(&observed, &namespace, context).await?;
-    Ok(observed)
+    let sets = [Component::Prefill, Component::Decode].into_iter().filter_map(|component| {
+        let known = StatefulSet::known(stores, &namespace, &component.child(&name))?;
+        known.whole.filter(|set| is_owned(&set.metadata, resource))
+    });
+    let warnings = warnings(sets, &pods, &namespace, context).await;
+    let watched = !unwatched.iter().any(|kind| kind == "pods");
+    Ok(Observed { pods: watched.then_some(pods), warnings, unwatched })
+}
+
+/// `pod` was made for `child`, the StatefulSet or Deployment of `component`. Pods of a Deployment belong to a ReplicaSet
+/// that has its name and a hash.
+pub(crate) fn belongs_to(pod: &Pod, component: Component, child: &str) -> bool {
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    owners.any(|owner| match component {
+        Component::Prefill | Component::Decode => owner.kind == "StatefulSet" && owner.name == child,
+        Component::Router => {
+            let hash = owner.name.strip_prefix(child).and_then(|rest| rest.strip_prefix('-'));
+            owner.kind == "ReplicaSet" && hash.is_some_and(|hash| !hash.contains('-'))
+        }
+    })
 }
 
 /// `meta` is that of a child of `resource`.
@@ -81,28 +87,20 @@ pub(crate) fn is_owned(meta: &kube::api::ObjectMeta, resource: &DisaggDeployment
     controllers.any(|owner| Some(&owner.uid) == resource.meta().uid.as_ref())
 }
 
-impl Observed {
-    /// The pods of one component.
-    pub(crate) fn pods_of(&self, component: Component) -> impl Iterator<Item = &Pod> {
-        let of = move |pod: &&Arc<Pod>| {
-            pod.labels().get(LABEL_ROLE).is_some_and(|role| role == component.as_str())
-        };
-        self.pods.iter().filter(of).map(AsRef::as_ref)
-    }
-}
-
-/// Warnings are only asked for where something is amiss that nothing else explains.
+/// Warnings are only asked for where something is amiss that nothing else explains. Without them a status says less, and
+/// is written all the same.
 async fn warnings(
-    observed: &Observed,
+    sets: impl Iterator<Item = StatefulSet>,
+    pods: &[Arc<Pod>],
     namespace: &str,
     context: &Context,
-) -> Result<Vec<Warning>, DereferenceError> {
-    let lacks_pods = [&observed.prefill, &observed.decode].into_iter().flatten().filter(|set| {
+) -> Vec<Warning> {
+    let lacks_pods = sets.filter(|set| {
         let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         set.status.as_ref().is_none_or(|status| status.replicas < wanted)
     });
     let objects = lacks_pods.filter_map(|set| Some((set.name_any(), set.uid()?)));
-    let silent = observed.pods.iter().filter(|pod| is_silent(pod));
+    let silent = pods.iter().filter(|pod| is_silent(pod));
     let objects: Vec<_> =
         objects.chain(silent.filter_map(|pod| Some((pod.name_any(), pod.uid()?)))).collect();
     let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
@@ -111,10 +109,15 @@ async fn warnings(
     for (object, uid) in objects.into_iter().take(3) {
         let fields = format!("involvedObject.uid={uid},type=Warning");
         let list = ListParams::default().fields(&fields).limit(WARNINGS);
-        let found = events
-            .list(&list)
-            .await
-            .map_err(|source| DereferenceError::Events { object: object.clone(), source })?;
+        let found = match timeout(WARNINGS_WITHIN, events.list(&list)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                let error = short(&error.to_string());
+                tracing::warn!(namespace, object, error, "its Events cannot be listed");
+                continue;
+            }
+            Err(_) => continue,
+        };
         let newest = found.items.into_iter().max_by_key(|event| {
             let seen = event.last_timestamp.as_ref().map(|time| time.0);
             seen.or_else(|| event.event_time.as_ref().map(|time| time.0))
@@ -127,7 +130,7 @@ async fn warnings(
             });
         }
     }
-    Ok(warnings)
+    warnings
 }
 
 /// A pod that is on a node, whose container is being created and says nothing of why it is not there yet.

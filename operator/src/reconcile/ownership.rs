@@ -5,7 +5,7 @@
 //! `last-good` has the last data that was valid as a whole. Data and annotations change in one patch, so an operator
 //! that is killed in between leaves nothing half done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use disagg_api::kubernetes::{ANNOTATION_LAST_GOOD, ANNOTATION_SEEDED};
 use disagg_api::settings::KEYS;
@@ -20,6 +20,8 @@ pub(crate) type Pairs = BTreeMap<String, String>;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Held {
     pub data: Pairs,
+    /// Keys of `binaryData`. The API server lets no key be in both.
+    pub binary: BTreeSet<String>,
     /// Absent or unreadable: nothing was ever written.
     pub seeded: Pairs,
     pub last_good: Option<Pairs>,
@@ -43,6 +45,7 @@ impl Held {
         };
         Self {
             data: config_map.data.clone().unwrap_or_default(),
+            binary: config_map.binary_data.iter().flat_map(BTreeMap::keys).cloned().collect(),
             seeded: annotation(ANNOTATION_SEEDED).unwrap_or_default(),
             last_good: annotation(ANNOTATION_LAST_GOOD),
         }
@@ -50,7 +53,13 @@ impl Held {
 
     /// What is left of it when the ConfigMap itself is gone: it comes back with its last good values.
     pub(crate) fn restored(self) -> Self {
-        Self { data: Pairs::new(), ..self }
+        Self { data: Pairs::new(), binary: BTreeSet::new(), ..self }
+    }
+
+    /// Whether it is valid, and what it says. An absent key is as it was last good, or as the resource has it.
+    pub(crate) fn verdict(&self) -> Result<RouterSettings, SettingsErrors> {
+        let fallbacks: Vec<&Pairs> = self.last_good.iter().chain([&self.seeded]).collect();
+        RouterSettings::from_config_map(&self.data, self.binary.iter().map(String::as_str), &fallbacks)
     }
 }
 
@@ -59,6 +68,10 @@ pub(crate) fn decide(held: &Held, wanted: &Pairs) -> Decision {
     let mut next = held.clone();
     for key in KEYS {
         let Some(asked) = wanted.get(key) else { continue };
+        // It is its author's to put right, and could not be written.
+        if held.binary.contains(key) {
+            continue;
+        }
         if held.seeded.get(key) != Some(asked) {
             next.data.insert(key.to_owned(), asked.clone());
             next.seeded.insert(key.to_owned(), asked.clone());
@@ -69,8 +82,7 @@ pub(crate) fn decide(held: &Held, wanted: &Pairs) -> Decision {
     }
     // A setting that this version does not know any more is nobody's.
     next.seeded.retain(|key, _| KEYS.contains(&key.as_str()));
-    let verdict =
-        RouterSettings::from_pairs(next.data.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    let verdict = next.verdict();
     match &verdict {
         Ok(settings) => {
             next.last_good = Some(settings.to_pairs().map(|(key, value)| (key.to_owned(), value)).into());

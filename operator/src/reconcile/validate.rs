@@ -1,6 +1,7 @@
 //! Second call: the resource, checked, with every default filled in. Pure. Later calls never see the raw spec.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use disagg_api::crd::{
     DisaggDeployment, DisaggDeploymentSpec, Dtype, EngineSpec, Images, Invalid, LoadFormat, ModelSource,
@@ -21,6 +22,8 @@ const WORKERS_DEFAULT: i32 = 1;
 const PORT_DEFAULT: i32 = 8181;
 /// Time that pods get to finish their requests when the resource names none.
 const DRAIN_SECONDS_DEFAULT: i32 = 30;
+/// Time that a change may go without progress when the resource names none: as Deployments have it.
+const PROGRESS_DEADLINE_SECONDS_DEFAULT: i32 = 600;
 
 /// A resource that cannot be reconciled.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -56,6 +59,8 @@ pub(crate) struct Wanted {
     pub pull_policy: Option<&'static str>,
     pub pull_secrets: Vec<String>,
     pub drain_seconds: i32,
+    /// How long a change may go without progress before it counts as stuck.
+    pub progress_deadline: Duration,
 }
 
 /// Where the model comes from.
@@ -141,7 +146,9 @@ pub(crate) fn validate(
         monitoring: MonitoringSpec { pod_monitor },
         images,
         drain_seconds,
+        progress_deadline_seconds,
     } = resource.spec.clone();
+    let progress_deadline = progress_deadline_seconds.unwrap_or(PROGRESS_DEADLINE_SECONDS_DEFAULT);
     let Images { worker, router: router_image, pull_policy, pull_secrets } = images;
     let ModelSpec { source, served_name: _, max_length, dtype, load_format, hub_token_secret } = model;
     let workers = |component, role: RoleSpec| {
@@ -199,6 +206,7 @@ pub(crate) fn validate(
         pull_policy: pull_policy.map(disagg_api::crd::PullPolicy::as_str),
         pull_secrets: pull_secrets.into_iter().map(|secret| secret.name).collect(),
         drain_seconds: drain_seconds.unwrap_or(DRAIN_SECONDS_DEFAULT),
+        progress_deadline: Duration::from_secs(progress_deadline.unsigned_abs().into()),
         name,
         namespace,
         owner,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use disagg_api::RouterSettings;
-use disagg_api::kubernetes::ANNOTATION_LAST_GOOD;
+use disagg_api::kubernetes::{ANNOTATION_LAST_GOOD, ANNOTATION_SEEDED};
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::settings::InForce;
@@ -23,11 +23,12 @@ impl Reader {
 
     /// What is in force after `before`, now that the ConfigMap is `map` (`None`: there is none).
     ///
-    /// Good data is in force. With bad data, or none, the last good values stay; a router that has not seen good data
-    /// yet takes those of the annotation, or else the defaults.
+    /// Good data is in force; a key that it lacks is as it was last good, or as the resource has it. With bad data, or
+    /// none, the last good values stay; a router that has not seen good data yet takes those of the annotation, or else
+    /// the defaults.
     pub(super) fn read(&mut self, before: &InForce, map: Option<&ConfigMap>) -> InForce {
         let resource_version = map.and_then(|map| map.metadata.resource_version.clone());
-        let problem = match self.data(map) {
+        let problem = match self.data(before, map) {
             Ok(settings) => {
                 self.seen_good = true;
                 return InForce { settings, problem: None, resource_version, known: true };
@@ -48,23 +49,34 @@ impl Reader {
     }
 
     /// The values of the data, or what is wrong with it.
-    fn data(&self, map: Option<&ConfigMap>) -> Result<RouterSettings, String> {
+    fn data(&self, before: &InForce, map: Option<&ConfigMap>) -> Result<RouterSettings, String> {
         let source = &self.source;
         let Some(map) = map else { return Err(format!("there is no {source}")) };
-        let data = map.data.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
-        let mut data = data.peekable();
         // The operator makes the object before it writes the values.
-        if data.peek().is_none() {
-            return Err(format!("{source} has no data"));
-        }
-        RouterSettings::from_pairs(data).map_err(|errors| format!("{source}: {errors}"))
+        let data = map.data.as_ref().filter(|data| !data.is_empty());
+        let Some(data) = data else { return Err(format!("{source} has no data")) };
+        let in_force = self.seen_good.then(|| pairs_of(&before.settings));
+        let fallbacks = [pairs(map, ANNOTATION_LAST_GOOD), in_force, pairs(map, ANNOTATION_SEEDED)];
+        let fallbacks: Vec<&BTreeMap<_, _>> = fallbacks.iter().flatten().collect();
+        let binary = map.binary_data.iter().flat_map(BTreeMap::keys).map(String::as_str);
+        RouterSettings::from_config_map(data, binary, &fallbacks)
+            .map_err(|errors| format!("{source}: {errors}"))
     }
+}
+
+fn pairs_of(settings: &RouterSettings) -> BTreeMap<String, String> {
+    settings.to_pairs().map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+/// The keys and values of an annotation.
+fn pairs(map: &ConfigMap, annotation: &str) -> Option<BTreeMap<String, String>> {
+    let text = map.metadata.annotations.as_ref()?.get(annotation)?;
+    serde_json::from_str(text).ok()
 }
 
 /// The values of the annotation, if they are valid.
 fn last_good(map: &ConfigMap) -> Option<RouterSettings> {
-    let text = map.metadata.annotations.as_ref()?.get(ANNOTATION_LAST_GOOD)?;
-    let pairs: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
+    let pairs = pairs(map, ANNOTATION_LAST_GOOD)?;
     RouterSettings::from_pairs(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))).ok()
 }
 
@@ -117,6 +129,36 @@ mod tests {
             (third.settings.fallback_policy, &third.problem),
             (disagg_api::FallbackPolicy::Fail, &None)
         );
+    }
+
+    #[test]
+    fn a_key_that_is_taken_away_is_as_it_was_and_never_a_default() {
+        let length = |now: &InForce| now.settings.max_local_prefill_length;
+        let without = json!({ "maxPrefillQueueDepth": "7" });
+        let started = reader().read(&unread(), Some(&map("1", &without, GOOD)));
+        assert_eq!((length(&started), &started.problem), (64, &None), "as it was last good");
+        let mut reader = reader();
+        let first = reader.read(&unread(), Some(&map("1", &json!({ "maxLocalPrefillLength": "100" }), "")));
+        let second = reader.read(&first, Some(&map("2", &without, "")));
+        assert_eq!(
+            (length(&second), second.settings.max_prefill_queue_depth),
+            (100, 7),
+            "as it was in force"
+        );
+        let mut seeded = map("1", &without, "");
+        let asked = r#"{"maxLocalPrefillLength":"128"}"#.to_owned();
+        seeded.metadata.annotations = Some([(ANNOTATION_SEEDED.to_owned(), asked)].into());
+        assert_eq!(length(&self::reader().read(&unread(), Some(&seeded))), 128, "as the resource has it");
+    }
+
+    #[test]
+    fn a_key_in_binary_data_is_a_problem_and_the_last_good_values_stay() {
+        let mut hidden = map("1", &json!({ "maxPrefillQueueDepth": "7" }), GOOD);
+        let bytes = k8s_openapi::ByteString(b"64".to_vec());
+        hidden.binary_data = Some([("maxLocalPrefillLength".to_owned(), bytes)].into());
+        let now = reader().read(&unread(), Some(&hidden));
+        assert_eq!(now.settings.max_local_prefill_length, 64);
+        assert!(problem(&now).contains("maxLocalPrefillLength: is in binaryData"), "{now:?}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ const PASSING: [&str; 7] = [
     "Scaling",
     "Starting",
 ];
+/// Reasons that lie with the namespace: parts that have the same one have one trouble.
+const OF_THE_NAMESPACE: [&str; 2] = ["PodsForbidden", "QuotaExceeded"];
 /// Conditions that sum up what others say.
 const SUMMARIES: [&str; 4] = ["Progressing", "Ready", "Reconciling", "Stalled"];
 
@@ -68,7 +70,7 @@ fn sign(subject: &str, condition: &Condition, bad: &[&Condition], changing: bool
     let Condition { type_, status, reason, message, .. } = condition;
     let passing = changing && PASSING.contains(&reason.as_str());
     let what = format!("{type_} is {status}, {reason}: {message}");
-    let part = Component::ALL.into_iter().find(|part| type_.strip_suffix("Available") == Some(title(*part)));
+    let part = part_of(type_);
     let advice = match (type_.as_str(), part) {
         ("SettingsValid", _) => "repair the settings ConfigMap; the last good values are in force meanwhile",
         _ if passing => "wait: a change is under way; what keeps it is told here, if anything does",
@@ -83,7 +85,14 @@ fn sign(subject: &str, condition: &Condition, bad: &[&Condition], changing: bool
     let short = format!("{type_} is {status}");
     let repeated = || bad.iter().any(|it| !SUMMARIES.contains(&it.type_.as_str()) && it.reason == *reason);
     match (type_.as_str(), part) {
-        (_, Some(part)) => Sign::following(finding, About::Part(part), Follows::Part(part), short),
+        (_, Some(part)) => {
+            let shared = OF_THE_NAMESPACE.contains(&reason.as_str());
+            // Without decode workers nothing is served, so of several parts they are told of.
+            let of_decode =
+                |it: &Condition| it.reason == *reason && part_of(&it.type_) == Some(Component::Decode);
+            let from = if shared && bad.iter().copied().any(of_decode) { Component::Decode } else { part };
+            Sign::following(finding, About::Part(part), Follows::Part(from), short)
+        }
         ("SettingsValid", _) => Sign::following(finding, About::Settings, Follows::Settings, short),
         // Nothing depends on them.
         ("MonitoringAvailable", _) => Sign::cause(finding, About::Aside),
@@ -94,6 +103,11 @@ fn sign(subject: &str, condition: &Condition, bad: &[&Condition], changing: bool
         ("Ready", _) if repeated() => Sign::following(finding, About::Aside, Follows::Any, short),
         _ => Sign::cause(finding, About::Whole),
     }
+}
+
+/// The part whose condition this is.
+fn part_of(type_: &str) -> Option<Component> {
+    Component::ALL.into_iter().find(|part| type_.strip_suffix("Available") == Some(title(*part)))
 }
 
 /// How a part's condition begins.

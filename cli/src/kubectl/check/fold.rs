@@ -3,7 +3,7 @@
 
 use disagg_api::kubernetes::Component;
 
-use super::{Finding, Severity};
+use super::Finding;
 
 /// Something that was noticed about a deployment.
 pub(super) struct Sign {

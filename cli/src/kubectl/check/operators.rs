@@ -1,6 +1,6 @@
 //! Judges the operators: that there is one for the namespace, one alone, and that it runs.
 
-use disagg_api::kubernetes::{Component, ROUTER_HTTP_PORT};
+use disagg_api::kubernetes::{Component, ROUTER_ADMIN_PORT};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -52,22 +52,29 @@ pub(super) fn operators(operators: &Seen<Vec<Deployment>>, namespace: &str) -> V
             ),
         )];
     }
+    let works = |it: &Deployment| {
+        let available = it.status.as_ref().and_then(|status| status.available_replicas);
+        available.unwrap_or(0) > 0
+    };
     let mut found = Vec::new();
     if ours.len() > 1 {
         let all: Vec<String> =
             ours.iter().map(|it| of(it)).map(|(name, home)| format!("{name} in {home}")).collect();
         found.push(Finding::error(
             format!("namespace/{namespace}"),
-            format!("more than one operator looks after this namespace, and they undo each other's work: {}", all.join(", ")),
+            format!(
+                "more than one operator is installed for this namespace, and one alone may work there: {}",
+                all.join(", ")
+            ),
             "uninstall all but one (helm uninstall), or give each a namespace of its own (scope.namespaced and \
              scope.watchNamespace)",
         ));
+        // One that waits for another is not available, and should not be.
+        if ours.iter().any(|it| works(it)) {
+            return found;
+        }
     }
-    let down = ours.iter().filter(|it| {
-        let available = it.status.as_ref().and_then(|status| status.available_replicas);
-        available.unwrap_or(0) == 0
-    });
-    found.extend(down.map(|it| {
+    found.extend(ours.iter().filter(|it| !works(it)).map(|it| {
         let (name, home) = of(it);
         Finding::error(
             format!("deployment/{name}"),
@@ -114,11 +121,11 @@ pub(super) fn cut_off(subject: &str, deployment: &DeploymentSnapshot, now: Times
     let advice = match network::named(&policies) {
         Some(policies) => {
             format!(
-                "let {policies} allow the operator's namespace to reach port {ROUTER_HTTP_PORT} of the routers"
+                "let {policies} allow the operator's namespace to reach port {ROUTER_ADMIN_PORT} of the routers"
             )
         }
         None => format!(
-            "see what is between the operator and port {ROUTER_HTTP_PORT} of the routers: a NetworkPolicy of the operator's \
+            "see what is between the operator and port {ROUTER_ADMIN_PORT} of the routers: a NetworkPolicy of the operator's \
              namespace, a network plugin's own policy, or a service mesh"
         ),
     };

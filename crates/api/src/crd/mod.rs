@@ -67,6 +67,8 @@ pub mod limits {
     pub const MAX_WAIT_FOR_WORKER_SECONDS: i32 = 3600;
     /// Seconds that pods get to finish their requests.
     pub const DRAIN_SECONDS: i32 = 3600;
+    /// Seconds that a change may go without progress: a day.
+    pub const PROGRESS_DEADLINE_SECONDS: i32 = 86_400;
     /// Entries of a list.
     pub const LIST_LENGTH: u64 = 32;
     /// Entries of a map of labels or annotations.
@@ -204,6 +206,14 @@ pub struct DisaggDeploymentSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = limits::DRAIN_SECONDS))]
     pub drain_seconds: Option<i32>,
+
+    /// Longest time without progress, in seconds, before a change counts as stuck: the condition `Progressing` is then
+    /// False with the reason `ProgressDeadlineExceeded`. Nothing is undone, and it goes on when it can. Progress is a pod
+    /// that is made as the resource asks, or becomes ready. The default is 600, as for Deployments; allow for the time
+    /// that a worker takes to load its model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = limits::PROGRESS_DEADLINE_SECONDS))]
+    pub progress_deadline_seconds: Option<i32>,
 }
 
 /// What prefill and decode workers must have in common.

@@ -1,6 +1,6 @@
 //! What the operator reports. Nothing here is ever read back as a wish.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,12 +10,14 @@ use crate::settings::FallbackPolicy;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, PartialEq, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct DisaggDeploymentStatus {
-    /// The generation of the spec that this status tells of.
+    /// The generation of the spec that the operator has seen, and that this status tells of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Ready`, `PrefillAvailable`, `DecodeAvailable`, `RouterAvailable`, `SettingsValid`, `Progressing` and, where PodMonitors
-    /// are asked for, `MonitoringAvailable`, each with the reason in one word and in one sentence.
+    /// `Ready` (requests are served), `PrefillAvailable`, `DecodeAvailable`, `RouterAvailable`, `Progressing` (a change is
+    /// under way, or fewer pods serve than are wanted), `ChildrenApplied`, `SettingsValid` and, where PodMonitors are asked
+    /// for, `MonitoringAvailable`, each with the reason in one word and in one sentence. `Reconciling` and `Stalled` are
+    /// there only while they are True, for tools that look for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
@@ -38,6 +40,10 @@ pub struct DisaggDeploymentStatus {
     /// The settings that every ready router says it applies. Absent while they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settings: Option<SettingsStatus>,
+
+    /// When the last change began, or last came nearer to its end. `spec.progressDeadlineSeconds` counts from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_progress_time: Option<Time>,
 }
 
 /// The workers of one role.
@@ -46,8 +52,11 @@ pub struct DisaggDeploymentStatus {
 pub struct RoleStatus {
     /// Workers that exist.
     pub replicas: i32,
-    /// Workers that can serve.
+    /// Workers that can serve, and are not about to end.
     pub ready_replicas: i32,
+    /// Workers that run what the spec asks for now.
+    #[serde(default)]
+    pub updated_replicas: i32,
     /// Label selector of their pods, for autoscalers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -60,8 +69,11 @@ pub struct RoleStatus {
 pub struct RouterStatus {
     /// Routers that exist.
     pub replicas: i32,
-    /// Routers that can serve.
+    /// Routers that can serve, and are not about to end.
     pub ready_replicas: i32,
+    /// Routers that run what the spec asks for now.
+    #[serde(default)]
+    pub updated_replicas: i32,
     /// Where clients inside the cluster reach them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

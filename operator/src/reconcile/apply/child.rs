@@ -4,23 +4,33 @@
 //! there already, so nobody has to look first.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use disagg_api::DisaggDeployment;
+use futures::future::join_all;
 use kube::ResourceExt as _;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{ApplyError, MANAGER};
+use super::MANAGER;
+use super::problem::{Problem, Why};
 use crate::client::is_conflict;
 use crate::context::{Context, Key};
 use crate::reconcile::dereference::is_owned;
-use crate::stores::Child;
+use crate::stores::{Child, Found};
 
 /// A version that no object has: the API server's store begins to count above it. An apply that is bound to it makes an
 /// object or is refused with a conflict.
 const NO_VERSION: &str = "1";
+
+/// How long all requests for one child may take together. An admission webhook that does not answer holds each request
+/// for 10 s, unless it is configured otherwise.
+const CHILD_WITHIN: Duration = Duration::from_secs(20);
 
 /// One resource's turn.
 pub(super) struct Run<'a> {
@@ -29,37 +39,39 @@ pub(super) struct Run<'a> {
     pub namespace: &'a str,
     /// A child was made.
     pub made: AtomicBool,
+    /// A child is there that its watch does not show: it has to be asked for.
+    pub unseen: AtomicBool,
+    /// Children that had lost their owner, by kind and name.
+    pub adopted: Mutex<Vec<(&'static str, String)>>,
 }
 
-/// What was applied, and the mark of the object that came of it.
+/// What was sent last, and the mark of the object that came of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Applied {
+pub(crate) struct Sent {
     hash: u64,
     mark: String,
 }
 
-/// A child that only a person can put right.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Problem {
-    /// It has the name of our child and is not ours.
-    Foreign { kind: &'static str, name: String, owner: Option<String> },
-    /// The change touches a field that cannot change.
-    Immutable { kind: &'static str, name: String, message: String },
-    /// The API server finds it invalid, or does not allow it.
-    Refused { kind: &'static str, name: String, message: String },
-}
-
 /// What is there under a child's name.
-pub(super) enum There {
+pub(super) enum There<K> {
     /// It was made just now.
-    New(Box<ObjectMeta>),
+    New(Box<K>),
     /// It was made before, and may have to be changed.
-    Ours(Box<ObjectMeta>),
-    /// A person has to do something.
-    Bad(Problem),
+    Ours(Box<Found<K>>),
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    pub(super) fn new(context: &'a Context, resource: &'a DisaggDeployment, namespace: &'a str) -> Self {
+        Self {
+            context,
+            resource,
+            namespace,
+            made: AtomicBool::default(),
+            unseen: AtomicBool::default(),
+            adopted: Mutex::default(),
+        }
+    }
+
     pub(super) fn key<K: Child>(&self, name: &str) -> Key {
         Key { kind: kind::<K>(), namespace: self.namespace.to_owned(), name: name.to_owned() }
     }
@@ -68,79 +80,131 @@ impl Run<'_> {
         Api::namespaced(self.context.client.clone(), self.namespace)
     }
 
-    /// Brings `desired` about.
-    pub(super) async fn apply<K: Child>(&self, desired: &K) -> Result<Option<Problem>, ApplyError> {
-        match self.find_or_make(desired).await? {
-            There::Bad(problem) => Ok(Some(problem)),
-            There::New(_) => Ok(None),
-            There::Ours(meta) => self.update(desired, &meta).await,
-        }
+    /// Brings all of `desired` about, side by side: none waits for one that cannot be applied.
+    pub(super) async fn apply_all<K: Child>(&self, desired: &[K]) -> Vec<Problem> {
+        join_all(desired.iter().map(|desired| self.apply(desired))).await.into_iter().flatten().collect()
+    }
+
+    /// Brings `desired` about, or says why it cannot be.
+    pub(super) async fn apply<K: Child>(&self, desired: &K) -> Option<Problem> {
+        let work = async {
+            match self.find_or_make(desired).await? {
+                There::New(_) => Ok(()),
+                There::Ours(found) => self.update(desired, &found).await.map(drop),
+            }
+        };
+        // On the heap: a turn applies many children at once, and each takes several requests.
+        self.within::<K, _>(&desired.name_any(), Box::pin(work)).await.err()
+    }
+
+    /// `work` on a child, for a bounded time.
+    pub(super) async fn within<K: Child, T>(
+        &self,
+        name: &str,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        timeout(CHILD_WITHIN, work).await.unwrap_or_else(|_| {
+            let why = format!("the API server has not answered within {} s", CHILD_WITHIN.as_secs());
+            Err(Problem::new::<K>(name, Why::Passing(why)))
+        })
     }
 
     /// Finds what has the name of `desired`, or makes it. The watches show only what has our label; what they lack, the
     /// API server knows.
-    pub(super) async fn find_or_make<K: Child>(&self, desired: &K) -> Result<There, ApplyError> {
+    pub(super) async fn find_or_make<K: Child>(&self, desired: &K) -> Result<There<K>, Problem> {
         let name = desired.name_any();
-        if let Some(meta) = K::known(&self.context.stores, self.namespace, &name) {
-            return Ok(self.whose::<K>(&name, meta));
+        if let Some(found) = K::known(&self.context.stores, self.namespace, &name)
+            && let Ok(ours) = self.whose(desired, found)
+        {
+            return Ok(ours);
         }
+        // That something is somebody else's is not said by what may be out of date.
         let (body, hash) = body(desired)?;
         let mut only_new = body.clone();
         only_new["metadata"]["resourceVersion"] = json!(NO_VERSION);
         let mut sent = self.send::<K>(&name, &only_new, hash).await;
         if sent.as_ref().is_err_and(is_conflict) {
-            let found = self.api::<K>().get_metadata_opt(&name).await;
-            let found =
-                found.map_err(|source| ApplyError::Read { kind: kind::<K>(), name: name.clone(), source })?;
-            if let Some(found) = found {
-                return Ok(self.whose::<K>(&name, found.metadata));
+            if let Some(found) = self.ask(&name).await? {
+                self.unseen.store(true, Ordering::Relaxed);
+                return self.whose(desired, found);
             }
             // It was something else that conflicted, a quota for one.
             sent = self.send::<K>(&name, &body, hash).await;
         }
-        match sent {
-            Ok(meta) => {
-                self.made.store(true, Ordering::Relaxed);
-                Ok(There::New(Box::new(meta)))
-            }
-            Err(error) => refusal::<K>(&name, error).map(There::Bad),
-        }
+        let made = sent.map_err(|error| Problem::of::<K>(&name, &error))?;
+        self.made.store(true, Ordering::Relaxed);
+        Ok(There::New(Box::new(made)))
     }
 
-    fn whose<K: Child>(&self, name: &str, meta: ObjectMeta) -> There {
-        if is_owned(&meta, self.resource) {
-            return There::Ours(Box::new(meta));
+    /// Asks the API server for a child.
+    pub(super) async fn ask<K: Child>(&self, name: &str) -> Result<Option<Found<K>>, Problem> {
+        let found = self.api::<K>().get_opt(name).await;
+        Ok(found.map_err(|error| Problem::of::<K>(name, &error))?.map(Found::whole))
+    }
+
+    /// An object of a child's name that belongs to nobody and has all labels of the child is the child, whose owner was
+    /// deleted without it (`kubectl delete --cascade=orphan`): applying it makes it ours again.
+    fn whose<K: Child>(&self, desired: &K, found: Found<K>) -> Result<There<K>, Problem> {
+        let mut owners = found.meta.owner_references.iter().flatten().peekable();
+        let labels = found.meta.labels.as_ref();
+        let has_our_labels = desired
+            .labels()
+            .iter()
+            .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
+        let orphan = owners.peek().is_none() && has_our_labels;
+        if is_owned(&found.meta, self.resource) || orphan {
+            return Ok(There::Ours(Box::new(found)));
         }
-        let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let owner = owners.find(|owner| owner.controller == Some(true));
         let owner = owner.map(|owner| format!("{} {}", owner.kind, owner.name));
-        There::Bad(Problem::Foreign { kind: kind::<K>(), name: name.to_owned(), owner })
+        Err(Problem::new::<K>(&desired.name_any(), Why::Foreign { owner }))
     }
 
-    /// Applies `desired` over `live`, which is ours, unless it is as it was applied last.
-    pub(super) async fn update<K: Child>(
-        &self,
-        desired: &K,
-        live: &ObjectMeta,
-    ) -> Result<Option<Problem>, ApplyError> {
+    /// Applies `desired` over `found`, which is ours, unless it is as it was applied last; gives what came of it.
+    pub(super) async fn update<K: Child>(&self, desired: &K, found: &Found<K>) -> Result<Option<K>, Problem> {
         let name = desired.name_any();
-        let (mut body, hash) = body(desired)?;
-        let unchanged = Applied { hash, mark: mark(&body, live) };
-        if self.context.applied.lock().get(&self.key::<K>(&name)) == Some(&unchanged) {
+        let (body, hash) = body(desired)?;
+        let unchanged = Sent { hash, mark: mark(&body, &found.meta) };
+        if self.context.sent.lock().get(&self.key::<K>(&name)) == Some(&unchanged) {
             return Ok(None);
         }
-        // Never over another object that has come to the name meanwhile.
-        body["metadata"]["uid"] = json!(live.uid);
-        match self.send::<K>(&name, &body, hash).await {
-            Ok(_) => Ok(None),
-            Err(error) => refusal::<K>(&name, error).map(Some),
+        match self.overwrite(&name, body.clone(), hash, found).await {
+            // The watch is behind, or another object has come to the name: once more, over what is there now.
+            Err(error) if is_conflict(&error) => match self.ask(&name).await? {
+                Some(now) => match self.whose(desired, now)? {
+                    There::Ours(now) => self.overwrite(&name, body, hash, &now).await,
+                    There::New(made) => Ok(*made),
+                },
+                None => Err(error),
+            },
+            outcome => outcome,
         }
+        .map(Some)
+        .map_err(|error| Problem::of::<K>(&name, &error))
+    }
+
+    async fn overwrite<K: Child>(
+        &self,
+        name: &str,
+        mut body: Value,
+        hash: u64,
+        found: &Found<K>,
+    ) -> Result<K, kube::Error> {
+        // Never over another object that has come to the name meanwhile.
+        body["metadata"]["uid"] = json!(found.meta.uid);
+        let now = self.send(name, &body, hash).await?;
+        if !is_owned(&found.meta, self.resource) {
+            self.adopted.lock().push((kind::<K>(), name.to_owned()));
+        }
+        Ok(now)
     }
 
     /// Sends an apply, and remembers what came of it.
-    async fn send<K: Child>(&self, name: &str, body: &Value, hash: u64) -> Result<ObjectMeta, kube::Error> {
+    async fn send<K: Child>(&self, name: &str, body: &Value, hash: u64) -> Result<K, kube::Error> {
         let params = PatchParams::apply(MANAGER).force();
-        let now = self.api::<K>().patch_metadata(name, &params, &Patch::Apply(body)).await?.metadata;
-        self.context.applied.lock().insert(self.key::<K>(name), Applied { hash, mark: mark(body, &now) });
+        let now = self.api::<K>().patch(name, &params, &Patch::Apply(body)).await?;
+        let sent = Sent { hash, mark: mark(body, now.meta()) };
+        self.context.sent.lock().insert(self.key::<K>(name), sent);
         tracing::debug!(kind = kind::<K>(), name, "applied");
         Ok(now)
     }
@@ -155,12 +219,9 @@ pub(super) fn kind<K: Child>() -> &'static str {
 }
 
 /// `desired` as an apply body, and the hash of that.
-fn body<K: Child>(desired: &K) -> Result<(Value, u64), ApplyError> {
-    let mut body = serde_json::to_value(desired).map_err(|source| ApplyError::Write {
-        kind: kind::<K>(),
-        name: desired.name_any(),
-        source: kube::Error::SerdeError(source),
-    })?;
+fn body<K: Child>(desired: &K) -> Result<(Value, u64), Problem> {
+    let mut body = serde_json::to_value(desired)
+        .map_err(|error| Problem::of::<K>(&desired.name_any(), &kube::Error::SerdeError(error)))?;
     body["apiVersion"] = json!(K::api_version(&()));
     body["kind"] = json!(K::kind(&()));
     let hash = xxh3_64(body.to_string().as_bytes());
@@ -187,26 +248,6 @@ fn mark(applied: &Value, meta: &ObjectMeta) -> String {
         (true, Some(generation)) => format!("{uid}/{generation}/{rest}"),
         (true, None) => format!("{uid}/{}", meta.resource_version.as_deref().unwrap_or_default()),
     }
-}
-
-/// Tells apart what a person has to solve from what may pass.
-fn refusal<K: Child>(name: &str, error: kube::Error) -> Result<Problem, ApplyError> {
-    let (kind, name) = (kind::<K>(), name.to_owned());
-    if let kube::Error::Api(status) = &error {
-        let message = || status.message.clone();
-        let ending = status.message.contains("is being terminated");
-        match status.code {
-            422 if status.message.contains("Forbidden: updates to")
-                || status.message.contains("field is immutable") =>
-            {
-                return Ok(Problem::Immutable { kind, name, message: message() });
-            }
-            400 | 422 => return Ok(Problem::Refused { kind, name, message: message() }),
-            403 if !ending => return Ok(Problem::Refused { kind, name, message: message() }),
-            _ => {}
-        }
-    }
-    Err(ApplyError::Write { kind, name, source: error })
 }
 
 #[cfg(test)]
@@ -253,22 +294,5 @@ mod tests {
         let before = mark(&settings, &of("7", "{}", "x"));
         assert_eq!(before, mark(&settings, &of("8", "{\"a\":\"b\"}", "x")), "its data");
         assert_ne!(before, mark(&settings, &of("8", "{}", "y")));
-    }
-
-    #[test]
-    fn only_what_a_person_can_solve_is_a_problem() {
-        let error = |code: u16, message: &str| {
-            let status = kube::core::Status { code, message: message.to_owned(), ..Default::default() };
-            refusal::<k8s_openapi::api::apps::v1::StatefulSet>("x", kube::Error::Api(Box::new(status)))
-        };
-        let forbidden = "StatefulSet.apps \"x\" is invalid: spec: Forbidden: updates to statefulset spec";
-        assert!(matches!(error(422, forbidden), Ok(Problem::Immutable { .. })));
-        assert!(matches!(error(422, "spec.selector: field is immutable"), Ok(Problem::Immutable { .. })));
-        assert!(matches!(error(422, "spec.replicas: must be positive"), Ok(Problem::Refused { .. })));
-        assert!(matches!(error(403, "exceeded quota"), Ok(Problem::Refused { .. })));
-        assert!(error(403, "namespace x because it is being terminated").is_err());
-        for passing in [409, 429, 500, 503] {
-            assert!(error(passing, "later").is_err(), "{passing} may pass");
-        }
     }
 }

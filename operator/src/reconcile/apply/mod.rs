@@ -1,124 +1,138 @@
 //! Fourth call: the children go to the API server, in an order in which each finds what it needs.
 //!
 //! Everything is server-side apply under one field manager, so fields that others own stay theirs. What was applied
-//! before and has not been touched since is not sent again.
+//! before and has not been touched since is not sent again. Every child is tried, whatever becomes of the others; what
+//! could not be applied is told with all the rest in [`Applied`], by which alone the status is judged.
 
 mod child;
 mod monitoring;
+mod problem;
 mod replicas;
 mod settings;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 use disagg_api::DisaggDeployment;
+use disagg_api::kubernetes::Component;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::Pod;
 
-pub(crate) use child::{Applied, Problem};
+pub(crate) use child::Sent;
 pub(crate) use monitoring::MonitoringState;
+pub(crate) use problem::{Problem, Why};
 pub(crate) use settings::SettingsState;
 
 use super::build::{Children, pod_monitor_names};
-use super::dereference::Observed;
+use super::dereference::{Observed, Warning, belongs_to};
 use super::validate::Wanted;
 use crate::context::Context;
 
 /// Field manager of what the operator applies.
 pub(crate) const MANAGER: &str = "disagg-operator";
 
-/// The API server did not do what was asked, for a reason that may pass.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ApplyError {
-    #[error("cannot read {kind} {name}: {source}")]
-    Read { kind: &'static str, name: String, source: kube::Error },
-    #[error("cannot apply {kind} {name}: {source}")]
-    Write { kind: &'static str, name: String, source: kube::Error },
-    #[error("cannot delete {kind} {name}: {source}")]
-    Delete { kind: &'static str, name: String, source: kube::Error },
-    #[error("the settings ConfigMap {name} is changed faster than it can be read")]
-    Contended { name: String },
-}
+/// The namespace is going away, and everything in it: there is nothing left to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NamespaceIsEnding;
 
-impl ApplyError {
-    /// The namespace is going away, and everything in it: there is nothing left to do.
-    pub(crate) fn namespace_is_ending(&self) -> bool {
-        self.status()
-            .is_some_and(|status| status.code == 403 && status.message.contains("is being terminated"))
-    }
-
-    /// There is no such object, or no such kind.
-    fn is_not_found(&self) -> bool {
-        self.status().is_some_and(|status| status.code == 404)
-    }
-
-    /// What the API server said.
-    fn status(&self) -> Option<&kube::core::Status> {
-        match self {
-            Self::Read { source, .. } | Self::Write { source, .. } | Self::Delete { source, .. } => {
-                match source {
-                    kube::Error::Api(status) => Some(status),
-                    _ => None,
-                }
-            }
-            Self::Contended { .. } => None,
-        }
-    }
-}
-
-/// What came of it.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct Outcome {
-    /// Children that a person has to do something about.
+/// What the cluster holds after the apply: the API server's answers, and what was observed beside the children.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Applied {
+    pub prefill: Option<StatefulSet>,
+    pub decode: Option<StatefulSet>,
+    pub router: Option<Deployment>,
+    /// Of all components, in the order of their names; nothing if they cannot be watched.
+    pub pods: Option<Vec<Arc<Pod>>>,
+    pub warnings: Vec<Warning>,
+    /// Children that could not be applied.
     pub problems: Vec<Problem>,
-    /// Nothing, if the ConfigMap is not ours.
+    /// Kinds that cannot be watched.
+    pub unwatched: Vec<String>,
+    /// Nothing, if the ConfigMap is not there or not ours.
     pub settings: Option<SettingsState>,
     /// Nothing, if no PodMonitors are asked for.
     pub monitoring: Option<MonitoringState>,
+    /// Children that had lost their owner, by kind and name.
+    pub adopted: Vec<(&'static str, String)>,
     /// Children were made that the watches have yet to show.
     pub made: bool,
+    /// A child is there that its watch does not show: nobody tells when it changes.
+    pub unseen: bool,
 }
 
-/// Applies `children`. Problems that only a person can solve do not keep the other children from being applied.
+impl Applied {
+    /// The pods of one component of `deployment`.
+    pub(crate) fn pods_of(&self, component: Component, deployment: &str) -> impl Iterator<Item = &Pod> {
+        let child = component.child(deployment);
+        let pods = self.pods.iter().flatten().map(AsRef::as_ref);
+        pods.filter(move |pod| belongs_to(pod, component, &child))
+    }
+}
+
+/// Applies `children`. Children that none other needs to be there first are applied side by side.
 pub(crate) async fn apply(
     resource: &DisaggDeployment,
     wanted: &Wanted,
     children: &Children,
-    observed: &Observed,
+    observed: Observed,
     context: &Context,
-) -> Result<Outcome, ApplyError> {
-    let run = child::Run { context, resource, namespace: &wanted.namespace, made: AtomicBool::default() };
-    let mut problems = Vec::new();
-    for account in &children.service_accounts {
-        problems.extend(run.apply(account).await?);
+) -> Result<Applied, NamespaceIsEnding> {
+    // Destructured without `..`, so that a new child has to be thought of here.
+    let Children {
+        service_accounts,
+        role,
+        role_binding,
+        settings,
+        services,
+        network_policy,
+        disruption_budgets,
+        prefill,
+        decode,
+        router,
+        pod_monitors,
+    } = children;
+    let run = child::Run::new(context, resource, &wanted.namespace);
+    // The API server looks the Role up when it is bound.
+    let rights = async { [run.apply(role).await, run.apply(role_binding).await] };
+    let (accounts, rights, settings, policy, budgets, services) = tokio::join!(
+        run.apply_all(service_accounts),
+        rights,
+        settings::apply(&run, wanted, settings),
+        run.apply(network_policy),
+        run.apply_all(disruption_budgets),
+        run.apply_all(services),
+    );
+    let (prefill, decode, router) = tokio::join!(
+        replicas::apply(&run, prefill, wanted.prefill.replicas),
+        replicas::apply(&run, decode, wanted.decode.replicas),
+        replicas::apply(&run, router, wanted.router.replicas),
+    );
+    let monitoring = monitoring::apply(&run, pod_monitors, &pod_monitor_names(wanted)).await;
+    let mut problems = accounts;
+    problems.extend(rights.into_iter().flatten());
+    problems.extend(settings.problem);
+    problems.extend(policy);
+    problems.extend(budgets);
+    problems.extend(services);
+    problems.extend([prefill.problem, decode.problem, router.problem].into_iter().flatten());
+    if problems.iter().any(|problem| problem.why == Why::NamespaceEnding) {
+        return Err(NamespaceIsEnding);
     }
-    problems.extend(run.apply(&children.role).await?);
-    problems.extend(run.apply(&children.role_binding).await?);
-    let settings = match settings::apply(&run, wanted, &children.settings).await? {
-        Ok(state) => Some(state),
-        Err(problem) => {
-            problems.push(problem);
-            None
-        }
-    };
-    problems.extend(run.apply(&children.network_policy).await?);
-    for budget in &children.disruption_budgets {
-        problems.extend(run.apply(budget).await?);
-    }
-    for service in &children.services {
-        problems.extend(run.apply(service).await?);
-    }
-    let sets = [
-        (&children.prefill, &observed.prefill, wanted.prefill.replicas),
-        (&children.decode, &observed.decode, wanted.decode.replicas),
-    ];
-    for (set, live, number) in sets {
-        let live = live.as_deref();
-        problems.extend(replicas::apply::<StatefulSet>(&run, set, live, number).await?);
-    }
-    let live = observed.router.as_deref();
-    problems
-        .extend(replicas::apply::<Deployment>(&run, &children.router, live, wanted.router.replicas).await?);
-    let monitoring = monitoring::apply(&run, &children.pod_monitors, &pod_monitor_names(wanted)).await?;
-    Ok(Outcome { problems, settings, monitoring, made: run.made.into_inner() })
+    let Observed { pods, warnings, unwatched } = observed;
+    let child::Run { made, unseen, adopted, .. } = run;
+    Ok(Applied {
+        prefill: prefill.object,
+        decode: decode.object,
+        router: router.object,
+        pods,
+        warnings,
+        problems,
+        unwatched,
+        settings: settings.state,
+        monitoring,
+        adopted: adopted.into_inner(),
+        made: made.into_inner(),
+        unseen: unseen.into_inner(),
+    })
 }
 
 #[cfg(test)]

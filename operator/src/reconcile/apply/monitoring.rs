@@ -3,12 +3,13 @@
 //! That they were asked for before is known from the condition that tells of them, so a resource that never asks costs
 //! no request.
 
+use futures::future::join_all;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Preconditions};
 
-use super::ApplyError;
-use super::child::{Problem, Run, kind};
-use crate::prometheus::PodMonitor;
+use super::child::Run;
+use super::problem::{Problem, Why};
+use crate::prometheus::{GROUP_VERSION, PodMonitor};
 use crate::reconcile::dereference::is_owned;
 use crate::reconcile::update_status::MONITORING_AVAILABLE;
 
@@ -19,7 +20,7 @@ pub(crate) enum MonitoringState {
     Applied,
     /// The cluster does not know them.
     NotServed,
-    /// One of them cannot be applied.
+    /// One of them cannot be applied, or not be deleted any more.
     Bad(Problem),
 }
 
@@ -28,57 +29,52 @@ pub(super) async fn apply(
     run: &Run<'_>,
     monitors: &[PodMonitor],
     names: &[String],
-) -> Result<Option<MonitoringState>, ApplyError> {
+) -> Option<MonitoringState> {
     if monitors.is_empty() {
         let conditions = run.resource.status.iter().flat_map(|status| &status.conditions);
         if conditions.into_iter().any(|condition| condition.type_ == MONITORING_AVAILABLE) {
-            for name in names {
-                delete(run, name).await?;
-            }
+            let deleted = join_all(names.iter().map(|name| delete(run, name))).await;
+            // The condition stays as long as one of them does, so that it is tried again.
+            return deleted.into_iter().find_map(Result::err).map(MonitoringState::Bad);
         }
-        return Ok(None);
+        return None;
     }
-    let served = run.context.pod_monitors.ask(&run.context.client).await;
-    let served = served.map_err(|source| ApplyError::Read {
-        kind: kind::<PodMonitor>(),
-        name: crate::prometheus::GROUP_VERSION.to_owned(),
-        source,
-    })?;
-    if !served {
-        return Ok(Some(MonitoringState::NotServed));
-    }
-    for monitor in monitors {
-        match run.apply(monitor).await {
-            Ok(None) => {}
-            Ok(Some(problem)) => return Ok(Some(MonitoringState::Bad(problem))),
-            // Their definition was deleted.
-            Err(error) if error.is_not_found() => {
-                run.context.pod_monitors.forget();
-                return Ok(Some(MonitoringState::NotServed));
-            }
-            Err(error) => return Err(error),
+    match run.context.pod_monitors.ask(&run.context.client).await {
+        Ok(true) => {}
+        Ok(false) => return Some(MonitoringState::NotServed),
+        Err(error) => {
+            return Some(MonitoringState::Bad(Problem::of::<PodMonitor>(GROUP_VERSION, &error)));
         }
     }
-    Ok(Some(MonitoringState::Applied))
+    let problems = run.apply_all(monitors).await;
+    // Their definition was deleted.
+    if problems.iter().any(|problem| matches!(problem.why, Why::NotFound(_))) {
+        run.context.pod_monitors.forget();
+        return Some(MonitoringState::NotServed);
+    }
+    Some(problems.into_iter().next().map_or(MonitoringState::Applied, MonitoringState::Bad))
 }
 
 /// Deletes one, if it is there and ours.
-async fn delete(run: &Run<'_>, name: &str) -> Result<(), ApplyError> {
+async fn delete(run: &Run<'_>, name: &str) -> Result<(), Problem> {
     let api = run.api::<PodMonitor>();
-    let failed = |source| ApplyError::Delete { kind: kind::<PodMonitor>(), name: name.to_owned(), source };
-    let Some(found) = api.get_metadata_opt(name).await.map_err(failed)? else { return Ok(()) };
-    if !is_owned(&found.metadata, run.resource) {
-        return Ok(());
-    }
-    // Never another object that has come to the name meanwhile.
-    let this = Preconditions { uid: found.uid(), resource_version: None };
-    let params = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
-    match api.delete(name, &params).await {
-        Ok(_) => {
-            tracing::debug!(kind = kind::<PodMonitor>(), name, "deleted");
-            Ok(())
+    let work = async {
+        let failed = |error| Problem::of::<PodMonitor>(name, &error);
+        let Some(found) = api.get_metadata_opt(name).await.map_err(failed)? else { return Ok(()) };
+        if !is_owned(&found.metadata, run.resource) {
+            return Ok(());
         }
-        Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => Ok(()),
-        Err(source) => Err(failed(source)),
-    }
+        // Never another object that has come to the name meanwhile.
+        let this = Preconditions { uid: found.uid(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
+        match api.delete(name, &params).await {
+            Ok(_) => {
+                tracing::debug!(kind = "PodMonitor", name, "deleted");
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    };
+    run.within::<PodMonitor, _>(name, work).await
 }

@@ -6,11 +6,13 @@
 //! that writes the number owns it from then on.
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use kube::ResourceExt as _;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use serde_json::json;
 
-use super::child::{Problem, Run, There, kind};
-use super::{ApplyError, MANAGER};
+use super::MANAGER;
+use super::child::{Run, There};
+use super::problem::Problem;
 use crate::reconcile::validate::Replicas;
 use crate::stores::Child;
 
@@ -34,36 +36,62 @@ impl Scaled for Deployment {
     }
 }
 
+/// A child with a number of pods, as the API server has it after the apply.
+pub(super) struct Now<K> {
+    /// Nothing, if it could not be made.
+    pub object: Option<K>,
+    pub problem: Option<Problem>,
+}
+
 /// Applies `desired`, and the number as the rules have it.
-pub(super) async fn apply<K: Scaled>(
+pub(super) async fn apply<K: Scaled>(run: &Run<'_>, desired: &K, number: Replicas) -> Now<K> {
+    let name = desired.name_any();
+    let mut object = None;
+    let work = Box::pin(bring_about(run, desired, number, &mut object));
+    let result = run.within::<K, _>(&name, work).await;
+    Now { object, problem: result.err() }
+}
+
+/// `object` is what there is after each step, so that it is known even if a later one fails.
+async fn bring_about<K: Scaled>(
     run: &Run<'_>,
     desired: &K,
-    live: Option<&K>,
     number: Replicas,
-) -> Result<Option<Problem>, ApplyError> {
-    let meta = match run.find_or_make(desired).await? {
-        There::Bad(problem) => return Ok(Some(problem)),
-        There::New(meta) => {
+    object: &mut Option<K>,
+) -> Result<(), Problem> {
+    let name = desired.name_any();
+    let found = match run.find_or_make(desired).await? {
+        There::New(made) => {
+            let meta = made.meta().clone();
+            *object = Some(*made);
             if let Replicas::Free { initial } = number {
-                hold::<K>(run, &meta, initial).await?;
+                *object = Some(hold::<K>(run, &meta, initial).await?);
             }
-            return Ok(None);
+            return Ok(());
         }
-        There::Ours(meta) => meta,
+        There::Ours(found) => found,
     };
+    // Of one that could not be decoded the watch has no more than the metadata.
+    let found = match found.whole {
+        Some(_) => *found,
+        None => run.ask(&name).await?.unwrap_or(*found),
+    };
+    object.clone_from(&found.whole);
     if let Replicas::Free { initial } = number {
-        // The watch of the whole object is behind; it will come.
-        let Some(live) = live else { return Ok(None) };
-        let owners = owners(&meta);
+        let owners = owners(&found.meta);
         if owners.is_empty() || owners.contains(&MANAGER) {
-            hold::<K>(run, &meta, live.replicas().unwrap_or(initial)).await?;
+            let live = found.whole.as_ref().and_then(Scaled::replicas);
+            *object = Some(hold::<K>(run, &found.meta, live.unwrap_or(initial)).await?);
         }
     }
-    run.update(desired, &meta).await
+    if let Some(now) = run.update(desired, &found).await? {
+        *object = Some(now);
+    }
+    Ok(())
 }
 
 /// Lets the manager of nobody's numbers own it at `replicas`.
-async fn hold<K: Scaled>(run: &Run<'_>, meta: &ObjectMeta, replicas: i32) -> Result<(), ApplyError> {
+async fn hold<K: Scaled>(run: &Run<'_>, meta: &ObjectMeta, replicas: i32) -> Result<K, Problem> {
     let name = meta.name.as_deref().unwrap_or_default();
     let body = json!({
         "apiVersion": K::api_version(&()),
@@ -73,11 +101,8 @@ async fn hold<K: Scaled>(run: &Run<'_>, meta: &ObjectMeta, replicas: i32) -> Res
     });
     // By force: between reading and this an autoscaler may have written, and then keeps the ownership by its next write.
     let params = PatchParams::apply(INITIAL_MANAGER).force();
-    run.api::<K>()
-        .patch_metadata(name, &params, &Patch::Apply(&body))
-        .await
-        .map(|_| ())
-        .map_err(|source| ApplyError::Write { kind: kind::<K>(), name: name.to_owned(), source })
+    let held = run.api::<K>().patch(name, &params, &Patch::Apply(&body)).await;
+    held.map_err(|error| Problem::of::<K>(name, &error))
 }
 
 /// The field managers that own the number.

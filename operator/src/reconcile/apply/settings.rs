@@ -5,12 +5,12 @@ use disagg_api::{DisaggDeployment, RouterSettings, SettingsErrors};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::reflector::ObjectRef;
 
-use super::ApplyError;
-use super::child::{Problem, Run, There, kind};
+use super::child::{Run, There};
+use super::problem::{Problem, Why};
 use crate::client::is_conflict;
 use crate::reconcile::ownership::{Held, Pairs, decide, patch};
+use crate::reconcile::update_status::CHILDREN_APPLIED;
 use crate::reconcile::validate::Wanted;
 
 /// Field manager of the data. Not that of what is applied, which would own the keys that a person edits.
@@ -22,62 +22,87 @@ const ATTEMPTS: usize = 4;
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct SettingsState {
     pub resource_version: String,
+    /// Whether what it holds is valid. Routers judge the same data by the same rules.
     pub verdict: Result<RouterSettings, SettingsErrors>,
 }
 
+/// What came of the settings.
+#[derive(Default)]
+pub(super) struct Now {
+    /// Nothing, if the ConfigMap is not there or not ours.
+    pub state: Option<SettingsState>,
+    pub problem: Option<Problem>,
+}
+
 /// Applies metadata and data.
-pub(super) async fn apply(
+pub(super) async fn apply(run: &Run<'_>, wanted: &Wanted, metadata: &ConfigMap) -> Now {
+    let name = metadata.name_any();
+    let mut state = None;
+    let work = Box::pin(bring_about(run, wanted, metadata, &mut state));
+    let result = run.within::<ConfigMap, _>(&name, work).await;
+    Now { state, problem: result.err() }
+}
+
+/// `state` is what there is, so that it is known even if it cannot be changed.
+async fn bring_about(
     run: &Run<'_>,
     wanted: &Wanted,
     metadata: &ConfigMap,
-) -> Result<Result<SettingsState, Problem>, ApplyError> {
+    state: &mut Option<SettingsState>,
+) -> Result<(), Problem> {
     let name = metadata.name_any();
     let mut live = match run.find_or_make(metadata).await? {
-        There::Bad(problem) => return Ok(Err(problem)),
         // There is nothing in it yet.
-        There::New(meta) => Some(ConfigMap { metadata: *meta, ..ConfigMap::default() }),
-        There::Ours(meta) => {
-            if let Some(problem) = run.update(metadata, &meta).await? {
-                return Ok(Err(problem));
+        There::New(made) => Some(*made),
+        There::Ours(found) => {
+            *state = found.whole.as_ref().map(|live| as_it_is(&Held::of(live), live));
+            match run.update(metadata, &found).await? {
+                Some(now) => Some(now),
+                None => found.whole,
             }
-            let key = ObjectRef::new(&name).within(run.namespace);
-            run.context.stores.config_maps.get(&key).map(|live| (*live).clone())
         }
     };
     for _ in 0..ATTEMPTS {
         let current = match live.take() {
             Some(live) => live,
-            None => run.api::<ConfigMap>().get(&name).await.map_err(|source| ApplyError::Read {
-                kind: kind::<ConfigMap>(),
-                name: name.clone(),
-                source,
+            None => run.ask(&name).await?.and_then(|found| found.whole).ok_or_else(|| {
+                Problem::new::<ConfigMap>(&name, Why::NotFound("it was deleted meanwhile".to_owned()))
             })?,
         };
         let version = current.resource_version().unwrap_or_default();
         let held = Held::of(&current);
+        *state = Some(as_it_is(&held, &current));
         // Nothing was ever written into it: it is new, or its maker was killed before the data.
         let begin = if held == Held::default() { remembered(run, &name, wanted) } else { held.clone() };
         let decision = decide(&begin, &wanted.settings);
-        let state = |resource_version| SettingsState { resource_version, verdict: decision.verdict.clone() };
+        let decided =
+            |resource_version| SettingsState { resource_version, verdict: decision.verdict.clone() };
         let Some(patch) = patch(&held, &decision.next, &version) else {
             remember(run, &name, decision.next);
-            return Ok(Ok(state(version)));
+            *state = Some(decided(version));
+            return Ok(());
         };
         let params =
             PatchParams { field_manager: Some(SETTINGS_MANAGER.to_owned()), ..PatchParams::default() };
         match run.api::<ConfigMap>().patch(&name, &params, &Patch::Merge(&patch)).await {
             Ok(now) => {
                 remember(run, &name, decision.next);
-                return Ok(Ok(state(now.resource_version().unwrap_or_default())));
+                *state = Some(decided(now.resource_version().unwrap_or_default()));
+                return Ok(());
             }
             // Somebody was quicker: read it again.
             Err(error) if is_conflict(&error) => {}
-            Err(source) => {
-                return Err(ApplyError::Write { kind: kind::<ConfigMap>(), name, source });
-            }
+            Err(error) => return Err(Problem::of::<ConfigMap>(&name, &error)),
         }
     }
-    Err(ApplyError::Contended { name })
+    let contended = "it is changed faster than it can be read".to_owned();
+    Err(Problem::new::<ConfigMap>(&name, Why::Passing(contended)))
+}
+
+/// The state of a ConfigMap that stays as it is.
+fn as_it_is(held: &Held, config_map: &ConfigMap) -> SettingsState {
+    let resource_version = config_map.resource_version().unwrap_or_default();
+    SettingsState { resource_version, verdict: held.verdict() }
 }
 
 fn remember(run: &Run<'_>, name: &str, held: Held) {
@@ -91,10 +116,13 @@ fn remembered(run: &Run<'_>, name: &str, wanted: &Wanted) -> Held {
     seen.map(Held::restored).or_else(|| from_status(run.resource, wanted)).unwrap_or_default()
 }
 
-/// With the resource as it was when the status was written, what it asks for has been written before.
+/// With the resource as it was when the status was written, and every child applied, what it asks for has been written
+/// before.
 fn from_status(resource: &DisaggDeployment, wanted: &Wanted) -> Option<Held> {
     let status = resource.status.as_ref()?;
-    if status.observed_generation != resource.metadata.generation {
+    let mut conditions = status.conditions.iter();
+    let kept_back = conditions.any(|found| found.type_ == CHILDREN_APPLIED && found.status != "True");
+    if status.observed_generation != resource.metadata.generation || kept_back {
         return None;
     }
     let applied = status.settings.as_ref()?;
@@ -105,5 +133,5 @@ fn from_status(resource: &DisaggDeployment, wanted: &Wanted) -> Option<Held> {
         applied.overlap_weight_percent.to_string(),
     ];
     let good: Pairs = KEYS.iter().map(|&key| key.to_owned()).zip(values).collect();
-    Some(Held { data: Pairs::new(), seeded: wanted.settings.clone(), last_good: Some(good) })
+    Some(Held { seeded: wanted.settings.clone(), last_good: Some(good), ..Held::default() })
 }

@@ -35,6 +35,16 @@ struct Server {
     version: u64,
     /// Answered once instead of the next write, with this code.
     refusal: Option<(u16, &'static str)>,
+    /// What is answered instead of every write of a kind, by its plural, until it is taken away.
+    refused: BTreeMap<&'static str, Refusal>,
+}
+
+/// How writes of a kind are answered.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Code(u16, &'static str),
+    /// Never.
+    Silence,
 }
 
 impl Server {
@@ -60,6 +70,9 @@ impl Server {
         }
         if let Some((code, message)) = self.refusal.take() {
             return status(code, message);
+        }
+        if let Some(Refusal::Code(code, message)) = self.refused.get(child[1]) {
+            return status(*code, message);
         }
         let metadata = &body["metadata"];
         let bound = |field: &str| {
@@ -118,6 +131,11 @@ impl Bench {
                 let bytes = body.collect_bytes().await?;
                 let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
                 let query = head.uri.query().unwrap_or_default();
+                let plural = head.uri.path().rsplit('/').nth(1).unwrap_or_default();
+                let silent = matches!(server.lock().refused.get(plural), Some(Refusal::Silence));
+                if silent && head.method == Method::PATCH {
+                    std::future::pending::<()>().await;
+                }
                 let (code, answer) = server.lock().answer(&head.method, head.uri.path(), query, &body);
                 let code = StatusCode::from_u16(code).unwrap();
                 let answer =
@@ -145,16 +163,17 @@ impl Bench {
     }
 
     fn run(&self) -> child::Run<'_> {
-        child::Run {
-            context: &self.context,
-            resource: &self.resource,
-            namespace: NAMESPACE,
-            made: AtomicBool::default(),
-        }
+        child::Run::new(&self.context, &self.resource, NAMESPACE)
     }
 
     fn children(&self) -> Children {
         build(&self.wanted).unwrap()
+    }
+
+    /// A whole apply.
+    async fn apply(&self) -> Applied {
+        let children = self.children();
+        apply(&self.resource, &self.wanted, &children, Observed::default(), &self.context).await.unwrap()
     }
 
     /// The requests since the last call.
@@ -201,10 +220,8 @@ fn service(children: &Children) -> &Service {
 #[tokio::test]
 async fn a_new_resource_costs_one_request_for_each_child_and_one_for_the_settings() {
     let bench = Bench::new(SPEC);
-    let observed = Observed::default();
-    let outcome =
-        apply(&bench.resource, &bench.wanted, &bench.children(), &observed, &bench.context).await.unwrap();
-    assert!(outcome.made && outcome.problems.is_empty(), "{outcome:?}");
+    let applied = bench.apply().await;
+    assert!(applied.made && applied.problems.is_empty(), "{applied:?}");
     let requests = bench.requests();
     let children = 15;
     assert_eq!(bench.server.lock().objects.len(), children);
@@ -222,9 +239,9 @@ async fn somebody_elses_object_is_neither_changed_nor_taken() {
     } });
     bench.put(SERVICE, theirs.clone());
     let run = bench.run();
-    let problem = run.apply(service(&bench.children())).await.unwrap();
-    let owner = Some("Shop s".to_owned());
-    assert_eq!(problem, Some(Problem::Foreign { kind: "Service", name: "demo-router".to_owned(), owner }));
+    let problem = run.apply(service(&bench.children())).await;
+    let why = Why::Foreign { owner: Some("Shop s".to_owned()) };
+    assert_eq!(problem, Some(Problem { kind: "Service", name: "demo-router".to_owned(), why }));
     assert_eq!(bench.object(SERVICE), theirs);
     assert!(!run.made.into_inner());
 }
@@ -233,26 +250,27 @@ async fn somebody_elses_object_is_neither_changed_nor_taken() {
 async fn what_the_watches_do_not_show_yet_is_not_sent_again() {
     let bench = Bench::new(SPEC);
     let children = bench.children();
-    assert_eq!(bench.run().apply(service(&children)).await.unwrap(), None);
+    assert_eq!(bench.run().apply(service(&children)).await, None);
     let (made, _) = (bench.object(SERVICE), bench.requests());
     let run = bench.run();
-    assert_eq!(run.apply(service(&children)).await.unwrap(), None);
+    assert_eq!(run.apply(service(&children)).await, None);
     assert_eq!(bench.object(SERVICE), made);
     assert_eq!(
         bench.requests(),
         ["PATCH services/demo-router by disagg-operator", "GET services/demo-router"]
     );
     assert!(!run.made.into_inner(), "it was there");
+    assert!(run.unseen.into_inner(), "and is looked at again before long");
 }
 
 #[tokio::test]
 async fn what_is_as_it_was_applied_costs_nothing_and_an_edit_is_put_back() {
     let mut bench = Bench::new(SPEC);
     let children = bench.children();
-    bench.run().apply(service(&children)).await.unwrap();
+    assert_eq!(bench.run().apply(service(&children)).await, None);
     bench.requests();
     bench.context.stores.services = showing([typed(bench.object(SERVICE))]);
-    bench.run().apply(service(&children)).await.unwrap();
+    assert_eq!(bench.run().apply(service(&children)).await, None);
     assert_eq!(bench.requests(), [""; 0], "nothing has changed");
 
     // Somebody edits it.
@@ -262,7 +280,7 @@ async fn what_is_as_it_was_applied_costs_nothing_and_an_edit_is_put_back() {
     edited["metadata"]["generation"] = json!(900);
     bench.put(SERVICE, edited.clone());
     bench.context.stores.services = showing([typed(edited)]);
-    bench.run().apply(service(&children)).await.unwrap();
+    assert_eq!(bench.run().apply(service(&children)).await, None);
     assert_eq!(bench.requests(), ["PATCH services/demo-router by disagg-operator"]);
     assert_eq!(bench.object(SERVICE)["spec"]["selector"]["disagg.dev/role"], "router");
 }
@@ -271,13 +289,14 @@ async fn what_is_as_it_was_applied_costs_nothing_and_an_edit_is_put_back() {
 async fn a_child_that_was_replaced_meanwhile_is_not_written_over() {
     let mut bench = Bench::new(SPEC);
     let children = bench.children();
-    bench.run().apply(service(&children)).await.unwrap();
+    assert_eq!(bench.run().apply(service(&children)).await, None);
     let mut old = bench.object(SERVICE);
     old["metadata"]["generation"] = json!(900);
     bench.context.stores.services = showing([typed(old)]);
     let theirs = json!({ "metadata": { "name": "demo-router", "uid": "another" } });
     bench.put(SERVICE, theirs.clone());
-    assert!(bench.run().apply(service(&children)).await.is_err(), "it is looked at again");
+    let problem = bench.run().apply(service(&children)).await.unwrap();
+    assert_eq!(problem.why, Why::Foreign { owner: None });
     assert_eq!(bench.object(SERVICE), theirs);
 }
 
@@ -286,7 +305,7 @@ async fn a_conflict_that_is_not_about_the_object_is_tried_again() {
     let bench = Bench::new(SPEC);
     bench.server.lock().refusal = Some((409, "Operation cannot be fulfilled on resourcequotas"));
     let run = bench.run();
-    assert_eq!(run.apply(service(&bench.children())).await.unwrap(), None);
+    assert_eq!(run.apply(service(&bench.children())).await, None);
     assert!(run.made.into_inner());
 }
 
@@ -296,7 +315,9 @@ async fn a_number_of_nobody_is_held_by_a_manager_of_its_own() {
     let children = bench.children();
     let number = Replicas::Free { initial: 2 };
     let run = bench.run();
-    assert_eq!(replicas::apply::<Deployment>(&run, &children.router, None, number).await.unwrap(), None);
+    let now = replicas::apply::<Deployment>(&run, &children.router, number).await;
+    assert_eq!(now.problem, None);
+    assert_eq!(now.object.unwrap().spec.unwrap().replicas, Some(2), "as the API server has it now");
     assert_eq!(
         bench.requests(),
         [
@@ -332,11 +353,10 @@ async fn a_number_that_leaves_the_resource_is_taken_over_as_it_is() {
     ] {
         let live = owned_by(manager, 3);
         bench.put(DECODE, live.clone());
-        bench.context.stores.stateful_sets = showing([typed(live.clone())]);
-        let live: StatefulSet = typed(live);
+        bench.context.stores.stateful_sets = showing([typed(live)]);
         let number = Replicas::Free { initial: 1 };
-        let problem = replicas::apply(&bench.run(), &free, Some(&live), number).await.unwrap();
-        assert_eq!(problem, None);
+        let now = replicas::apply::<StatefulSet>(&bench.run(), &free, number).await;
+        assert_eq!(now.problem, None);
         let expected: Vec<_> =
             requests.iter().map(|by| format!("PATCH statefulsets/demo-decode by {by}")).collect();
         assert_eq!(bench.requests(), expected, "{manager}");
@@ -349,12 +369,12 @@ async fn settings_that_somebody_else_writes_meanwhile_are_read_again() {
     let bench = Bench::new(SPEC);
     bench.server.lock().refusal = None;
     let children = bench.children();
-    settings::apply(&bench.run(), &bench.wanted, &children.settings).await.unwrap().unwrap();
+    settings::apply(&bench.run(), &bench.wanted, &children.settings).await.state.unwrap();
     assert_eq!(bench.requests().len(), 2, "the object, then its data");
     let mut edited = bench.object(SETTINGS);
     edited["data"]["maxLocalPrefillLength"] = json!("64");
     bench.put(SETTINGS, edited);
-    let state = settings::apply(&bench.run(), &bench.wanted, &children.settings).await.unwrap().unwrap();
+    let state = settings::apply(&bench.run(), &bench.wanted, &children.settings).await.state.unwrap();
     assert_eq!(bench.object(SETTINGS)["data"]["maxLocalPrefillLength"], "64", "a direct edit stands");
     assert_eq!(state.verdict.unwrap().max_local_prefill_length, 64);
 }
@@ -366,7 +386,7 @@ async fn pod_monitors_are_asked_for_only_where_a_resource_wants_them() {
     let state = async |bench: &Bench| {
         let monitors = bench.children().pod_monitors;
         let names = pod_monitor_names(&bench.wanted);
-        monitoring::apply(&bench.run(), &monitors, &names).await.unwrap()
+        monitoring::apply(&bench.run(), &monitors, &names).await
     };
     assert_eq!(state(&bench).await, Some(MonitoringState::NotServed));
     assert_eq!(bench.requests(), ["GET monitoring.coreos.com/v1"]);
@@ -397,10 +417,53 @@ async fn pod_monitors_are_asked_for_only_where_a_resource_wants_them() {
         last_transition_time: Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
     };
     bench.resource.status.get_or_insert_default().conditions = vec![condition];
-    // One of the two has been somebody else's since.
+    // One of the two has been somebody else's since. As long as ours cannot be deleted, the condition stays.
     let router_monitor = MONITOR.replace("worker", "router");
     bench.put(&router_monitor, json!({ "metadata": { "name": "demo-router", "uid": "theirs" } }));
     assert_eq!(state(&bench).await, None);
     assert!(!bench.server.lock().objects.contains_key(MONITOR), "ours is deleted");
     assert!(bench.server.lock().objects.contains_key(&router_monitor), "theirs is not");
 }
+
+#[tokio::test]
+async fn an_orphan_with_all_our_labels_is_adopted_and_told_once() {
+    let mut bench = Bench::new(SPEC);
+    let children = bench.children();
+    bench.apply().await;
+    let mut orphan = bench.object(SERVICE);
+    orphan["metadata"]["ownerReferences"] = json!([]);
+    bench.put(SERVICE, orphan.clone());
+    bench.context.stores.services = showing([typed(orphan.clone())]);
+    let run = bench.run();
+    assert_eq!(run.apply(service(&children)).await, None);
+    assert_eq!(*run.adopted.lock(), [("Service", "demo-router".to_owned())]);
+    assert_eq!(bench.object(SERVICE)["metadata"]["ownerReferences"][0]["uid"], "owner");
+    bench.context.stores.services = showing([typed(bench.object(SERVICE))]);
+    let again = bench.run();
+    assert_eq!(again.apply(service(&children)).await, None);
+    assert_eq!(*again.adopted.lock(), [], "told once");
+
+    // One label is another: it is not a child of ours that was lost.
+    orphan["metadata"]["labels"]["app.kubernetes.io/managed-by"] = json!("somebody");
+    bench.put(SERVICE, orphan.clone());
+    bench.context.stores.services = showing([typed(orphan)]);
+    let why = bench.run().apply(service(&children)).await.unwrap().why;
+    assert_eq!(why, Why::Foreign { owner: None });
+}
+
+#[tokio::test]
+async fn the_sets_are_told_as_they_are_after_the_apply() {
+    let mut bench = Bench::new(SPEC);
+    bench.apply().await;
+    let before = bench.object(DECODE);
+    bench.context.stores.stateful_sets = showing([typed(before.clone())]);
+    bench.resource.spec.drain_seconds = Some(7);
+    let images = OperatorArgs::parse_from(["operator", "--router-image", "r", "--worker-image", "w"]);
+    bench.wanted = validate(&bench.resource, &(&images).into()).unwrap();
+    let applied = bench.apply().await;
+    let generation = applied.decode.unwrap().metadata.generation;
+    assert_eq!(generation, bench.object(DECODE)["metadata"]["generation"].as_i64());
+    assert_ne!(generation, before["metadata"]["generation"].as_i64(), "not as the watch still has it");
+}
+
+mod refusals;

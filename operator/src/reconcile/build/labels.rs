@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use crate::reconcile::validate::Wanted;
 
-/// Value of `app.kubernetes.io/managed-by`; the operator watches what has it.
-pub(crate) const MANAGED_BY: &str = "disagg-operator";
+/// Value of `app.kubernetes.io/managed-by`.
+const MANAGED_BY: &str = "disagg-operator";
 
 /// Labels of a child; of a component, if it belongs to one alone.
 pub(super) fn labels(wanted: &Wanted, component: Option<Component>) -> BTreeMap<String, String> {

@@ -17,7 +17,6 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 
 use super::validate::Wanted;
 use crate::prometheus::PodMonitor;
-pub(crate) use labels::MANAGED_BY;
 pub(crate) use monitoring::names as pod_monitor_names;
 pub(crate) use router::url;
 

@@ -73,6 +73,22 @@ fn what_is_deleted_comes_back_as_it_was_last_good() {
 }
 
 #[test]
+fn a_key_in_binary_data_is_named_and_nothing_is_written_over_it() {
+    let wanted = pairs(128, 2, "Local");
+    let mut held = settle(&Held::default(), &wanted);
+    held.data.remove(MAX_LOCAL_PREFILL_LENGTH);
+    held.binary.insert(MAX_LOCAL_PREFILL_LENGTH.to_owned());
+    let decision = decide(&held, &pairs(256, 4, "Local"));
+    assert!(!decision.next.data.contains_key(MAX_LOCAL_PREFILL_LENGTH), "the API server would refuse it");
+    assert_eq!(decision.next.data[MAX_PREFILL_QUEUE_DEPTH], "4", "the others follow");
+    assert!(decision.verdict.unwrap_err().to_string().starts_with("maxLocalPrefillLength: is in binaryData"));
+    assert_eq!(decision.next.last_good, Some(wanted), "they stay in force");
+    let mut put_right = decision.next;
+    put_right.binary.clear();
+    assert_eq!(settle(&put_right, &pairs(256, 4, "Local")).data[MAX_LOCAL_PREFILL_LENGTH], "256");
+}
+
+#[test]
 fn the_patch_holds_what_changes_and_is_bound_to_a_version() {
     let wanted = pairs(128, 2, "Local");
     let held = settle(&Held::default(), &wanted);

@@ -1,24 +1,31 @@
-//! The status of a resource, from what was applied and what is observed. Pure: time is an argument.
+//! The status of a resource, from what the API server holds after the apply. Pure: time is an argument.
 
 use disagg_api::DisaggDeployment;
-use disagg_api::crd::{DisaggDeploymentStatus, RoleStatus, RouterStatus, SettingsStatus};
+use disagg_api::crd::{DisaggDeploymentStatus, RoleStatus, RouterStatus};
 use disagg_api::kubernetes::Component;
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use super::children::{children_applied, describe, gravest, monitoring};
 use super::diagnose::{Trouble, diagnose, missing_pods};
-use crate::prometheus::GROUP_VERSION;
-use crate::reconcile::apply::{MonitoringState, Outcome, Problem, SettingsState};
+use super::init::waiting_for;
+use super::numbers::{Numbers, of_deployment, of_set, serving};
+use super::progress::{Facts, progress};
+use super::routers::InForce;
+use crate::reconcile::apply::{Applied, Problem, SettingsState};
 use crate::reconcile::build::url;
-use crate::reconcile::dereference::{Observed, Warning};
+use crate::reconcile::dereference::Warning;
 use crate::reconcile::validate::Wanted;
 
-/// Types of conditions, in the order in which they are written.
+/// Requests are served.
 pub(crate) const READY: &str = "Ready";
-const PROGRESSING: &str = "Progressing";
+/// A change is under way, or fewer pods serve than are wanted.
+pub(super) const PROGRESSING: &str = "Progressing";
 pub(crate) const SETTINGS_VALID: &str = "SettingsValid";
-/// Only there while the resource asks for PodMonitors.
-pub(crate) const MONITORING_AVAILABLE: &str = "MonitoringAvailable";
+/// What tools that know no more of a resource than the conventions of Kubernetes look for (kstatus, and so Flux). Only
+/// there while they are True.
+const RECONCILING: &str = "Reconciling";
+const STALLED: &str = "Stalled";
 
 /// Type of a component's condition.
 const fn available(component: Component) -> &'static str {
@@ -29,108 +36,142 @@ const fn available(component: Component) -> &'static str {
     }
 }
 
-/// The pods of a component, by number.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Numbers {
-    wanted: i32,
-    exist: i32,
-    ready: i32,
-    /// Every pod is of the newest template, and the controller has seen it.
-    current: bool,
-}
-
 /// A condition without its time.
-struct Finding {
-    type_: &'static str,
-    status: bool,
-    reason: String,
-    message: String,
+pub(super) struct Finding {
+    pub type_: &'static str,
+    pub status: bool,
+    pub reason: String,
+    pub message: String,
 }
 
 impl Finding {
-    fn new(type_: &'static str, status: bool, reason: &str, message: impl Into<String>) -> Self {
+    pub(super) fn new(type_: &'static str, status: bool, reason: &str, message: impl Into<String>) -> Self {
         Self { type_, status, reason: reason.to_owned(), message: message.into() }
     }
 }
 
-/// The status of a resource that was applied.
-pub(crate) fn status(
+/// A component, judged.
+struct Judged {
+    numbers: Numbers,
+    available: Finding,
+    trouble: Option<Trouble>,
+}
+
+/// The status of a resource that was applied. `before` is the one that was written last.
+pub(super) fn status(
     resource: &DisaggDeployment,
     wanted: &Wanted,
-    observed: &Observed,
-    outcome: &Outcome,
-    in_force: Option<SettingsStatus>,
+    applied: &Applied,
+    in_force: InForce,
+    before: Option<&DisaggDeploymentStatus>,
     now: &Time,
 ) -> DisaggDeploymentStatus {
-    let prefill = observed.prefill.as_deref().map(set_numbers).unwrap_or_default();
-    let decode = observed.decode.as_deref().map(set_numbers).unwrap_or_default();
-    let router = observed.router.as_deref().map(router_numbers).unwrap_or_default();
-
-    let component = |component: Component, numbers: &Numbers, seen: bool| {
-        let pods = observed.pods_of(component);
-        let trouble = diagnose(component, pods, &observed.warnings, &wanted.namespace);
-        let trouble = trouble.or_else(|| match component {
-            Component::Router => observed.router.as_deref().and_then(replica_failure),
-            Component::Prefill | Component::Decode => None,
-        });
-        availability(component, numbers, seen, trouble)
+    let judged = Component::ALL.map(|component| judge(component, wanted, applied));
+    let generation = resource.metadata.generation;
+    // What nothing is served without comes first.
+    let trouble = [&judged[1], &judged[2], &judged[0]].into_iter().find_map(|of| of.trouble.as_ref());
+    let facts = Facts {
+        generation,
+        problems: &applied.problems,
+        components: [&judged[0].numbers, &judged[1].numbers, &judged[2].numbers],
+        trouble: trouble.map(|trouble| (trouble.reason, trouble.message.as_str())),
+        settings_pending: in_force.pending,
+        deadline: wanted.progress_deadline,
     };
-    let components = [
-        component(Component::Prefill, &prefill, observed.prefill.is_some()),
-        component(Component::Decode, &decode, observed.decode.is_some()),
-        component(Component::Router, &router, observed.router.is_some()),
-    ];
-    let progressing = progress(&outcome.problems, [&prefill, &decode, &router]);
-    let ready = readiness(&outcome.problems, &components, &wanted.namespace);
-    let mut findings = vec![ready];
-    findings.extend(components);
-    findings.push(progressing);
-    findings.extend(outcome.settings.as_ref().map(validity));
-    findings.extend(outcome.monitoring.as_ref().map(|state| monitoring(state, &wanted.namespace)));
-
+    let (progressing, last_progress) = progress(&facts, before, now);
+    let [prefill, decode, router] = judged;
+    let mut findings = vec![readiness(&applied.problems, [&decode, &router, &prefill], &wanted.namespace)];
     let role = |component: Component, numbers: &Numbers| RoleStatus {
         replicas: numbers.exist,
         ready_replicas: numbers.ready,
+        updated_replicas: numbers.updated,
         selector: Some(selector(component, &wanted.name)),
     };
-    DisaggDeploymentStatus {
-        observed_generation: resource.metadata.generation,
-        conditions: conditions(resource, findings, now),
-        prefill: Some(role(Component::Prefill, &prefill)),
-        decode: Some(role(Component::Decode, &decode)),
+    let status = DisaggDeploymentStatus {
+        observed_generation: generation,
+        conditions: Vec::new(),
+        prefill: Some(role(Component::Prefill, &prefill.numbers)),
+        decode: Some(role(Component::Decode, &decode.numbers)),
         router: Some(RouterStatus {
-            replicas: router.exist,
-            ready_replicas: router.ready,
+            replicas: router.numbers.exist,
+            ready_replicas: router.numbers.ready,
+            updated_replicas: router.numbers.updated,
             url: Some(url(wanted)),
         }),
-        settings: in_force,
-    }
+        settings: in_force.settings,
+        last_progress_time: Some(last_progress),
+    };
+    findings.extend([prefill, decode, router].map(|of| of.available));
+    let for_tools = reconciling_or_stalled(&progressing);
+    findings.push(progressing);
+    findings.push(children_applied(applied, &wanted.namespace));
+    findings.extend(applied.settings.as_ref().map(validity));
+    findings.extend(applied.monitoring.as_ref().map(|state| monitoring(state, &wanted.namespace)));
+    findings.extend(for_tools);
+    DisaggDeploymentStatus { conditions: conditions(generation, findings, before, now), ..status }
 }
 
 /// The status of a resource that cannot be applied at all. What is known of its children stays.
-pub(crate) fn invalid_status(resource: &DisaggDeployment, why: &str, now: &Time) -> DisaggDeploymentStatus {
-    let message = format!("{why}. Correct the resource; its children stay as they are.");
-    let findings = vec![
-        Finding::new(READY, false, "InvalidSpec", message.clone()),
-        Finding::new(PROGRESSING, false, "InvalidSpec", message),
-    ];
-    let mut status = resource.status.clone().unwrap_or_default();
-    status.observed_generation = resource.metadata.generation;
-    let mut kept = status.conditions;
-    let new = conditions(resource, findings, now);
-    kept.retain(|condition| new.iter().all(|new| new.type_ != condition.type_));
-    status.conditions = new;
-    status.conditions.extend(kept);
+pub(super) fn invalid_status(
+    resource: &DisaggDeployment,
+    why: &str,
+    before: Option<&DisaggDeploymentStatus>,
+    now: &Time,
+) -> DisaggDeploymentStatus {
+    let generation = resource.metadata.generation;
+    let mut status = before.cloned().unwrap_or_default();
+    status.observed_generation = generation;
+    let new = conditions(
+        generation,
+        not_reconciled("InvalidSpec", why, "Correct the resource").into(),
+        before,
+        now,
+    );
+    status.conditions.retain(|condition| {
+        condition.type_ != RECONCILING && new.iter().all(|new| new.type_ != condition.type_)
+    });
+    status.conditions.splice(0..0, new);
     status
 }
 
-fn availability(component: Component, numbers: &Numbers, seen: bool, trouble: Option<Trouble>) -> Finding {
+/// The conditions of a resource that asks for nothing that can be done.
+pub(super) fn not_reconciled(reason: &str, why: &str, advice: &str) -> [Finding; 3] {
+    let message = format!("{why}. {advice}; its children stay as they are.");
+    [(READY, false), (PROGRESSING, false), (STALLED, true)]
+        .map(|(type_, status)| Finding::new(type_, status, reason, message.clone()))
+}
+
+fn judge(component: Component, wanted: &Wanted, applied: &Applied) -> Judged {
+    let pods = || applied.pods_of(component, &wanted.name);
+    let ready = applied.pods.is_some().then(|| serving(pods()));
+    let numbers = match component {
+        Component::Prefill => applied.prefill.as_ref().map(|set| of_set(set, ready)),
+        Component::Decode => applied.decode.as_ref().map(|set| of_set(set, ready)),
+        Component::Router => applied.router.as_ref().map(|router| of_deployment(router, ready)),
+    };
+    let numbers = numbers.unwrap_or_default();
+    let trouble = diagnose(component, pods(), &applied.warnings, &wanted.namespace);
+    let trouble = trouble.or_else(|| match component {
+        Component::Router => applied.router.as_ref().and_then(replica_failure),
+        Component::Prefill | Component::Decode => None,
+    });
+    let trouble = trouble.filter(|_| numbers.ready < numbers.wanted);
+    let waits = pods().find_map(waiting_for);
+    Judged { available: availability(component, &numbers, trouble.as_ref(), waits), numbers, trouble }
+}
+
+/// A component is available while one of its pods serves. That fewer serve than are wanted is what `Progressing` tells.
+fn availability(
+    component: Component,
+    numbers: &Numbers,
+    trouble: Option<&Trouble>,
+    waits: Option<String>,
+) -> Finding {
     let type_ = available(component);
-    let Numbers { wanted, ready, .. } = *numbers;
+    let Numbers { created, wanted, ready, .. } = *numbers;
     let count = format!("{ready} of {wanted} ready");
-    // As many as a PodDisruptionBudget leaves.
-    let enough = ready >= (wanted - 1).max(1);
-    match (seen, wanted, trouble) {
+    let serves = ready > 0;
+    match (created, wanted, trouble) {
         (false, ..) => Finding::new(type_, false, "NotCreated", "it has not been created yet"),
         (true, 0, _) if component == Component::Prefill => Finding::new(
             type_,
@@ -142,50 +183,41 @@ fn availability(component: Component, numbers: &Numbers, seen: bool, trouble: Op
             let message = format!("spec.{}.replicas is 0: no request can be served", component.as_str());
             Finding::new(type_, false, "ScaledToZero", message)
         }
-        (true, _, Some(trouble)) if ready < wanted => {
-            Finding::new(type_, enough, trouble.reason, format!("{count}; {}", trouble.message))
+        (true, _, Some(trouble)) => {
+            Finding::new(type_, serves, trouble.reason, format!("{count}; {}", trouble.message))
         }
         (true, ..) if ready >= wanted => Finding::new(type_, true, "AllReady", count),
-        (true, ..) if enough => Finding::new(type_, true, "EnoughReady", count),
-        (true, ..) => Finding::new(type_, false, "Starting", count),
+        (true, ..) => {
+            let reason = if serves { "EnoughReady" } else { "Starting" };
+            let message = waits.map_or_else(|| count.clone(), |waits| format!("{count}; {waits}"));
+            Finding::new(type_, serves, reason, message)
+        }
     }
 }
 
-fn readiness(problems: &[Problem], components: &[Finding], namespace: &str) -> Finding {
-    if let Some(problem) = problems.first() {
-        let (reason, message) = describe(problem, namespace);
+/// `components` in the order in which they are needed.
+fn readiness(problems: &[Problem], components: [&Judged; 3], namespace: &str) -> Finding {
+    let missing = components.into_iter().map(|of| &of.available).find(|finding| !finding.status);
+    let Some(missing) = missing else {
+        return Finding::new(READY, true, "Serving", "requests are served");
+    };
+    // What could not be applied comes before what follows from it.
+    if let Some(cause) = gravest(problems) {
+        let (reason, message) = describe(cause, namespace);
         return Finding::new(READY, false, reason, message);
     }
-    // What nothing is served without comes first.
-    let order = [Component::Decode, Component::Router, Component::Prefill].map(available);
-    let missing = order
-        .iter()
-        .find_map(|type_| components.iter().find(|finding| finding.type_ == *type_ && !finding.status));
-    match missing {
-        Some(missing) => {
-            let message = format!("{}: {}", missing.type_.trim_end_matches("Available"), missing.message);
-            Finding::new(READY, false, &missing.reason, message)
-        }
-        None => Finding::new(READY, true, "Serving", "requests are served"),
-    }
+    let message = format!("{}: {}", missing.type_.trim_end_matches("Available"), missing.message);
+    Finding::new(READY, false, &missing.reason, message)
 }
 
-fn progress(problems: &[Problem], components: [&Numbers; 3]) -> Finding {
-    if !problems.is_empty() {
-        let message = format!("{} of the children cannot be applied; Ready tells why", problems.len());
-        return Finding::new(PROGRESSING, false, "Blocked", message);
-    }
-    if components.iter().all(|numbers| numbers.current && numbers.ready == numbers.wanted) {
-        return Finding::new(PROGRESSING, false, "Complete", "every pod is as the resource asks and ready");
-    }
-    let wanted: i32 = components.iter().map(|numbers| numbers.wanted).sum();
-    let ready: i32 = components.iter().map(|numbers| numbers.ready).sum();
-    let message = format!("{ready} of {wanted} pods are ready");
-    if components.iter().all(|numbers| numbers.current) {
-        Finding::new(PROGRESSING, true, "Scaling", message)
-    } else {
-        Finding::new(PROGRESSING, true, "RollingOut", message)
-    }
+/// The same as `progressing`, for tools that look for these conditions.
+fn reconciling_or_stalled(progressing: &Finding) -> Option<Finding> {
+    let type_ = match (progressing.status, progressing.reason.as_str()) {
+        (true, _) => RECONCILING,
+        (false, "Complete") => return None,
+        (false, _) => STALLED,
+    };
+    Some(Finding::new(type_, true, &progressing.reason, progressing.message.clone()))
 }
 
 fn validity(settings: &SettingsState) -> Finding {
@@ -197,86 +229,6 @@ fn validity(settings: &SettingsState) -> Finding {
             "Invalid",
             format!("{errors}. The last good values stay in force until the ConfigMap is corrected."),
         ),
-    }
-}
-
-fn monitoring(state: &MonitoringState, namespace: &str) -> Finding {
-    match state {
-        MonitoringState::Applied => Finding::new(
-            MONITORING_AVAILABLE,
-            true,
-            "Applied",
-            "the PodMonitors of workers and routers are there",
-        ),
-        MonitoringState::NotServed => Finding::new(
-            MONITORING_AVAILABLE,
-            false,
-            "PodMonitorNotServed",
-            format!(
-                "spec.monitoring.podMonitor asks for PodMonitors, and the cluster serves no {GROUP_VERSION} PodMonitor. \
-                 Install the definitions of the Prometheus operator, which is noticed by itself, or remove the field"
-            ),
-        ),
-        MonitoringState::Bad(problem) => {
-            let (reason, message) = describe(problem, namespace);
-            Finding::new(MONITORING_AVAILABLE, false, reason, message)
-        }
-    }
-}
-
-/// Reason and message of a child that a person has to put right.
-fn describe(problem: &Problem, namespace: &str) -> (&'static str, String) {
-    match problem {
-        Problem::Foreign { kind, name, owner } => {
-            let whose = owner.as_ref().map_or_else(
-                || "it was not made for this resource".to_owned(),
-                |owner| format!("it belongs to {owner}"),
-            );
-            let message = format!(
-                "{kind} {name} has the name of a child but is not one: {whose}. Rename this resource, or remove the other \
-                 object with kubectl -n {namespace} delete {} {name}",
-                kind.to_lowercase()
-            );
-            ("ForeignChild", message)
-        }
-        Problem::Immutable { kind, name, message } => {
-            let cascade = if *kind == "StatefulSet" { " --cascade=orphan" } else { "" };
-            let message = format!(
-                "{kind} {name} has a field that cannot be changed in place ({message}). Let it be made again with kubectl -n \
-                 {namespace} delete {} {name}{cascade}",
-                kind.to_lowercase()
-            );
-            ("ImmutableField", message)
-        }
-        Problem::Refused { kind, name, message } => {
-            ("ChildRefused", format!("the API server refuses {kind} {name}: {message}"))
-        }
-    }
-}
-
-fn set_numbers(set: &StatefulSet) -> Numbers {
-    let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let Some(status) = &set.status else { return Numbers { wanted, ..Numbers::default() } };
-    Numbers {
-        wanted,
-        exist: status.replicas,
-        ready: status.ready_replicas.unwrap_or(0),
-        current: status.observed_generation >= set.metadata.generation
-            && status.replicas == wanted
-            && (status.current_revision == status.update_revision || wanted == 0),
-    }
-}
-
-fn router_numbers(router: &Deployment) -> Numbers {
-    let wanted = router.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let Some(status) = &router.status else { return Numbers { wanted, ..Numbers::default() } };
-    Numbers {
-        wanted,
-        exist: status.replicas.unwrap_or(0),
-        ready: status.ready_replicas.unwrap_or(0),
-        current: status.observed_generation >= router.metadata.generation
-            && status.updated_replicas.unwrap_or(0) == wanted
-            && status.replicas.unwrap_or(0) == wanted,
     }
 }
 
@@ -301,8 +253,13 @@ fn selector(component: Component, deployment: &str) -> String {
 }
 
 /// Dates the findings: a condition keeps its time unless its status changes.
-fn conditions(resource: &DisaggDeployment, findings: Vec<Finding>, now: &Time) -> Vec<Condition> {
-    let before = resource.status.iter().flat_map(|status| &status.conditions);
+pub(super) fn conditions(
+    generation: Option<i64>,
+    findings: Vec<Finding>,
+    before: Option<&DisaggDeploymentStatus>,
+    now: &Time,
+) -> Vec<Condition> {
+    let before = before.into_iter().flat_map(|status| &status.conditions);
     findings
         .into_iter()
         .map(|finding| {
@@ -315,7 +272,7 @@ fn conditions(resource: &DisaggDeployment, findings: Vec<Finding>, now: &Time) -
                 status: status.to_owned(),
                 reason: finding.reason,
                 message: finding.message,
-                observed_generation: resource.metadata.generation,
+                observed_generation: generation,
                 last_transition_time: same
                     .map_or_else(|| now.clone(), |same| same.last_transition_time.clone()),
             }

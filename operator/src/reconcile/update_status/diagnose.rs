@@ -5,10 +5,9 @@ use disagg_api::last_words::{is_usage_error, last_words};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
+use super::init;
 use crate::reconcile::dereference::Warning;
-
-/// The most characters of a message from elsewhere.
-const QUOTE: usize = 400;
+use crate::text::short as quote;
 
 /// From so many restarts on, a container that ends does so again and again. Once may be a kill from outside.
 const CRASH_LOOP_RESTARTS: i32 = 2;
@@ -105,8 +104,10 @@ fn of_pod(pod: &Pod, field: &str, namespace: &str) -> Option<Trouble> {
     if let Some(condition) = unscheduled {
         return Some(unschedulable(&name, &quote(condition.message.as_deref().unwrap_or_default()), field));
     }
-    let containers = status.container_statuses.iter().flatten();
-    let mut containers = containers;
+    if let Some(trouble) = init::trouble(pod, namespace) {
+        return Some(trouble);
+    }
+    let mut containers = status.container_statuses.iter().flatten();
     containers.find_map(|container| of_container(pod, container, field, namespace)).or_else(|| {
         let evicted = status.phase.as_deref() == Some("Failed");
         evicted.then(|| Trouble {
@@ -255,16 +256,6 @@ fn of_container(pod: &Pod, container: &ContainerStatus, field: &str, namespace: 
              with kubectl -n {namespace} logs {name} -c {container} --previous."
         ),
     })
-}
-
-/// Text from elsewhere, on one line and not too long.
-fn quote(text: &str) -> String {
-    let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = words.char_indices().nth(QUOTE) {
-        words.truncate(end);
-        words.push('…');
-    }
-    words.trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use disagg_api::crd::DisaggDeploymentStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
-use super::conditions::{MONITORING_AVAILABLE, READY, SETTINGS_VALID};
+use super::children::{CHILDREN_APPLIED, MONITORING_AVAILABLE};
+use super::conditions::{PROGRESSING, READY, SETTINGS_VALID};
 
 /// Characters of an Event's text that the API server takes.
 const NOTE: usize = 1000;
@@ -54,12 +55,23 @@ fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
     match now.type_.as_str() {
         READY if is_true && !was_true => Some(event(EventType::Normal, "Ready", "Serve", &now.message)),
         READY if !is_true && was_true => Some(event(EventType::Warning, "NotReady", "Serve", &now.message)),
-        // The conditions of components tell of their pods; Ready alone tells of children and the spec.
+        // Other conditions tell of pods and children; Ready alone tells of the spec.
         READY if !is_true => {
-            let own = ["ForeignChild", "ImmutableField", "ChildRefused", "InvalidSpec"];
             let news = was.is_none_or(|was| was.reason != now.reason || was.message != now.message);
-            (own.contains(&now.reason.as_str()) && news)
+            (now.reason == "InvalidSpec" && news)
                 .then(|| event(EventType::Warning, &now.reason, "Apply", &now.message))
+        }
+        PROGRESSING => (now.reason == "ProgressDeadlineExceeded"
+            && was.is_none_or(|was| was.reason != now.reason))
+        .then(|| event(EventType::Warning, &now.reason, "RunPods", &now.message)),
+        CHILDREN_APPLIED if is_true => (was.is_some() && !was_true)
+            .then(|| event(EventType::Normal, "ChildrenApplied", "Apply", &now.message)),
+        CHILDREN_APPLIED => {
+            // What may pass is said in other words each time it is tried.
+            let passes = now.reason == "ChildFailed";
+            let news =
+                was.is_none_or(|was| was.reason != now.reason || (!passes && was.message != now.message));
+            news.then(|| event(EventType::Warning, &now.reason, "Apply", &now.message))
         }
         SETTINGS_VALID if is_true => (was.is_some() && !was_true)
             .then(|| event(EventType::Normal, "SettingsValid", "ReadSettings", &now.message)),
@@ -79,6 +91,22 @@ fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
         }
         _ => None,
     }
+}
+
+/// Children that had lost their owner, by kind and name, are ours again. One Event for all: others with its reason would
+/// only be counted.
+pub(super) fn of_adoption(adopted: &[(&'static str, String)]) -> Option<Event> {
+    let names: Vec<_> = adopted.iter().map(|(kind, name)| format!("{kind} {name}")).collect();
+    let note = format!(
+        "objects that belonged to nobody and have all labels of a child are children of this resource now: {}",
+        names.join(", ")
+    );
+    (!names.is_empty()).then(|| event(EventType::Normal, "ChildAdopted", "Apply", &note))
+}
+
+/// A resource that cannot be decoded.
+pub(super) fn of_undecodable(note: &str) -> Event {
+    event(EventType::Warning, "Undecodable", "Read", note)
 }
 
 fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
@@ -146,6 +174,34 @@ mod tests {
         ]);
         assert_eq!(reasons(Some(&again), &ready), ["Ready", "SettingsValid"]);
         assert_eq!(reasons(Some(&ready), &again), ["NotReady", "CrashLoop", "SettingsInvalid"]);
+    }
+
+    #[test]
+    fn a_child_that_cannot_be_applied_is_told_once_and_when_it_can_be() {
+        let of = |status_: &str, reason: &str, message: &str| {
+            status(&[("ChildrenApplied", status_, reason, message)])
+        };
+        let applied = of("True", "Applied", "");
+        assert!(reasons(None, &applied).is_empty());
+        let refused = of("False", "ChildRefused", "Service a: no");
+        assert_eq!(reasons(Some(&applied), &refused), ["ChildRefused"]);
+        assert!(reasons(Some(&refused), &refused).is_empty());
+        let another = of("False", "ChildRefused", "Service b: no");
+        assert_eq!(reasons(Some(&refused), &another), ["ChildRefused"], "another child");
+        let failed = of("False", "ChildFailed", "Service a: timeout after 10.2 s");
+        assert_eq!(reasons(Some(&another), &failed), ["ChildFailed"]);
+        let again = of("False", "ChildFailed", "Service a: timeout after 10.3 s");
+        assert!(reasons(Some(&failed), &again).is_empty(), "the same in other words");
+        assert_eq!(reasons(Some(&again), &applied), ["ChildrenApplied"]);
+    }
+
+    #[test]
+    fn a_change_that_is_stuck_is_told_once() {
+        let of = |reason: &str, message: &str| status(&[("Progressing", "False", reason, message)]);
+        let stuck = of("ProgressDeadlineExceeded", "2 of 3");
+        assert_eq!(reasons(Some(&of("Complete", "")), &stuck), ["ProgressDeadlineExceeded"]);
+        assert!(reasons(Some(&stuck), &of("ProgressDeadlineExceeded", "1 of 3")).is_empty());
+        assert!(reasons(Some(&stuck), &of("Complete", "")).is_empty());
     }
 
     #[test]

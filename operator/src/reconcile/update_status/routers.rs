@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use disagg_api::crd::SettingsStatus;
 use disagg_api::kubernetes::{Component, ROUTER_ADMIN_PORT, SETTINGS_PATH, SettingsReport};
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
+use super::numbers::is_serving;
 use crate::context::{Context, Key};
-use crate::reconcile::dereference::Observed;
+use crate::reconcile::apply::Applied;
 use crate::reconcile::validate::Wanted;
 
 /// What the routers of a resource said last.
@@ -37,14 +37,14 @@ pub(super) struct InForce {
 /// Asks the ready routers that have not reported on `resource_version` yet.
 pub(super) async fn ask(
     wanted: &Wanted,
-    observed: &Observed,
+    applied: &Applied,
     resource_version: &str,
     context: &Context,
 ) -> InForce {
     let key = Key { kind: "reports", namespace: wanted.namespace.clone(), name: wanted.name.clone() };
-    let ready: BTreeMap<String, String> = observed
-        .pods_of(Component::Router)
-        .filter(|pod| is_ready(pod))
+    let ready: BTreeMap<String, String> = applied
+        .pods_of(Component::Router, &wanted.name)
+        .filter(|pod| is_serving(pod))
         .filter_map(|pod| Some((pod.uid()?, pod.status.as_ref()?.pod_ip.clone()?)))
         .collect();
     let Reports { by_pod: mut reports, unanswered } =
@@ -94,12 +94,6 @@ async fn report(context: &Context, ip: &str) -> Result<SettingsReport, reqwest::
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
     let url = format!("http://{host}:{ROUTER_ADMIN_PORT}{SETTINGS_PATH}");
     context.http.get(url).send().await?.error_for_status()?.json().await
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    pod.metadata.deletion_timestamp.is_none()
-        && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 #[cfg(test)]

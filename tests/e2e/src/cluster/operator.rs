@@ -80,6 +80,17 @@ impl Operator {
         Self::run(cluster, namespace, lease.into_iter().chain(identity).map(str::to_owned))
     }
 
+    /// Starts one of a release for `namespace`, with a Lease where the chart has it.
+    pub fn of_release(cluster: &dyn Cluster, namespace: &Namespace, release: &str, lease: Duration) -> Self {
+        let seconds = lease.as_secs().to_string();
+        // A pod of this name is not there; Events about it can be written all the same.
+        let pod = ["--identity", "operator-pod", "--pod-namespace", namespace.name()];
+        let images = ["--router-image", NO_IMAGE, "--worker-image", NO_IMAGE];
+        let arguments =
+            ["--release", release, "--lease-seconds", &seconds].into_iter().chain(pod).chain(images);
+        Self::run(cluster, namespace, arguments.map(str::to_owned))
+    }
+
     fn run(
         cluster: &dyn Cluster,
         namespace: &Namespace,
@@ -136,6 +147,12 @@ impl Operator {
         self.metrics().await.lines().any(|line| line == "disagg_operator_leader 1")
     }
 
+    /// Status and text of `/readyz`.
+    pub async fn readiness(&self) -> (u16, String) {
+        let answer = self.get("/readyz").await;
+        (answer.status().as_u16(), answer.text().await.expect("text"))
+    }
+
     async fn counters<const N: usize>(&self, name: &str, labels: [&str; N]) -> BTreeMap<String, u64> {
         let metrics = Metrics::parse(&self.metrics().await);
         let samples = metrics.samples(name);
@@ -144,15 +161,17 @@ impl Operator {
     }
 
     async fn metrics(&self) -> String {
+        self.get("/metrics").await.text().await.expect("metrics as text")
+    }
+
+    async fn get(&self, path: &str) -> reqwest::Response {
         let address = eventually("the operator's address", STARTED, async || {
             let log = self.process.log();
             let found = log.lines().find_map(|line| line.split_once("health and metrics address="));
             found.map(|(_, address)| address.trim().to_owned()).ok_or(log)
         })
         .await;
-        let url = format!("http://{address}/metrics");
-        let answer = http_client().get(&url).send().await.expect("metrics of the operator");
-        answer.text().await.expect("metrics as text")
+        http_client().get(format!("http://{address}{path}")).send().await.expect("an answer of the operator")
     }
 }
 

@@ -51,7 +51,10 @@ impl<'a> Plugin<'a> {
         let mut findings: Vec<String> = Vec::new();
         for line in group.take_while(|line| line.starts_with(' ')) {
             match findings.last_mut() {
-                Some(last) if line.starts_with("    ") => *last += &format!("\n{}", line.trim()),
+                Some(last) if line.starts_with("    ") => {
+                    last.push('\n');
+                    last.push_str(line.trim());
+                }
                 _ => findings.push(line.trim().to_owned()),
             }
         }

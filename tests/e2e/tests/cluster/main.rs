@@ -17,3 +17,4 @@ mod session;
 mod settings;
 mod sidecar;
 mod smoke;
+mod truth;

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use disagg_e2e::cluster::{Namespace, Operator, Plugin};
 use disagg_e2e::eventually;
-use k8s_openapi::api::core::v1::{ResourceQuota, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ResourceQuota, Service};
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
 use super::{POD_IMAGE, cluster, no_workers_with};
+
+/// A claim that nothing binds: it asks for no class, and there are no volumes.
+const UNBOUND: &str = "nowhere";
 
 /// Pods have to be scheduled, started and to fail.
 const PODS: Duration = Duration::from_mins(2);
@@ -49,10 +52,27 @@ fn cases() -> Vec<Case> {
     let mut no_image =
         decode("no-image", &json!({}), "ImageNotPulled", ["ErrImageNeverPull", "Correct spec.images"]);
     no_image.spec["images"] = json!({ "worker": "localhost/none:1", "pullPolicy": "Never" });
+    let mut unbound = decode(
+        "unbound",
+        &json!({}),
+        "VolumeClaimNotBound",
+        ["unbound immediate PersistentVolumeClaims", "See with kubectl get pvc,storageclass why"],
+    );
+    unbound.spec["model"] = json!({ "source": { "pvc": { "claimName": UNBOUND } } });
+    // The worker's image is there, and that of the model is not.
+    let mut no_model = decode(
+        "no-model",
+        &json!({}),
+        "ImageNotPulled",
+        ["localhost/no-model:1", "Correct spec.model.source.image.reference"],
+    );
+    no_model.spec["model"] = json!({ "source": { "image": { "reference": "localhost/no-model:1" } } });
     vec![
         no_secret,
         no_claim,
+        unbound,
         no_image,
+        no_model,
         decode(
             "no-gpu",
             &json!({ "resources": { "limits": { "nvidia.com/gpu": 1 } } }),
@@ -118,8 +138,17 @@ async fn ready_says(namespace: &Namespace, case: &Case) {
 }
 
 #[tokio::test]
-async fn ten_resources_that_cannot_work_say_what_to_do() {
+async fn resources_that_cannot_work_say_what_to_do() {
     let namespace = Namespace::create(cluster(), "operator-broken").await;
+    let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+        "metadata": { "name": UNBOUND },
+        "spec": {
+            "storageClassName": "", "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } },
+        },
+    }))
+    .expect("a claim");
+    let claims = namespace.api::<PersistentVolumeClaim>();
+    claims.create(&PostParams::default(), &claim).await.expect("a claim");
     let _operator = Operator::start(cluster(), &namespace);
     let cases = cases();
     for case in &cases {
@@ -188,4 +217,9 @@ async fn a_quota_and_a_taken_name_are_told() {
     }
     ready_says(&namespace, &quota).await;
     ready_says(&namespace, &taken).await;
+    let plugin = Plugin::new(&namespace);
+    check_names_the_cause(&plugin, &quota).await;
+    // The quota is in its way, too; that its Service is somebody else's comes first.
+    let findings = plugin.findings(taken.name);
+    assert!(findings[0].starts_with("error: ") && findings[0].contains(taken.says[0]), "{findings:#?}");
 }

@@ -130,8 +130,9 @@ pub(super) async fn trouble_is_told(namespace: &Namespace, name: &str) {
             conditions.clone().find(|found| found["type"] == type_).map(|found| found["reason"].clone())
         };
         let told = reason("RouterAvailable") == Some(json!("ImageNotPulled"));
-        // Not `RollingOut`: the numbers of every set are those of its present generation.
-        let current = reason("Progressing") == Some(json!("Scaling")) && status["router"]["replicas"] == 1;
+        // The numbers of every set are those of its present generation.
+        let router = &status["router"];
+        let current = (&router["replicas"], &router["updatedReplicas"]) == (&json!(1), &json!(1));
         if told && current { Ok(()) } else { Err(status.to_string()) }
     })
     .await;

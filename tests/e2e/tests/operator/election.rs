@@ -1,4 +1,5 @@
-//! Two replicas of the operator: one works, and when it vanishes the other takes over and finds nothing to do.
+//! Two replicas of the operator: one works, and when it vanishes the other takes over and finds nothing to do. Of two
+//! releases the second waits, and says so.
 
 use std::time::{Duration, Instant};
 
@@ -83,4 +84,46 @@ async fn another_replica_takes_over_and_changes_nothing() {
         "a leader ended in order; another led {:.1} s after its SIGTERM",
         start.elapsed().as_secs_f64()
     );
+}
+
+#[tokio::test]
+async fn a_second_release_does_nothing_and_says_so_until_the_first_is_gone() {
+    let namespace = Namespace::create(cluster(), "operator-releases").await;
+    let mut first = Operator::of_release(cluster(), &namespace, "system-a/disagg", LEASE_TIME);
+    leads(&first, SOON).await;
+    assert_eq!(first.readiness().await.0, 200);
+    let second = Operator::of_release(cluster(), &namespace, "system-b/disagg", LEASE_TIME);
+    let says = eventually("the second release to say that it does nothing", SOON, async || {
+        let (status, text) = second.readiness().await;
+        if status == 503 { Ok(text) } else { Err(text) }
+    })
+    .await;
+    assert!(
+        says.contains("system-a/disagg/operator-pod holds the Lease operator-releases/disagg-operator"),
+        "{says}"
+    );
+    assert!(second.log().contains("another release of the operator"), "{}", second.log());
+    eventually("an Event about its pod", SOON, async || {
+        let told = namespace.kubectl(&[
+            "get",
+            "events",
+            "--field-selector=reason=AnotherRelease",
+            "--output=name",
+        ])?;
+        if told.lines().count() == 1 { Ok(()) } else { Err(told) }
+    })
+    .await;
+    namespace.apply("shared", &no_workers()).await;
+    trouble_is_told(&namespace, "shared").await;
+    let before = versions(&settled_children(&namespace).await);
+    assert!(second.reconciles().await.is_empty(), "it undoes nothing");
+    first.end().await;
+    leads(&second, LEASE_TIME + SLACK).await;
+    assert_eq!(second.readiness().await.0, 200);
+    eventually("the second release to have looked at the resource", SOON, async || {
+        let done = second.reconciles().await;
+        if done.contains_key("success") { Ok(()) } else { Err(format!("{done:?}")) }
+    })
+    .await;
+    assert_eq!(before, versions(&all_children(&namespace, 1).await));
 }

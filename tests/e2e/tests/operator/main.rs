@@ -5,10 +5,13 @@
 // A figure is said where people look.
 #![allow(clippy::print_stderr)]
 
+mod admission;
 mod broken;
 mod converge;
+mod definition;
 mod election;
 mod monitoring;
+mod refusals;
 mod rules;
 mod settings;
 

@@ -1,6 +1,8 @@
 //! One trouble is told once: the cause, and under it what follows. Each fixture is what a cluster shows some minutes after
 //! a resource that cannot work was applied.
 
+#![allow(clippy::needless_pass_by_value)] // values made on the spot
+
 use super::*;
 
 /// The conditions of a resource of which one part does not work.
@@ -111,9 +113,15 @@ fn summaries_of_one_thing_are_one_finding() {
 fn a_quota_is_told_by_the_condition_that_names_it() {
     let quota =
         "pods of demo-decode cannot be made: exceeded quota: small. Raise the namespace's ResourceQuota";
-    let parts =
-        [("Ready", "QuotaExceeded", quota), ("DecodeAvailable", "QuotaExceeded", quota), ROUTER_WAITS];
+    let of_router = "pods of demo-router cannot be made: exceeded quota: small";
+    let parts = [
+        ("Ready", "QuotaExceeded", quota),
+        ("DecodeAvailable", "QuotaExceeded", quota),
+        ("RouterAvailable", "QuotaExceeded", of_router),
+    ];
     let told = waiting(&parts, |it| {
+        it.pods = Seen::It(Vec::new());
+        it.routers.clear();
         it.events = Seen::It(vec![
             event("StatefulSet", "demo-decode", "FailedCreate", "exceeded quota: small"),
             event("DisaggDeployment", "demo", "QuotaExceeded", "exceeded quota: small"),

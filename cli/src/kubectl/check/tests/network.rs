@@ -31,8 +31,15 @@ fn one_operator_looks_after_the_namespace_and_no_more() {
 
     let found = with(vec![operator("a", all), operator("b", ours)]);
     assert_eq!(found.len(), 1, "{found:?}");
-    let what = "undo each other's work: disagg in a, disagg in b";
+    let what = "one alone may work there: disagg in a, disagg in b";
     assert_finding(&found[0], Severity::Error, "namespace/llm", what, "uninstall all but one");
+
+    // One that waits for the other is not available.
+    let mut waits = operator("b", all);
+    waits.status.as_mut().unwrap().available_replicas = Some(0);
+    let found = with(vec![operator("a", all), waits.clone()]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(with(vec![waits.clone(), waits]).len(), 3, "and none of them works");
 
     let found = with(vec![operator("b", theirs), operator("c", by_variable)]);
     assert_eq!(found.len(), 1, "{found:?}");
@@ -138,12 +145,14 @@ fn more_workers_are_waited_for_than_there_are() {
     let waits = || RouterSnapshot { not_ready_because: Ok(Some(reason.clone())), ..router(512) };
     let found = only(|it| _ = demo(it).routers.insert("demo-router-x".to_owned(), waits()));
     assert_finding(&found, Severity::Error, "pod/demo-router-x", &reason, "lower spec.router.minWorkers");
-    // A worker that does not start is why.
+    // A worker that does not start is why, and of what the operator says of the routers, too.
     let found = only(|it| {
+        let starting = "  - { type: RouterAvailable, status: 'False', reason: Starting, message: '', lastTransitionTime: ";
+        demo(it).resource = Ok(yaml(&format!("{RESOURCE}{starting}'{NOW}' }}\n")));
         demo(it).routers.insert("demo-router-x".to_owned(), waits());
         let status = container("state: { waiting: { reason: ErrImagePull, message: no such host } }");
         demo(it).pods = Seen::It(vec![pod("demo-prefill-0", &status)]);
     });
     assert_finding(&found, Severity::Error, "pod/demo-prefill-0", "no such host", "r.example/disagg:1");
-    assert_eq!(found.hence, ["pod/demo-router-x is not ready"]);
+    assert_eq!(found.hence, ["pod/demo-router-x is not ready", "RouterAvailable is False"]);
 }

@@ -75,6 +75,7 @@ impl DisaggDeployment {
             monitoring,
             images,
             drain_seconds,
+            progress_deadline_seconds,
         } = &self.spec;
         problems.model(model);
         problems.range("spec.kvCache.blockSize", kv_cache.block_size, 1..=limits::BLOCK_SIZE);
@@ -86,6 +87,8 @@ impl DisaggDeployment {
         problems.monitoring(monitoring);
         problems.images(images);
         problems.range("spec.drainSeconds", *drain_seconds, 0..=limits::DRAIN_SECONDS);
+        let deadline = "spec.progressDeadlineSeconds";
+        problems.range(deadline, *progress_deadline_seconds, 1..=limits::PROGRESS_DEADLINE_SECONDS);
         if problems.found.is_empty() { Ok(settings) } else { Err(Invalid(problems.found)) }
     }
 }
