@@ -121,16 +121,16 @@ fn tokenize(request: &Request, input: usize, model: &Model, max_model_len: u32) 
         Input::Conversation(conversation) => {
             let template = model.template.as_ref().ok_or_else(|| ApiError::no_template(&model.name))?;
             let begun = Instant::now();
-            let mut messages = conversation.messages.clone();
-            for message in messages.iter_mut().filter(|message| message["role"] == "developer") {
-                message["role"] = template.developer_role().into();
+            if let Some(name) = conversation.kwargs.keys().find(|name| template.has_special(name)) {
+                let rule = "absent: special tokens come from the model";
+                return Err(ApiError::bad_value(format!("chat_template_kwargs.{name}"), name, rule));
             }
             let render = Render {
-                messages: &messages,
+                messages: &conversation.messages,
                 add_generation_prompt: conversation.add_generation_prompt,
                 kwargs: &conversation.kwargs,
             };
-            let text = template.render(&render).map_err(|error| ApiError::template(&error.to_string()))?;
+            let text = template.render(&render).map_err(|error| ApiError::template(&model.name, error))?;
             let rendering = Some(begun.elapsed());
             Tokens { rendering, ..encode(&text, TextTokenizer::encode_rendered)? }
         }

@@ -14,7 +14,7 @@ use disagg_core::ModelFingerprint;
 
 pub(crate) use card::{Card, CardAssembler, CardError};
 pub(crate) use defaults::SamplingDefaults;
-pub(crate) use template::{ChatTemplate, Render, TemplateError};
+pub(crate) use template::{ChatTemplate, FUNCTIONS, Render, TemplateError, TemplateValue};
 pub(crate) use tokenizer::TextTokenizer;
 
 /// One generation of a model: everything needed to turn a request into token ids, and token ids into text.

@@ -1,8 +1,10 @@
 //! The fields of a JSON object, taken out one by one, so that whatever is left over can be refused by name.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Deserialize;
+use indexmap::IndexMap;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::ApiError;
@@ -11,20 +13,22 @@ use super::ApiError;
 /// numbers, and never into a tree of values.
 pub(crate) struct Fields<'a> {
     prefix: String,
-    raw: BTreeMap<String, &'a RawValue>,
+    /// In the order of the request until the first is taken.
+    raw: IndexMap<String, &'a RawValue>,
 }
 
 impl<'a> Fields<'a> {
     /// The fields of a request body.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
-        let raw = serde_json::from_slice(body).map_err(|error| ApiError::bad_json(&error))?;
+        let Ordered(raw) = serde_json::from_slice(body).map_err(|error| ApiError::bad_json(&error))?;
         Ok(Self { prefix: String::new(), raw })
     }
 
     /// The fields of the object `value`, which is the field `name`.
     pub(crate) fn nested(name: &str, value: &'a RawValue) -> Result<Self, ApiError> {
         let bad = |_| ApiError::bad_value(name, value.get(), "an object");
-        Ok(Self { prefix: format!("{name}."), raw: serde_json::from_str(value.get()).map_err(bad)? })
+        let Ordered(raw) = serde_json::from_str(value.get()).map_err(bad)?;
+        Ok(Self { prefix: format!("{name}."), raw })
     }
 
     /// Full name of a field, for errors.
@@ -32,9 +36,14 @@ impl<'a> Fields<'a> {
         format!("{}{name}", self.prefix)
     }
 
+    /// The names of the fields: in the order of the request, as long as none has been taken.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.raw.keys().cloned().collect()
+    }
+
     /// Takes a field as raw JSON. `null` is as absent.
     pub(crate) fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
-        self.raw.remove(name).filter(|value| value.get() != "null")
+        self.raw.swap_remove(name).filter(|value| value.get() != "null")
     }
 
     /// Takes a field that must parse as `T`. `rule` says what is allowed, to follow "It must be".
@@ -105,5 +114,32 @@ impl<'a> Fields<'a> {
             Some(name) => Err(ApiError::unknown_parameter(self.name(name))),
             None => Ok(()),
         }
+    }
+}
+
+/// The fields of an object, in their order. Of a name that comes twice, the last value counts.
+struct Ordered<'a>(IndexMap<String, &'a RawValue>);
+
+impl<'de> Deserialize<'de> for Ordered<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Ordered<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = IndexMap::new();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    fields.insert(name, value);
+                }
+                Ok(Ordered(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
     }
 }

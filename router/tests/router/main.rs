@@ -16,3 +16,4 @@ mod placement;
 mod refusals;
 mod routing;
 mod support;
+mod templates;

@@ -1,35 +1,58 @@
-//! Chat templates: Jinja as Hugging Face's tokenizers render it.
+//! Chat templates: what the model sees is what transformers' `apply_chat_template` would show it.
+//!
+//! The engine is minijinja. A template's source is read as Jinja2 reads it (`source.rs`) and written again with Python's
+//! meaning of operators and loops (`rewrite.rs`); filters, tests, functions and methods are Python's (`filters/`,
+//! `predicates.rs`, `functions.rs`, `methods/`). What a rendering may cost is bounded (`limits.rs`). Tests compare it all
+//! with transformers (`oracle.rs`); docs/chat-templates.md lists what differs still.
+
+mod arguments;
+mod compare;
+mod environment;
+mod filters;
+mod format;
+mod functions;
+mod input;
+mod json;
+mod limits;
+mod methods;
+mod operators;
+mod predicates;
+mod rewrite;
+mod source;
+mod strftime;
+mod text;
+mod values;
+
+#[cfg(test)]
+mod cost;
+#[cfg(test)]
+mod oracle;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value, merge_maps};
+use jiff::civil::DateTime;
 use minijinja::{Environment, Error, ErrorKind};
-use serde::Serialize;
 
-const NAME: &str = "chat_template";
+pub(crate) use functions::FUNCTIONS;
+pub(crate) use input::{Render, TemplateValue};
+pub(crate) use limits::Limit;
 
-/// A template cannot be parsed, or refuses a conversation.
+use limits::{Rendering, Stop, Text};
+use values::Dict;
+
+/// A template cannot be parsed, or a rendering did not end with a text.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TemplateError {
-    /// The template itself called `raise_exception`.
+    /// The template refused the conversation: it called `raise_exception`.
     #[error("{0}")]
     Raised(String),
-    /// Anything else.
+    /// The rendering reached a bound.
+    #[error("{0}")]
+    Limit(Limit),
+    /// The template is wrong: it does not parse, or does with its values what cannot be done.
     #[error("{0}")]
     Failed(String),
-}
-
-/// What a template is rendered with.
-#[derive(Serialize, Debug)]
-pub(crate) struct Render<'a> {
-    /// The conversation, as objects with `role` and `content`.
-    pub messages: &'a [serde_json::Value],
-    /// End with the beginning of the assistant's turn.
-    pub add_generation_prompt: bool,
-    /// Further variables of the request; these and the names above win over special tokens.
-    #[serde(flatten)]
-    pub kwargs: &'a BTreeMap<String, serde_json::Value>,
 }
 
 /// A parsed chat template.
@@ -61,38 +84,48 @@ impl ChatTemplate {
     /// Parses `source`. `specials` are the special tokens that it may name, such as `bos_token`.
     pub(crate) fn new(source: &str, specials: BTreeMap<String, String>) -> Result<Self, TemplateError> {
         let knows_developer = source.contains("developer");
-        let mut environment = Environment::new();
-        // As transformers sets up Jinja.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| failed(&error))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, Raised::mark(&message)))
-        });
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, without_training_tags(source))
-            .map_err(|error| failed(&error))?;
+        let environment = environment::build(source).map_err(|error| failed(&error))?;
         Ok(Self { environment, specials, knows_developer })
     }
 
-    /// The name under which the template knows OpenAI's role "developer".
-    pub(crate) fn developer_role(&self) -> &'static str {
-        if self.knows_developer { "developer" } else { "system" }
+    /// Whether the model's special tokens have the name `variable`.
+    pub(crate) fn has_special(&self, variable: &str) -> bool {
+        self.specials.contains_key(variable)
     }
 
     /// The prompt's text.
     pub(crate) fn render(&self, render: &Render<'_>) -> Result<String, TemplateError> {
-        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
-        // transformers passes these two even when there are none.
-        let absent: BTreeMap<&str, Value> = ["tools", "documents"].map(|name| (name, Value::from(()))).into();
-        let context = merge_maps([
-            Value::from(Serde(render)),
-            Value::from(Serde(&self.specials)),
-            Value::from(Serde(absent)),
-        ]);
-        template.render(context).map_err(|error| failed(&error))
+        self.render_at(render, jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).datetime())
+    }
+
+    /// The prompt's text, made at `now`.
+    fn render_at(&self, render: &Render<'_>, now: DateTime) -> Result<String, TemplateError> {
+        let (variables, bytes) = render.variables(&self.specials, self.knows_developer);
+        self.render_counted(variables, bytes, &Rendering::new(bytes, now))
+    }
+
+    /// The prompt's text for an input of `bytes`; what that took is counted in `rendering`.
+    fn render_counted(
+        &self,
+        mut variables: Dict,
+        bytes: usize,
+        rendering: &Arc<Rendering>,
+    ) -> Result<String, TemplateError> {
+        let (name, value) = rendering.variable();
+        variables.insert(name.into(), value);
+        // Everything in an environment is shared, so that a copy with another bound costs nothing.
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(Rendering::fuel(bytes)));
+        let template = environment.get_template(environment::NAME).map_err(|error| failed(&error))?;
+        let mut text = Text { bytes: Vec::new(), rendering };
+        let ended = template.render_captured_to(values::dict(variables), &mut text).map(drop);
+        let bytes = text.bytes;
+        ended.map_err(|error| match rendering.stopped() {
+            Some(Stop::Raised(message)) => TemplateError::Raised(message),
+            Some(Stop::Limit(limit)) => TemplateError::Limit(limit),
+            None => failed(&error),
+        })?;
+        String::from_utf8(bytes).map_err(|error| TemplateError::Failed(error.to_string()))
     }
 }
 
@@ -109,103 +142,28 @@ pub(crate) fn special_tokens(tokenizer_config: Option<&serde_json::Value>) -> BT
     named.filter_map(|(name, value)| Some((name.clone(), content(value)?))).collect()
 }
 
-/// A message of `raise_exception` on its way through the template engine.
-struct Raised;
-
-impl Raised {
-    const MARK: &'static str = "\u{0}raised\u{0}";
-
-    fn mark(message: &str) -> String {
-        format!("{}{message}", Self::MARK)
-    }
-}
-
 fn failed(error: &Error) -> TemplateError {
-    let raised = error.detail().and_then(|detail| detail.strip_prefix(Raised::MARK));
-    match raised {
-        Some(message) => TemplateError::Raised(message.to_owned()),
-        None => TemplateError::Failed(error.to_string()),
-    }
-}
-
-/// `{% generation %}` marks what a model is trained on. It renders nothing and is no tag of Jinja's own.
-fn without_training_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        // From behind the opening on: `{%}` opens a tag and closes none.
-        let Some(length) = rest[start + 2..].find("%}") else { break };
-        let inner = rest[start + 2..start + 2 + length].trim_matches(['-', '+']).trim();
-        let end = start + 2 + length + 2;
-        if matches!(inner, "generation" | "endgeneration") {
-            // An `if` of the same form keeps the tag's trimming of white space.
-            let name = if inner == "generation" { "if true" } else { "endif" };
-            out.push_str(&rest[..start]);
-            out.push_str(&rest[start..end].replace(inner, name));
-        } else {
-            out.push_str(&rest[..end]);
+    let mut cause: &dyn std::error::Error = error;
+    loop {
+        match cause.downcast_ref::<Error>() {
+            Some(error) if error.kind() == ErrorKind::OutOfFuel => return TemplateError::Limit(Limit::Steps),
+            // The engine has no kind of its own for it.
+            Some(error) if error.detail() == Some("recursion limit exceeded") => {
+                return TemplateError::Limit(Limit::Recursion);
+            }
+            _ => {}
         }
-        rest = &rest[end..];
-    }
-    out + rest
-}
-
-/// The date and time, in UTC, for templates that state it.
-fn strftime_now(format: &str) -> Result<String, Error> {
-    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
-    jiff::fmt::strtime::format(format, &now).map_err(|error| {
-        Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}"))
-    })
-}
-
-/// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it: `", "` and `": "` between things, and no
-/// escaping for HTML.
-#[allow(clippy::needless_pass_by_value)] // the signature that filters have
-fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    // Accepted for the sake of templates; what they ask for is how it is done anyway.
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let bad = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut out = Vec::new();
-    if let Some(indent) = indent {
-        let spaces = " ".repeat(indent.min(16));
-        let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-        value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(bad)?;
-    } else {
-        value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonStyle)).map_err(bad)?;
-    }
-    Ok(Value::from_safe_string(String::from_utf8_lossy(&out).into_owned()))
-}
-
-/// Separators of Python's json module.
-struct PythonStyle;
-
-impl serde_json::ser::Formatter for PythonStyle {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        w.write_all(b": ")
+        match cause.source() {
+            Some(source) => cause = source,
+            None => return TemplateError::Failed(error.to_string()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use indexmap::IndexMap;
     use serde_json::json;
 
     fn template(source: &str) -> ChatTemplate {
@@ -216,12 +174,16 @@ mod tests {
         ChatTemplate::new(source, specials).unwrap()
     }
 
+    fn value(json: serde_json::Value) -> TemplateValue {
+        serde_json::from_value(json).unwrap()
+    }
+
     fn render(source: &str) -> Result<String, TemplateError> {
         let messages = [
-            json!({"role": "system", "content": " Be brief. "}),
-            json!({"role": "user", "content": "<Hi> & \"bye\""}),
+            value(json!({"role": "system", "content": " Be brief. "})),
+            value(json!({"role": "user", "content": "<Hi> & \"bye\""})),
         ];
-        let kwargs = BTreeMap::from([("enable_thinking".to_owned(), json!(false))]);
+        let kwargs = IndexMap::from([("enable_thinking".to_owned(), value(json!(false)))]);
         template(source).render(&Render { messages: &messages, add_generation_prompt: true, kwargs: &kwargs })
     }
 
@@ -279,7 +241,11 @@ mod tests {
     fn a_template_can_refuse() {
         let error = render("{{ raise_exception('Roles must alternate') }}").unwrap_err();
         assert!(matches!(error, TemplateError::Raised(ref message) if message == "Roles must alternate"));
-        assert!(matches!(render("{{ messages.a.b }}").unwrap_err(), TemplateError::Failed(_)));
+        let error = render("a\n{{ messages.a.b }}").unwrap_err();
+        assert!(
+            matches!(error, TemplateError::Failed(ref message) if message.contains("chat template:2")),
+            "{error}"
+        );
         assert!(ChatTemplate::new("{% if %}", BTreeMap::new()).is_err());
     }
 
