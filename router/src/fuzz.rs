@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{ChatTemplate, Render, TextTokenizer};
+use indexmap::IndexMap;
+
+use crate::model::{ChatTemplate, Render, TemplateValue, TextTokenizer};
 use crate::openai::{Endpoint, Request};
 
 /// The body of a request. Whatever is wrong with it is the client's fault, and said so.
@@ -37,9 +39,9 @@ pub fn chat_template(bytes: &[u8]) {
     let (source, messages) = halves(bytes);
     let specials = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
     let Ok(template) = ChatTemplate::new(&String::from_utf8_lossy(source), specials) else { return };
-    let Ok(messages) = serde_json::from_slice::<Vec<serde_json::Value>>(messages) else { return };
+    let Ok(messages) = serde_json::from_slice::<Vec<TemplateValue>>(messages) else { return };
     for add_generation_prompt in [false, true] {
-        let render = Render { messages: &messages, add_generation_prompt, kwargs: &BTreeMap::new() };
+        let render = Render { messages: &messages, add_generation_prompt, kwargs: &IndexMap::new() };
         // Templates may refuse a conversation.
         let _ = template.render(&render);
     }

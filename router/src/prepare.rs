@@ -149,16 +149,16 @@ fn tokenize(
             // This copy, and the one that the template makes of it.
             held.grow(2 * request.inputs[input].bytes())?;
             let begun = Instant::now();
-            let mut messages = conversation.messages.clone();
-            for message in messages.iter_mut().filter(|message| message["role"] == "developer") {
-                message["role"] = template.developer_role().into();
+            if let Some(name) = conversation.kwargs.keys().find(|name| template.has_special(name)) {
+                let rule = "absent: special tokens come from the model";
+                return Err(ApiError::bad_value(format!("chat_template_kwargs.{name}"), name, rule));
             }
             let render = Render {
-                messages: &messages,
+                messages: &conversation.messages,
                 add_generation_prompt: conversation.add_generation_prompt,
                 kwargs: &conversation.kwargs,
             };
-            let text = template.render(&render).map_err(|error| ApiError::template(&error.to_string()))?;
+            let text = template.render(&render).map_err(|error| ApiError::template(&model.name, error))?;
             let rendering = Some(begun.elapsed());
             Tokens { rendering, ..encode(&text, held)? }
         }

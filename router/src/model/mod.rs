@@ -17,7 +17,7 @@ use disagg_tokenizer::{ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_FIL
 
 pub(crate) use card::{Card, CardAssembler, CardError};
 pub(crate) use defaults::SamplingDefaults;
-pub(crate) use template::{ChatTemplate, Render, TemplateError};
+pub(crate) use template::{ChatTemplate, FUNCTIONS, Render, TemplateError, TemplateValue};
 pub(crate) use tokenizer::TextTokenizer;
 
 /// One generation of a model: everything needed to turn a request into token ids, and token ids into text.

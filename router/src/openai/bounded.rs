@@ -1,18 +1,18 @@
 //! JSON lists and objects of bounded length. Reading stops at the first entry too many, so that a body of millions of tiny
 //! entries costs no more than its own bytes.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
+use indexmap::IndexMap;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// A list of at most `MAX` entries.
 pub(super) struct List<T, const MAX: usize>(pub Vec<T>);
 
-/// An object of at most `MAX` names; of a name that comes twice the last value counts.
-pub(super) struct Object<T, const MAX: usize>(pub BTreeMap<String, T>);
+/// An object of at most `MAX` names, in their order; of a name that comes twice the last value counts.
+pub(super) struct Object<T, const MAX: usize>(pub IndexMap<String, T>);
 
 impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -50,7 +50,7 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Object<T, 
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-                let mut map = BTreeMap::new();
+                let mut map = IndexMap::new();
                 while let Some((name, value)) = entries.next_entry()? {
                     map.insert(name, value);
                     if map.len() > MAX {
@@ -118,6 +118,6 @@ mod tests {
     fn what_is_within_the_bound_is_read() {
         assert_eq!(serde_json::from_str::<List<u32, 2>>("[1, 2]").unwrap().0, [1, 2]);
         let object = serde_json::from_str::<Object<u32, 2>>(r#"{"a": 1, "b": 3, "a": 2}"#).unwrap().0;
-        assert_eq!(object, BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 3)]));
+        assert_eq!(object, IndexMap::from([("a".to_owned(), 2), ("b".to_owned(), 3)]));
     }
 }

@@ -1,7 +1,6 @@
 //! `POST /v1/chat/completions`.
 
-use std::collections::BTreeMap;
-
+use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::bounded::List;
@@ -10,6 +9,7 @@ use super::content::Content;
 use super::fields::{self, Fields};
 use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
 use super::{ApiError, Conversation, Endpoint, Input, Request};
+use crate::model::{FUNCTIONS, TemplateValue};
 
 /// Fields of a message that are not implemented, each with the values that ask for nothing. Answers of OpenAI's client
 /// and of vLLM have them all when they are sent back as history.
@@ -77,16 +77,7 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let mut params = Params::take(fields)?;
     params.max_tokens = max_tokens(fields)?;
     params.top_logprobs = top_logprobs(fields)?;
-    let rule = "an object of variables for the chat template, of at most 65536 bytes";
-    fields.at_most("chat_template_kwargs", KWARGS_BYTES_MAX, rule)?;
-    let kwargs: BTreeMap<String, serde_json::Value> =
-        fields.take("chat_template_kwargs", rule)?.unwrap_or_default();
-    if let Some(name) =
-        kwargs.keys().find(|name| matches!(name.as_str(), "messages" | "add_generation_prompt"))
-    {
-        let rule = "variables other than those with a field of their own";
-        return Err(ApiError::bad_value("chat_template_kwargs", name, rule));
-    }
+    let kwargs = template_kwargs(fields)?;
     let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?.unwrap_or(true);
     let inputs = vec![Input::Conversation(Conversation { messages, add_generation_prompt, kwargs })];
     let add_special_tokens = fields.flag("add_special_tokens")?;
@@ -102,6 +93,67 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
         stream,
         include_usage,
     })
+}
+
+/// Variables of the chat template that have a field of their own, or that come from the model.
+const OWN_VARIABLES: &[&str] = &[
+    "messages",
+    "add_generation_prompt",
+    "tools",
+    "documents",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+];
+/// What transformers' `apply_chat_template` takes under these names is no variable, and would have no effect as one.
+const NO_VARIABLES: &[&str] = &[
+    "conversation",
+    "chat_template",
+    "continue_final_message",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+    "sanitize_control_tokens",
+];
+/// Names that Jinja itself gives a meaning.
+const JINJA_NAMES: &[&str] = &[
+    "true", "false", "none", "True", "False", "None", "loop", "self", "super", "caller", "varargs", "kwargs",
+];
+
+/// `chat_template_kwargs`: variables of the template. Each acts, or is refused by name.
+fn template_kwargs(fields: &mut Fields<'_>) -> Result<IndexMap<String, TemplateValue>, ApiError> {
+    let rule = "an object of variables for the chat template, of at most 65536 bytes";
+    fields.at_most("chat_template_kwargs", KWARGS_BYTES_MAX, rule)?;
+    let kwargs =
+        fields.take_if("chat_template_kwargs", rule, |kwargs: &TemplateValue| kwargs.fields().is_some())?;
+    let kwargs = kwargs.and_then(|kwargs| kwargs.fields()).unwrap_or_default();
+    for name in kwargs.keys() {
+        let is_in = |names: &[&str]| names.contains(&name.as_str());
+        let rule = if is_in(OWN_VARIABLES) {
+            "absent: it has a field of its own or comes from the model"
+        } else if is_in(NO_VARIABLES) {
+            "absent: it is no variable of templates"
+        } else if is_in(FUNCTIONS) || is_in(JINJA_NAMES) {
+            "absent: Jinja or a function of templates has this name"
+        } else if name.is_empty() || name.starts_with('_') || name.contains('.') {
+            let rule = "an object whose names begin with a letter and have no dots";
+            return Err(ApiError::bad_value("chat_template_kwargs", name, rule));
+        } else {
+            continue;
+        };
+        return Err(ApiError::bad_value(format!("chat_template_kwargs.{name}"), name, rule));
+    }
+    Ok(kwargs)
 }
 
 /// `max_completion_tokens`, or `max_tokens`, its former name.
@@ -128,10 +180,11 @@ fn top_logprobs(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// One message, as the object that templates see.
-fn message(at: usize, raw: &RawValue) -> Result<serde_json::Value, ApiError> {
+/// One message, as the object that templates see: its fields in the order in which they came.
+fn message(at: usize, raw: &RawValue) -> Result<TemplateValue, ApiError> {
     let name = format!("messages[{at}]");
     let mut fields = Fields::nested(&name, raw)?;
+    let order = fields.names();
     let rule = format!("one of {}", ROLES.join(", "));
     let role: String = fields
         .take_if("role", &rule, |role: &String| ROLES.contains(&role.as_str()))?
@@ -140,15 +193,15 @@ fn message(at: usize, raw: &RawValue) -> Result<serde_json::Value, ApiError> {
     for (unsupported, harmless) in UNSUPPORTED_OF_MESSAGE {
         fields.unsupported(unsupported, harmless)?;
     }
-    let content = content(&mut fields)?;
-    let mut object = serde_json::json!({ "role": role, "content": content });
+    let mut object = vec![("role", TemplateValue::from(role)), ("content", content(&mut fields)?.into())];
     for name in TEXTS_OF_MESSAGE {
         if let Some(text) = fields.take::<String>(name, "a string")? {
-            object[name] = text.into();
+            object.push((name, text.into()));
         }
     }
     fields.finish()?;
-    Ok(object)
+    object.sort_by_key(|(name, _)| order.iter().position(|other| other == name));
+    Ok(TemplateValue::object(object))
 }
 
 /// A string, or a list of text parts.
@@ -186,9 +239,10 @@ fn text_part(name: &str, raw: &RawValue) -> Result<String, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::super::{Endpoint, Input, Request};
+    use super::TemplateValue;
 
     #[test]
     fn templates_see_who_says_what_about_which_call_and_nothing_else() {
@@ -203,6 +257,7 @@ mod tests {
         let mut expected = full;
         expected[1].as_object_mut().unwrap().remove("tool_calls");
         expected[2]["content"] = "4".into();
-        assert_eq!(Value::from(conversation.messages.clone()), expected);
+        let expected: Vec<TemplateValue> = serde_json::from_value(expected).unwrap();
+        assert_eq!(conversation.messages, expected);
     }
 }

@@ -8,6 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::budget::NoRoom;
+use crate::model::TemplateError;
 
 /// An error as the client gets it.
 #[derive(Clone, PartialEq, Debug)]
@@ -100,11 +101,33 @@ impl ApiError {
             .param(param)
     }
 
-    /// 400: the conversation does not suit the model.
-    pub(crate) fn template(message: &str) -> Self {
-        let message = format!("The model's chat template refused the messages: {message}");
-        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("invalid_messages"), message)
-            .param("messages")
+    /// What came of rendering the chat template: 400 where the conversation is refused or too much, 500 where the
+    /// template itself is wrong.
+    pub(crate) fn template(model: &str, error: TemplateError) -> Self {
+        let refused = |code, message| {
+            Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some(code), message).param("messages")
+        };
+        match error {
+            TemplateError::Raised(message) => refused(
+                "invalid_messages",
+                format!("The model's chat template refused the messages: {message}"),
+            ),
+            TemplateError::Limit(limit) => refused(
+                "chat_template_limit",
+                format!("The model's chat template cannot be rendered with these messages: {limit}."),
+            ),
+            TemplateError::Failed(error) => {
+                let message = format!(
+                    "The chat template of the model `{model}` has an error: {error}. It is not one of the request."
+                );
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    SERVER_ERROR,
+                    Some("chat_template_error"),
+                    message,
+                )
+            }
+        }
     }
 
     /// 400: the model has no chat template.

@@ -1,7 +1,6 @@
 //! The fields of a JSON object, taken out one by one, so that whatever is left over can be refused by name.
 
-use std::collections::BTreeMap;
-
+use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -17,7 +16,8 @@ const HARMLESS_CHARS_MAX: usize = 64;
 /// numbers, and never into a tree of values.
 pub(crate) struct Fields<'a> {
     prefix: String,
-    raw: BTreeMap<String, &'a RawValue>,
+    /// In the order of the request until the first is taken.
+    raw: IndexMap<String, &'a RawValue>,
 }
 
 impl<'a> Fields<'a> {
@@ -40,9 +40,14 @@ impl<'a> Fields<'a> {
         format!("{}{name}", self.prefix)
     }
 
+    /// The names of the fields: in the order of the request, as long as none has been taken.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.raw.keys().cloned().collect()
+    }
+
     /// Takes a field as raw JSON. `null` is as absent.
     pub(crate) fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
-        self.raw.remove(name).filter(|value| value.get() != "null")
+        self.raw.swap_remove(name).filter(|value| value.get() != "null")
     }
 
     /// Takes a field that must parse as `T`. `rule` says what is allowed, to follow "It must be".

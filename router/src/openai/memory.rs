@@ -1,13 +1,12 @@
 //! What a request takes in memory, before and after it is parsed.
 
-use serde_json::Value;
-
 use super::chat::{KWARGS_BYTES_MAX, MESSAGES_MAX};
 use super::{Endpoint, Input, Request};
+use crate::model::TemplateValue;
 
 /// A request's own fields, and what hangs on them but for the prompt.
 const REQUEST_BYTES: usize = 2048;
-/// An object of JSON, as a map of the library's with room for a handful of entries.
+/// An object of JSON, as a map with room for a handful of entries.
 const OBJECT_BYTES: usize = 1024;
 /// One byte of JSON can become this many, as in a list of empty lists.
 const BYTES_PER_VALUE_BYTE: usize = 32;
@@ -39,26 +38,12 @@ impl Input {
             Self::Text(text) => text.capacity(),
             Self::Tokens(ids) => ids.capacity() * size_of::<u32>(),
             Self::Conversation(conversation) => {
-                let messages = conversation.messages.iter().map(bytes_of).sum::<usize>();
+                let messages = conversation.messages.iter().map(TemplateValue::memory).sum::<usize>();
                 let kwargs = conversation.kwargs.iter();
-                messages + kwargs.map(|(name, value)| name.len() + bytes_of(value)).sum::<usize>()
+                messages + kwargs.map(|(name, value)| name.len() + value.memory()).sum::<usize>()
             }
         }
     }
-}
-
-fn bytes_of(value: &Value) -> usize {
-    size_of::<Value>()
-        + match value {
-            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-            Value::String(text) => text.capacity(),
-            Value::Array(list) => list.iter().map(bytes_of).sum(),
-            Value::Object(map) => {
-                let entries =
-                    map.iter().map(|(name, value)| size_of::<String>() + name.len() + bytes_of(value));
-                OBJECT_BYTES.max(entries.sum())
-            }
-        }
 }
 
 #[cfg(test)]

@@ -15,7 +15,9 @@ pub(crate) use answer::{Answer, Usage};
 pub(crate) use error::ApiError;
 pub(crate) use params::Params;
 
-use std::collections::BTreeMap;
+use indexmap::IndexMap;
+
+use crate::model::TemplateValue;
 
 /// Which endpoint a request came to; it decides the shape of the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -40,12 +42,12 @@ pub(crate) enum Input {
 /// Input of the chat template.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Conversation {
-    /// Objects with `role`, `content` and perhaps more: see `chat::message`.
-    pub messages: Vec<serde_json::Value>,
+    /// Objects with `role`, `content` and perhaps more, in the order of the request: see `chat::message`.
+    pub messages: Vec<TemplateValue>,
     /// End with the beginning of the assistant's turn.
     pub add_generation_prompt: bool,
     /// Variables for the template.
-    pub kwargs: BTreeMap<String, serde_json::Value>,
+    pub kwargs: IndexMap<String, TemplateValue>,
 }
 
 /// A request whose every field has been checked, as far as that can be done without the model.

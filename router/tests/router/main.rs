@@ -18,3 +18,4 @@ mod placement;
 mod refusals;
 mod routing;
 mod support;
+mod templates;

@@ -29,6 +29,7 @@ pub struct Options {
     pub model: &'static str,
     pub bos: bool,
     pub generation_config: &'static str,
+    pub chat_template: &'static str,
     pub scripts: Scripts,
 }
 
@@ -43,6 +44,7 @@ impl Options {
             model: "tiny",
             bos: true,
             generation_config: r#"{"eos_token_id": 261}"#,
+            chat_template: CHAT_TEMPLATE,
             scripts,
         }
     }
@@ -312,7 +314,8 @@ impl worker_server::Worker for Service {
     ) -> Result<Response<Self::GetModelCardStream>, Status> {
         let options = &self.0.options;
         let config = serde_json::json!({
-            "bos_token": "<|begin|>", "eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE,
+            "bos_token": "<|begin|>", "eos_token": "<|end|>", "image_token": "<|turn|>",
+            "chat_template": options.chat_template,
         });
         let files = [
             ("tokenizer.json", tokenizer_json(options.bos)),
