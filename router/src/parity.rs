@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use disagg_proto::v1;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -169,6 +172,43 @@ fn pieces_of_an_answer_are_the_text_of_transformers() {
         }
     }
     assert!(compared > 150, "{compared}");
+}
+
+/// A part of an answer: a character, in as many tokens as it takes, or some token that is text by itself.
+fn part(tokenizer: &TextTokenizer, texts: &[u32], (char, token): (Option<char>, usize)) -> Vec<u32> {
+    match char {
+        Some(char) => tokenizer.encode(&char.to_string(), false).unwrap(),
+        None => vec![texts[token % texts.len()]],
+    }
+}
+
+proptest! {
+    #[test]
+    fn pieces_are_the_whole_with_every_kind_of_tokenizer(
+        prompt in vec((any::<Option<char>>(), any::<usize>()), 0..8),
+        output in vec((any::<Option<char>>(), any::<usize>()), 0..12),
+        skip_special in any::<bool>(),
+    ) {
+        static TOKENIZERS: LazyLock<Vec<TextTokenizer>> =
+            LazyLock::new(|| all().map(|(_, json, _)| TextTokenizer::from_json(json.as_bytes()).unwrap()).collect());
+        for (kind, tokenizer) in KINDS.iter().zip(TOKENIZERS.iter()) {
+            let is_text = |id: &u32| {
+                let bytes = tokenizer.token_bytes(*id);
+                !bytes.is_empty() && std::str::from_utf8(&bytes).is_ok()
+            };
+            let texts: Vec<u32> = (0..VOCAB_SIZE).filter(is_text).collect();
+            let ids = |parts: &[(Option<char>, usize)]| -> Vec<u32> {
+                parts.iter().flat_map(|part_of| part(tokenizer, &texts, *part_of)).collect()
+            };
+            let (prompt, output) = (ids(&prompt), ids(&output));
+            let before = tokenizer.decode(&prompt, skip_special);
+            let whole = tokenizer.decode(&[prompt.as_slice(), &output].concat(), skip_special);
+            let mut detokenizer = Detokenizer::new(tokenizer, &prompt, skip_special);
+            let mut text: String = output.iter().map(|id| detokenizer.push(tokenizer, *id)).collect();
+            text.push_str(&detokenizer.finish(tokenizer));
+            prop_assert_eq!(before + &text, whole, "{}: {:?} {:?}", kind, prompt, output);
+        }
+    }
 }
 
 #[test]

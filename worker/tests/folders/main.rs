@@ -379,6 +379,19 @@ fn shards_are_looked_for_where_the_index_says() {
     }
 }
 
+#[test]
+fn the_card_has_every_file_that_declares_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny::write(folder.path(), 0).unwrap();
+    let card = || OpenModel::open(&source(folder.path())).unwrap().card.finish().unwrap();
+    let before = card().fingerprint;
+    Write("added_tokens.json", b"{\"<tool>\": 512}").apply(folder.path());
+    for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
+        assert!(card().file(file).is_some(), "{file}");
+    }
+    assert_ne!(card().fingerprint, before, "other tokens, another model");
+}
+
 /// Adds a tensor of zeros to the safetensors file of `folder`.
 fn add_tensor(folder: &Path, name: &str) {
     let path = folder.join(WEIGHTS);

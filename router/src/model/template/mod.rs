@@ -129,8 +129,6 @@ impl ChatTemplate {
     }
 }
 
-}
-
 fn failed(error: &Error) -> TemplateError {
     let mut cause: &dyn std::error::Error = error;
     loop {
