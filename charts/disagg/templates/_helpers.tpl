@@ -56,6 +56,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.scope.namespaced }}
 {{- include "disagg.watchNamespace" . }}
 {{- else }}
-{{- .Values.leaderElection.namespace }}
+{{- default "default" .Values.leaderElection.namespace }}
 {{- end }}
 {{- end }}

@@ -109,6 +109,8 @@ fn resource(add: Add<'_>) {
     add("spec.kvCache.dtype", "enum", None, json!("fp8"), json!("bfloat16"));
     add("spec.drainSeconds", "minimum", None, json!(-1), json!(0));
     add("spec.drainSeconds", "maximum", None, json!(3601), json!(3600));
+    add("spec.progressDeadlineSeconds", "minimum", None, json!(0), json!(1));
+    add("spec.progressDeadlineSeconds", "maximum", None, json!(86_401), json!(86_400));
     let path = "spec.disaggregation.maxLocalPrefillLength";
     add(path, "minimum", None, json!(-1), json!(0));
     add(path, "maximum", None, json!(16_777_217), json!(16_777_216));
