@@ -10,6 +10,11 @@ use std::ops::Range;
 /// itself, and the restarted worker then finds its port taken.
 const WORKER_PORTS: Range<u16> = 20_000..30_000;
 
+const PLACES: u32 = (WORKER_PORTS.end - WORKER_PORTS.start) as u32;
+
+/// The router's ports are looked for where its workers' are not: none of them listens while all are chosen.
+const AWAY_FROM_WORKERS: u32 = PLACES / 2;
+
 /// Ports that cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PortError {
@@ -31,7 +36,7 @@ pub(super) enum PortError {
 /// Checks that the router will be able to listen on `address`. Port 0 becomes a free one.
 pub(super) fn router_address(address: SocketAddr) -> Result<SocketAddr, PortError> {
     if address.port() == 0 {
-        let port = free_ports(address.ip(), 1)?[0];
+        let port = search(address.ip(), 1, first_place() + AWAY_FROM_WORKERS)?[0];
         return Ok(SocketAddr::new(address.ip(), port));
     }
     match TcpListener::bind(address) {
@@ -68,7 +73,8 @@ pub(super) fn admin_address(api: SocketAddr, wanted: Option<u16>) -> Result<Sock
     let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
     // Nobody listens on the API's own port yet: of two that are free, at least one is another.
     let free = || {
-        let port = free_ports(ip, 2)?.into_iter().find(|port| *port != api.port());
+        let ports = search(ip, 2, first_place() + AWAY_FROM_WORKERS)?;
+        let port = ports.into_iter().find(|port| *port != api.port());
         Ok(SocketAddr::new(ip, port.ok_or(PortError::NoneFree(2))?))
     };
     let is_free = |address: SocketAddr| address != api && TcpListener::bind(address).is_ok();
@@ -90,17 +96,24 @@ pub(super) fn admin_address(api: SocketAddr, wanted: Option<u16>) -> Result<Sock
     }
 }
 
+fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<u16>, PortError> {
+    search(ip, count, first_place())
+}
+
 /// The search begins at a place of this process's own, so that deployments started at the same time do not choose
 /// the same ports before any of them listens.
-fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<u16>, PortError> {
-    let places = u32::from(WORKER_PORTS.end - WORKER_PORTS.start);
-    let first = std::process::id().wrapping_mul(67) % places;
+fn first_place() -> u32 {
+    std::process::id().wrapping_mul(67) % PLACES
+}
+
+/// Free ports of [`WORKER_PORTS`], from its port at `first` on.
+fn search(ip: IpAddr, count: usize, first: u32) -> Result<Vec<u16>, PortError> {
     let mut held = Vec::with_capacity(count);
-    for place in 0..places {
+    for place in 0..PLACES {
         if held.len() == count {
             break;
         }
-        let port = WORKER_PORTS.start + ((first + place) % places) as u16;
+        let port = WORKER_PORTS.start + ((first + place) % PLACES) as u16;
         // Held until all are found, so that none is found twice.
         if let Ok(listener) = TcpListener::bind((ip, port)) {
             held.push((port, listener));
@@ -140,7 +153,15 @@ mod tests {
 
     #[test]
     fn port_0_becomes_a_real_one() {
-        assert_ne!(router_address("127.0.0.1:0".parse().unwrap()).unwrap().port(), 0);
+        let router = router_address("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_ne!(router.port(), 0);
+        let admin = [admin_address(router, None).unwrap(), admin_address(router, Some(0)).unwrap()];
+        let workers = worker_addresses(64).unwrap();
+        assert!(!admin.contains(&router), "{router}");
+        assert!(
+            !workers.iter().any(|worker| *worker == router || admin.contains(worker)),
+            "nobody listens yet"
+        );
     }
 
     #[test]

@@ -83,14 +83,14 @@ async fn a_half_closed_client_gets_its_answer_and_one_that_is_gone_costs_nothing
 
     let mut gone = TcpStream::connect(router.address).await.unwrap();
     gone.write_all(request.as_bytes()).await.unwrap();
-    router.until_metric("disagg_router_requests_in_flight 1").await;
+    worker.until("asked", |seen| seen.requests.len() == 1).await;
     drop(gone);
     worker.until("cancelled", |seen| seen.cancelled == 1).await;
 
     let mut half = TcpStream::connect(router.address).await.unwrap();
     half.write_all(request.as_bytes()).await.unwrap();
     half.shutdown().await.unwrap();
-    router.until_metric("disagg_router_requests_in_flight 1").await;
+    worker.until("asked", |seen| seen.requests.len() == 2).await;
     worker.open_gate();
     let answer = rest(&mut half).await;
     assert!(answer.contains("HTTP/1.1 200 OK") && answer.contains("\"text\":\"here\""), "{answer}");
