@@ -54,11 +54,6 @@ pub const ENV_DEPLOYMENT: &str = "DISAGG_DEPLOYMENT";
 /// Environment of a router in a cluster: the namespace of all that.
 pub const ENV_NAMESPACE: &str = "DISAGG_NAMESPACE";
 
-/// Environment of a router: its `--max-request-memory-mib`.
-pub const ENV_REQUEST_MEMORY_MIB: &str = "DISAGG_MAX_REQUEST_MEMORY_MIB";
-/// Environment of a router: its `--max-prefix-index-mib`.
-pub const ENV_INDEX_MEMORY_MIB: &str = "DISAGG_MAX_PREFIX_INDEX_MIB";
-
 /// The path on which a router says what settings it applies: a [`SettingsReport`] as JSON.
 pub const SETTINGS_PATH: &str = "/internal/settings";
 
