@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use disagg_api::kubernetes::{
-    ENV_DEPLOYMENT, ENV_INDEX_MEMORY_MIB, ENV_NAMESPACE, ENV_REQUEST_MEMORY_MIB,
-    ROUTER_INDEX_MEMORY_MIB_DEFAULT, ROUTER_REQUEST_MEMORY_MIB_DEFAULT,
+    ENV_DEPLOYMENT, ENV_NAMESPACE, ROUTER_INDEX_MEMORY_MIB_DEFAULT, ROUTER_REQUEST_MEMORY_MIB_DEFAULT,
 };
 use disagg_core::RoutingStrategy;
 
@@ -91,7 +90,7 @@ pub struct RouterArgs {
 
     /// Memory for the index of what workers have cached, in MiB. When it is full, what was stored longest ago is
     /// forgotten.
-    #[arg(long, env = ENV_INDEX_MEMORY_MIB, value_name = "MIB", default_value_t = ROUTER_INDEX_MEMORY_MIB_DEFAULT,
+    #[arg(long, env = "DISAGG_MAX_PREFIX_INDEX_MIB", value_name = "MIB", default_value_t = ROUTER_INDEX_MEMORY_MIB_DEFAULT,
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=65_536))]
     pub max_prefix_index_mib: u32,
 
@@ -126,9 +125,9 @@ pub struct RouterArgs {
     /// When it is full, requests are answered 503 with Retry-After. One request may take three quarters of it, and takes 300
     /// bytes for each byte of prose while it is tokenized: by default 2.5 MB of text, or half a million tokens. The process
     /// takes this, the prefix index, and about 320 MiB.
-    #[arg(long, env = ENV_REQUEST_MEMORY_MIB, value_name = "MIB",
+    #[arg(long, env = "DISAGG_MAX_REQUEST_MEMORY_MIB", value_name = "MIB",
           default_value_t = ROUTER_REQUEST_MEMORY_MIB_DEFAULT,
-          value_parser = RangedU64ValueParser::<u32>::new().range(64..=1_048_576))]
+          value_parser = RangedU64ValueParser::<u32>::new().range(16..=1_048_576))]
     pub max_request_memory_mib: u32,
 
     /// Short prompts that are tokenized at once; others wait their turn. Those over 64 KiB take turns of their own, half

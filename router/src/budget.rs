@@ -299,11 +299,13 @@ mod tests {
         // The same on a thread that may block.
         let waiting = tokio::task::spawn_blocking(move || {
             let mut held = held;
-            held.grow_within(990, Duration::ZERO).unwrap();
+            held.grow_within(10, soon).unwrap();
+            let other = held.budget.hold(980).unwrap();
             let more = held.grow_within(1, Duration::ZERO).unwrap_err();
+            drop(other);
             (held, more)
         });
         let (held, more) = waiting.await.unwrap();
-        assert_eq!((held.bytes(), more), (1000, NoRoom::Now));
+        assert_eq!((held.bytes(), more), (20, NoRoom::Now));
     }
 }

@@ -292,7 +292,7 @@ mod tests {
             (&["--overlap-weight-percent", "10001"], "overlapWeightPercent"),
             (&["--fallback-policy", "Maybe"], "it must be Local or Fail"),
             (&["--max-in-flight", "0"], "--max-in-flight"),
-            (&["--max-request-memory-mib", "63"], "--max-request-memory-mib"),
+            (&["--max-request-memory-mib", "15"], "--max-request-memory-mib"),
             (&["--max-request-memory-mib", "64", "--max-body-bytes", "16777216"], "takes 80 MiB"),
             (&["--routing", "prefix"], "none of kv, least-loaded, round-robin, random"),
             (&["--min-workers", "0"], "--min-workers"),

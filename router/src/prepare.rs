@@ -20,6 +20,8 @@ const EOS_TOKENS_MAX: usize = 64;
 /// Memory that a token id of a prompt takes: here, in the copy that is sent to a worker, and in the message made of that.
 const BYTES_PER_TOKEN: usize = 12;
 
+/// Texts up to this size are tokenized even if they cannot fit, so that the client is told how long they are.
+const EXACT_BYTES_MAX: usize = 16 * 1024;
 /// How long a text waits for the memory that tokenizing takes, if others have it. They tokenize too, and will be done soon.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -119,8 +121,8 @@ fn tokenize(
     let too_long =
         |tokens: usize, least: &str| too_long(request.endpoint, &param, max_model_len, tokens, least);
     let encode = |text: &str, held: &mut Held| {
-        // What cannot fit is refused before the work of tokenizing it.
-        let least = model.tokenizer.tokens_min(text);
+        // What cannot fit is refused before the work of tokenizing it, unless that is little: then the number is exact.
+        let least = if text.len() > EXACT_BYTES_MAX { model.tokenizer.tokens_min(text) } else { 0 };
         if least >= max_model_len as usize {
             return Err(too_long(least, "at least "));
         }

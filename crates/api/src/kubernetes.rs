@@ -59,11 +59,6 @@ pub const ENV_DEPLOYMENT: &str = "DISAGG_DEPLOYMENT";
 /// Environment of a router in a cluster: the namespace of all that.
 pub const ENV_NAMESPACE: &str = "DISAGG_NAMESPACE";
 
-/// Environment of a router: its `--max-request-memory-mib`.
-pub const ENV_REQUEST_MEMORY_MIB: &str = "DISAGG_MAX_REQUEST_MEMORY_MIB";
-/// Environment of a router: its `--max-prefix-index-mib`.
-pub const ENV_INDEX_MEMORY_MIB: &str = "DISAGG_MAX_PREFIX_INDEX_MIB";
-
 /// The path on [`ROUTER_ADMIN_PORT`] on which a router lists its workers, as JSON.
 pub const WORKERS_PATH: &str = "/internal/workers";
 

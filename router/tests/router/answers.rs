@@ -208,6 +208,7 @@ async fn the_model_is_listed() {
 async fn metrics_and_status_tell_what_happened() {
     let worker = FakeWorker::decode("d0", vec![says("hello")]);
     let router = TestRouter::start(&[&worker], &[]).await;
+    router.until_ready(&[&worker]).await;
     router.complete("ab").await;
     router.post("/v1/completions", &streamed("ab")).await;
     router.post("/v1/completions", &json!({ "model": "tiny" })).await;
@@ -221,7 +222,7 @@ async fn metrics_and_status_tell_what_happened() {
         // The third is refused once it has been read.
         r#"disagg_router_request_stage_seconds_count{stage="read"} 3"#,
         r#"disagg_router_request_stage_seconds_count{stage="parse"} 2"#,
-        r#"disagg_router_request_stage_seconds_count{stage="text_queue"} 2"#,
+        r#"disagg_router_request_stage_seconds_count{stage="text_queue"} 3"#,
         r#"disagg_router_request_stage_seconds_count{stage="tokenize"} 2"#,
         r#"disagg_router_request_stage_seconds_count{stage="choose"} 2"#,
         r#"disagg_router_request_stage_seconds_count{stage="worker"} 2"#,

@@ -130,34 +130,41 @@ async fn memory_that_is_full_refuses_and_recovers() {
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (400, Some("invalid_json")));
 }
 
-/// A message of many tokens, each of them some hundred bytes of answer.
+/// A message of many tokens, each of them nearly two hundred bytes of a chat's answer.
 fn much() -> Step {
-    Step::Logprobs(Box::leak("0123456789".repeat(4000).into_boxed_str()))
+    Step::Logprobs(Box::leak("0123456789".repeat(500).into_boxed_str()))
 }
 
 #[tokio::test]
 async fn an_answer_that_is_not_read_counts_until_its_reader_is_cut() {
-    for body in [completion("p"), streamed("p")] {
+    for stream in [false, true] {
         // More than the kernel keeps for the two ends of a connection.
         let script = [vec![Step::Started], vec![much(); 6], vec![Step::Stop]].concat();
         let worker = FakeWorker::decode("d0", vec![script, says("other")]);
         let flags = ["--max-in-flight", "1", "--reader-timeout-seconds", "4"];
         let router = TestRouter::start(&[&worker], &flags).await;
-        let mut with_logprobs = body.clone();
-        with_logprobs["logprobs"] = 2.into();
-        let text = with_logprobs.to_string();
-        let mut unread = RawClient::completion(router.address, text.len()).await;
+        let text = json!({
+            "model": "tiny", "messages": [{ "role": "user", "content": "p" }], "stream": stream, "logprobs": true,
+            "top_logprobs": 2,
+        })
+        .to_string();
+        let mut unread = RawClient::json(router.address, "/v1/chat/completions", text.len()).await;
         unread.send(text.as_bytes()).await;
+        worker.until("asked", |seen| seen.requests.len() == 1).await;
         let begun = Instant::now();
-        while worker.seen().messages < 7
-            || router.metric("disagg_router_request_memory_bytes").await < MIB as f64
-        {
-            assert!(begun.elapsed() < SOON, "the answer is never held");
+        loop {
+            let held = router.metric("disagg_router_request_memory_bytes").await;
+            if worker.seen().messages >= 7 && held >= MIB as f64 {
+                break;
+            }
+            assert!(begun.elapsed() < SOON, "the answer is never held: {held} bytes");
         }
         // The worker has said nearly all; the answer still is one in progress.
-        assert_eq!(router.complete("p").await.status, 429, "{body}");
+        assert_eq!(router.complete("p").await.status, 429, "stream: {stream}");
         router
-            .until_metric(r#"disagg_router_requests_total{endpoint="completions",status="reader_timeout"} 1"#)
+            .until_metric(
+                r#"disagg_router_requests_total{endpoint="chat_completions",status="reader_timeout"} 1"#,
+            )
             .await;
         router.until_metric("disagg_router_choices_in_flight 0").await;
         assert_eq!(router.complete("p").await.text(), "other");
@@ -168,9 +175,10 @@ async fn an_answer_that_is_not_read_counts_until_its_reader_is_cut() {
 
 #[tokio::test]
 async fn a_whole_answer_that_would_take_all_memory_is_ended() {
-    let endless = [vec![Step::Started], vec![much(); 8], vec![Step::Stop]].concat();
+    let endless = [vec![Step::Started], vec![much(); 50], vec![Step::Stop]].concat();
     let worker = FakeWorker::decode("d0", vec![endless, says("x")]);
-    let router = TestRouter::start(&[&worker], &["--max-request-memory-mib", "64"]).await;
+    let flags = ["--max-request-memory-mib", "16", "--max-body-bytes", "1048576"];
+    let router = TestRouter::start(&[&worker], &flags).await;
     let mut body = completion("p");
     body["logprobs"] = 2.into();
     let answer = router.post("/v1/completions", &body).await;

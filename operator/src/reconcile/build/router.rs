@@ -2,9 +2,9 @@
 
 use disagg_api::crd::{Amount, Resources};
 use disagg_api::kubernetes::{
-    Component, ENV_DEPLOYMENT, ENV_INDEX_MEMORY_MIB, ENV_NAMESPACE, ENV_REQUEST_MEMORY_MIB, ROUTER_ADMIN_PORT,
-    ROUTER_ADMIN_PORT_NAME, ROUTER_HTTP_PORT, ROUTER_HTTP_PORT_NAME, ROUTER_INDEX_MEMORY_MIB_DEFAULT,
-    ROUTER_PROCESS_MEMORY_MIB, ROUTER_REQUEST_MEMORY_MIB_DEFAULT, settings_config_map,
+    Component, ENV_DEPLOYMENT, ENV_NAMESPACE, ROUTER_ADMIN_PORT, ROUTER_ADMIN_PORT_NAME, ROUTER_HTTP_PORT,
+    ROUTER_HTTP_PORT_NAME, ROUTER_INDEX_MEMORY_MIB_DEFAULT, ROUTER_PROCESS_MEMORY_MIB,
+    ROUTER_REQUEST_MEMORY_MIB_DEFAULT, settings_config_map,
 };
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Service, ServicePort, ServiceSpec};
@@ -65,16 +65,10 @@ fn resources(router: &Router) -> Resources {
     let mut resources = router.resources.clone();
     let named = |amounts: &std::collections::BTreeMap<String, Amount>| amounts.contains_key("memory");
     if !named(&resources.requests) && !named(&resources.limits) {
-        let mib = |name: &str, default: u32| {
-            let set = router.pod.env.iter().find(|variable| variable.name == name);
-            let set = set.and_then(|variable| variable.value.as_deref()?.parse().ok());
-            set.unwrap_or(u64::from(default))
-        };
-        let limit = mib(ENV_REQUEST_MEMORY_MIB, ROUTER_REQUEST_MEMORY_MIB_DEFAULT)
-            .saturating_add(mib(ENV_INDEX_MEMORY_MIB, ROUTER_INDEX_MEMORY_MIB_DEFAULT))
-            .saturating_add(ROUTER_PROCESS_MEMORY_MIB.into());
-        let amount = |mib: u64| ("memory".to_owned(), Amount::Text(format!("{mib}Mi")));
-        resources.requests.extend([amount(MEMORY_REQUEST_MIB.into())]);
+        let limit =
+            ROUTER_REQUEST_MEMORY_MIB_DEFAULT + ROUTER_INDEX_MEMORY_MIB_DEFAULT + ROUTER_PROCESS_MEMORY_MIB;
+        let amount = |mib: u32| ("memory".to_owned(), Amount::Text(format!("{mib}Mi")));
+        resources.requests.extend([amount(MEMORY_REQUEST_MIB)]);
         resources.limits.extend([amount(limit)]);
     }
     resources

@@ -184,7 +184,7 @@ fn a_number_that_is_left_out_is_not_applied() {
 }
 
 #[test]
-fn a_routers_memory_is_limited_by_what_it_is_told_to_take() {
+fn a_routers_memory_is_limited_by_its_own_bounds() {
     let memory = |router: &str| {
         let children = with_spec(&format!("  model: {{source: {{random: {{}}}}}}\n  router: {router}\n"));
         let pod = children.router.spec.unwrap().template.spec.unwrap();
@@ -197,8 +197,6 @@ fn a_routers_memory_is_limited_by_what_it_is_told_to_take() {
     let some = |text: &str| Some(text.to_owned());
     assert_eq!(memory("{}"), (some("256Mi"), some("1536Mi")));
     assert_eq!(memory("{resources: {limits: {cpu: 1}}}"), (some("256Mi"), some("1536Mi")));
-    let env = "[{name: DISAGG_MAX_REQUEST_MEMORY_MIB, value: '4096'}, {name: DISAGG_MAX_PREFIX_INDEX_MIB, value: '8'}]";
-    assert_eq!(memory(&format!("{{podTemplate: {{env: {env}}}}}")), (some("256Mi"), some("4424Mi")));
     // Who says something of memory has said all of it.
     assert_eq!(memory("{resources: {requests: {memory: 2Gi}}}"), (some("2Gi"), None));
     assert_eq!(memory("{resources: {limits: {memory: 3Gi}}}"), (None, some("3Gi")));

@@ -29,8 +29,13 @@ impl RawClient {
 
     /// Connects and sends the head of a completion whose body has `length` bytes.
     pub async fn completion(address: SocketAddr, length: usize) -> Self {
+        Self::json(address, "/v1/completions", length).await
+    }
+
+    /// Connects and sends the head of a request whose body has `length` bytes.
+    pub async fn json(address: SocketAddr, path: &str, length: usize) -> Self {
         let length = format!("content-length: {length}");
-        Self::post(address, "/v1/completions", &["content-type: application/json", &length]).await
+        Self::post(address, path, &["content-type: application/json", &length]).await
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
