@@ -63,8 +63,8 @@ impl Peers {
         }
         let reach = self.reach;
         let channel = endpoint.connect_with_connector_lazy(service_fn(move |uri: Uri| async move {
-            let address = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
-            let stream = reach.connect(address).await?;
+            let Some(authority) = uri.authority() else { return Err(io::ErrorKind::InvalidInput.into()) };
+            let stream = reach.connect(authority.as_str()).await?;
             stream.set_nodelay(true)?;
             Ok::<_, io::Error>(TokioIo::new(stream))
         }));

@@ -169,6 +169,8 @@ async fn a_worker_does_not_connect_to_link_local_addresses() {
     assert!(status.message().contains("is a link-local address"), "{status}");
     prefill.idle().await;
 
+    // One that has numbered no handoff yet.
+    let decode = TestWorker::start(options("decode-1", Role::Decode)).await;
     let candidate = prefill.candidate_at("169.254.169.254:80".parse().unwrap());
     let answer = generate(&decode, remote("r", &request, vec![candidate])).await.unwrap();
     assert_right(&answer, &request);

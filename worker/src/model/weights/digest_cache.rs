@@ -92,8 +92,9 @@ impl DigestCache {
 
     /// Keeps a hash, if the file has not been changed just now. An entry appears whole or not at all.
     pub(super) fn put(&self, path: &Path, stamp: &Stamp, digest: u128) -> io::Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos()) as i128;
-        if now - stamp.changed_ns.max(stamp.modified_ns) < self.settled_after.as_nanos() as i128 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        let changed = u128::try_from(stamp.changed_ns.max(stamp.modified_ns)).unwrap_or_default();
+        if now.saturating_sub(changed) < self.settled_after.as_nanos() {
             return Ok(());
         }
         let path = std::fs::canonicalize(path)?;

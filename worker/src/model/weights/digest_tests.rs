@@ -83,13 +83,13 @@ fn a_changed_file_is_hashed_again_whatever_its_size_and_times_say() {
     let before = digest(&[&path], Some(&cache));
 
     // As an editor does it: the same size, another time.
-    flip(&path, 9_000_000);
+    flip(&path, 7_000_000);
     let after = digest(&[&path], Some(&cache));
     assert_ne!(after, before);
     assert_eq!(after, digest(&[&path], None));
 
     // As `cp -p` and `rsync -t` do it: the same size, and the time of before.
-    flip(&path, 9_000_001);
+    flip(&path, 7_000_001);
     set_time(long_ago);
     let back = digest(&[&path], Some(&cache));
     assert_ne!(back, after);
