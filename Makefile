@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CLUSTER_PY := python3 tests/cluster/cluster.py
 
-.PHONY: help test lint fmt build unit manifests chart cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench bench-operator soak fuzz fuzz-coverage mutants
+.PHONY: help test lint fmt build unit manifests chart cluster cluster-up cluster-down cluster-images e2e e2eprocesses e2ecluster clients acceptance bench bench-operator soak attack fuzz fuzz-coverage mutants
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg
 
@@ -91,9 +91,10 @@ CLUSTER_TESTS ?=
 
 e2e: e2eprocesses e2ecluster ## end-to-end tests: real processes and sockets, then a real Kubernetes (CLUSTER=local|kind|external)
 
-e2eprocesses: ## the end-to-end tests that need no cluster
-	cargo build $(CARGO_CI) --bins --test e2e
+e2eprocesses: ## the end-to-end tests that need no cluster, and the short form of the attacks
+	cargo build $(CARGO_CI) --bins --test e2e --test attack
 	cargo test $(CARGO_CI) --test e2e
+	RUST_LOG=warn cargo test $(CARGO_CI) --test attack -- --show-output
 
 # A run of some tests, or one that fails, must not leave an operator behind in a cluster that stays up. Only on our own.
 UNINSTALL = $(if $(filter local,$(CLUSTER)),trap "helm uninstall disagg --namespace disagg-system --ignore-not-found --wait; kubectl delete namespace disagg-system --ignore-not-found" EXIT;)
@@ -126,6 +127,11 @@ soak: ## waves of requests with cancels against simulated workers, longer than i
 	cargo build $(CARGO_CI) --bins --test e2e
 	DISAGG_WAVES=$(WAVES) DISAGG_WAVE_REQUESTS=$(WAVE_REQUESTS) RUST_LOG=error \
 	  cargo test $(CARGO_CI) --test e2e -- waves --nocapture
+
+ATTACK ?=
+attack: ## attacks on a deployment over loopback beside an honest client, the long form; some minutes; ATTACK=part of a name
+	cargo build $(CARGO_CI) --bins --test attack
+	DISAGG_ATTACK_LONG=1 DISAGG_ATTACK=$(ATTACK) RUST_LOG=error cargo test $(CARGO_CI) --test attack -- --nocapture
 
 bench-operator: ## the operator with 50 and 200 resources on a cluster: time, requests, memory (CLUSTER=local|kind|external)
 	cargo build $(CARGO_CI) --bins --bench operator

@@ -45,6 +45,11 @@ pub fn resident_bytes(pid: u32) -> u64 {
     kib * 1024
 }
 
+/// How many files a process has open, connections included.
+pub fn open_files(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("/proc/<pid>/fd").count()
+}
+
 /// CPU time that a process has used, user and system, in clock ticks of 10 ms.
 pub fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("/proc/<pid>/stat");
