@@ -240,7 +240,8 @@ fn a_template_that_does_not_parse_is_told_and_leaves_completions_alone() {
     assert!(prompt(&model, Endpoint::Completions, &json!({"model": "m", "prompt": "a"})).is_ok());
     let body = json!({"model": "m", "messages": [{"role": "user", "content": "a"}]});
     let request = Request::parse(Endpoint::Chat, body.to_string().as_bytes()).unwrap();
-    let error = prepare(&request, 0, &model, MAX_MODEL_LEN, 0, Held::none(&Budget::new(1 << 30))).unwrap_err();
+    let error =
+        prepare(&request, 0, &model, MAX_MODEL_LEN, 0, Held::none(&Budget::new(1 << 30))).unwrap_err();
     assert_eq!((error.status.as_u16(), error.body.code), (500, Some("broken_chat_template")));
     assert!(
         error.body.message.contains("chat template of the model `m` does not parse: "),
