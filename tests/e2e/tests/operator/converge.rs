@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{SOON, cluster, no_workers, no_workers_with};
+use super::{DEFINITION, SOON, cluster, no_workers, no_workers_with};
 
 /// Children of one resource.
 const CHILDREN: usize = 15;
@@ -198,6 +198,7 @@ async fn killed_at_any_point_it_ends_at_the_same_place() {
 
 #[tokio::test]
 async fn once_converged_it_changes_nothing_and_says_nothing() {
+    let _as_it_is = DEFINITION.read().await;
     let namespace = Namespace::create(cluster(), "operator-quiet").await;
     let operator = Operator::start(cluster(), &namespace);
     // No routers that come and go: nothing changes by itself.

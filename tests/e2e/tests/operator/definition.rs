@@ -30,6 +30,7 @@ async fn redefine(namespace: &Namespace, schema: &Value) -> Value {
 
 #[tokio::test]
 async fn a_resource_that_cannot_be_read_hides_no_other_and_is_told() {
+    let _alone = super::DEFINITION.write().await;
     let namespace = Namespace::create(cluster(), "operator-definition").await;
     let object = |drain: Value| {
         let mut spec = no_workers();
@@ -60,7 +61,10 @@ async fn a_resource_that_cannot_be_read_hides_no_other_and_is_told() {
     let told = events.iter().filter(|event| event.reason.as_deref() == Some("Undecodable")).count();
     assert_eq!(told, 1);
     // It is put right, and is looked after as any other.
-    apply(json!(7)).await.expect("a correction");
+    // Not by an apply, which the API server can only do to what is valid.
+    namespace
+        .kubectl(&["patch", "dd", "old", "--type=merge", "--patch", r#"{"spec": {"drainSeconds": 7}}"#])
+        .expect("a correction");
     all_children(&namespace, 2).await;
     namespace.api::<StatefulSet>().get("old-decode").await.expect("a child");
     eventually("no word of it any more", SOON, async || {

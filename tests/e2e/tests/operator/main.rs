@@ -25,6 +25,10 @@ use serde_json::{Value, json};
 /// Small program; see `tests/cluster/pod`. It knows no worker's flags.
 const POD_IMAGE: &str = "localhost/pod:1";
 
+/// Held to read by tests that count requests, and to write by who changes the definition: the API server then ends all
+/// watches of the resource, and they begin with a list.
+static DEFINITION: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+
 /// Longest wait for what needs no pod.
 const SOON: Duration = Duration::from_mins(1);
 
