@@ -152,11 +152,17 @@ impl Child {
 
     fn line_handler(&self, name: &str, words: &Arc<Mutex<LastWords>>) -> impl Fn(&str) + Send + 'static {
         let (name, output, words) = (name.to_owned(), Arc::clone(&self.output), Arc::clone(words));
-        move |line| words.lock().hear(line).iter().for_each(|line| output.line(&name, line))
+        move |line| {
+            for line in words.lock().hear(line) {
+                output.line(&name, &line);
+            }
+        }
     }
 
     fn show(&self, name: &str, lines: &[String]) {
-        lines.iter().for_each(|line| self.output.line(name, line));
+        for line in lines {
+            self.output.line(name, line);
+        }
     }
 
     async fn tell(&self, event: Event) {

@@ -100,7 +100,9 @@ async fn what_is_no_file_is_refused_by_name_at_once() {
         let log = Up::start(&["--model", model.to_str().unwrap()]).failure().await;
         assert!(log.contains(&format!("{file}: is a device; a regular file is needed")), "{log}");
         std::fs::remove_file(&path).unwrap();
-        kept.map(|bytes| std::fs::write(&path, bytes).unwrap());
+        if let Some(bytes) = kept {
+            std::fs::write(&path, bytes).unwrap();
+        }
     }
 }
 
