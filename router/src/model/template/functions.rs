@@ -144,7 +144,8 @@ fn cycler(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
     if args.positional.is_empty() || !args.named.is_empty() {
         return Err(fault("cycler wants at least one value"));
     }
-    check_nesting(&Rendering::of(state)?, &args.positional)?;
+    let rendering = Rendering::of(state)?;
+    check_nesting(&rendering, &args.positional)?;
     Ok(Value::from_object(Cycler { values: args.positional, at: Mutex::new(0) }))
 }
 
@@ -169,6 +170,7 @@ impl Object for Joiner {
 fn joiner(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
     let [separator] = args.bind(["sep"])?;
     let separator = separator.unwrap_or_else(|| Value::from(", "));
-    check_nesting(&Rendering::of(state)?, std::slice::from_ref(&separator))?;
+    let rendering = Rendering::of(state)?;
+    check_nesting(&rendering, std::slice::from_ref(&separator))?;
     Ok(Value::from_object(Joiner { separator, used: Mutex::new(false) }))
 }
