@@ -49,6 +49,7 @@ pub(super) fn printf(rendering: &Rendering, format: &str, values: &Value) -> Res
 }
 
 /// One place of a format: `%-08.3f`.
+#[allow(clippy::struct_excessive_bools)] // they are C's flags
 struct Place<'a> {
     name: Option<&'a str>,
     left: bool,

@@ -80,8 +80,9 @@ fn range(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
         )));
     }
     rendering.work(length as usize * super::limits::ITEM)?;
-    let items =
-        (0..length as i128).map(|at| values::int(i128::from(start) + at * i128::from(step))).collect();
+    let items = (0..length as usize)
+        .map(|at| values::int(i128::from(start) + at as i128 * i128::from(step)))
+        .collect();
     Ok(Value::from_object(View { kind: ViewKind::Range(start, stop, step), items }))
 }
 
@@ -101,7 +102,7 @@ fn namespace(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
         }
         named.push((name, value));
     }
-    let named = Kwargs::from_iter(named.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    let named: Kwargs = named.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     minijinja::functions::namespace(Some(ValueOrKwargs::from(Value::from(named))))
 }
 
@@ -143,7 +144,8 @@ fn cycler(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
     if args.positional.is_empty() || !args.named.is_empty() {
         return Err(fault("cycler wants at least one value"));
     }
-    check_nesting(&*Rendering::of(state)?, &args.positional)?;
+    let rendering = Rendering::of(state)?;
+    check_nesting(&rendering, &args.positional)?;
     Ok(Value::from_object(Cycler { values: args.positional, at: Mutex::new(0) }))
 }
 
@@ -168,6 +170,7 @@ impl Object for Joiner {
 fn joiner(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
     let [separator] = args.bind(["sep"])?;
     let separator = separator.unwrap_or_else(|| Value::from(", "));
-    check_nesting(&*Rendering::of(state)?, std::slice::from_ref(&separator))?;
+    let rendering = Rendering::of(state)?;
+    check_nesting(&rendering, std::slice::from_ref(&separator))?;
     Ok(Value::from_object(Joiner { separator, used: Mutex::new(false) }))
 }

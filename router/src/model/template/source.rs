@@ -18,18 +18,18 @@ pub(super) fn normalize(template: &str) -> Result<String, Error> {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
         let length = match rest.as_bytes()[1] {
-            b'#' => rest.find("#}").map_or(rest.len(), |end| end + 2),
+            b'#' => rest[2..].find("#}").map_or(rest.len(), |end| end + 4),
             b'%' if bare_name(rest).is_some_and(|(_, name, _)| name == "raw") => {
                 let length = raw(rest);
                 // Jinja2 keeps a line end behind this tag, and behind no other.
                 let end = rest.find("%}").unwrap_or_default();
-                if !rest[..end].ends_with(['-', '+']) {
+                if rest[..end].ends_with(['-', '+']) {
+                    length
+                } else {
                     out.push_str(&rest[..end]);
                     out.push('+');
                     rest = &rest[end..];
                     length - end
-                } else {
-                    length
                 }
             }
             b'%' => match bare_name(rest) {
@@ -228,6 +228,7 @@ mod tests {
             "{# '\\x41 #}a'\\x41",
             "{% raw -%}{{ '\\x41' }}{% endraw %}",
             "{ '\\x41' }",
+            "{#} '\\x41' #}",
             "{{ a",
             "{{ 'a",
             "{",

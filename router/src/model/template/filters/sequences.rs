@@ -386,7 +386,7 @@ impl Call {
         let mut values = args.positional;
         if !args.named.is_empty() {
             let named = args.named.iter().map(|(name, value)| (name.as_str(), value.clone()));
-            values.push(Value::from(Kwargs::from_iter(named)));
+            values.push(Value::from(named.collect::<Kwargs>()));
         }
         Self(values)
     }
