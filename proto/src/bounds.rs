@@ -141,7 +141,14 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-include!(concat!(env!("OUT_DIR"), "/shapes.rs"));
+/// Of every message of the contract; made by `build.rs`.
+mod shapes {
+    #![allow(clippy::unreadable_literal, reason = "generated")]
+
+    use super::{Bounded, Field, Kind, Shape};
+
+    include!(concat!(env!("OUT_DIR"), "/shapes.rs"));
+}
 
 #[cfg(test)]
 #[path = "bounds_tests.rs"]

@@ -129,7 +129,9 @@ impl Real {
                 ended.extend(fork.finish_reason(64).map(|_| key));
                 self.scheduler.enqueue(self.sequences.entry(key).or_insert(fork));
             }
-            ended.into_iter().for_each(|key| self.end(key));
+            for key in ended {
+                self.end(key);
+            }
         }
     }
 }
@@ -152,7 +154,9 @@ fn run(slots: usize, actions: &[Action]) {
             Action::Cancel(which) => {
                 let Some(id) = ids.get(which) else { continue };
                 let keys: Vec<_> = real.scheduler.turns().of_request(*id).collect();
-                keys.into_iter().for_each(|key| real.end(key));
+                for key in keys {
+                    real.end(key);
+                }
                 paused.remove(id);
             }
             Action::Pause(which) => {
@@ -170,7 +174,9 @@ fn run(slots: usize, actions: &[Action]) {
             }
         }
     }
-    ids.iter().for_each(|id| real.scheduler.resume(*id, &mut real.sequences));
+    for id in ids {
+        real.scheduler.resume(id, &mut real.sequences);
+    }
     paused.clear();
     // At most 40 requests of 8 choices of 9 tokens and a prompt.
     for _ in 0..40 * 8 * 12 {

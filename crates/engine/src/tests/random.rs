@@ -81,7 +81,9 @@ fn run(shape: Shape, actions: &[Action]) {
         }
         assert_drawn_from(&worker);
     }
-    ids.iter().for_each(|id| worker.engine.resume(*id));
+    for id in ids {
+        worker.engine.resume(id);
+    }
     let bound = bound(&worker);
     let mut steps = 0;
     while worker.engine.has_work() {

@@ -53,13 +53,13 @@ impl WeightsDigest {
     }
 
     /// Begins to hash, on threads of its own, the files that `cache` does not know.
-    pub(super) fn start(files: Vec<WeightFile>, cache: Option<DigestCache>) -> Result<Self, ModelError> {
+    pub(super) fn start(files: Vec<WeightFile>, cache: Option<&DigestCache>) -> Result<Self, ModelError> {
         let names = files.iter().map(|file| file.name.clone()).collect();
         let mut digests = Vec::with_capacity(files.len());
         let mut unknown = VecDeque::new();
         for (index, file) in files.into_iter().enumerate() {
             let stamp = Stamp::of(&file.file).map_err(ModelError::io(&file.path))?;
-            let digest = cache.as_ref().and_then(|cache| cache.get(&file.path, &stamp));
+            let digest = cache.and_then(|cache| cache.get(&file.path, &stamp));
             digests.push(digest);
             if digest.is_none() {
                 unknown.push_back((index, file, stamp));
@@ -70,7 +70,7 @@ impl WeightsDigest {
         let threads = unknown.len().min(THREADS_MAX).min(cores);
         let unknown = Arc::new(Mutex::new(unknown));
         for _ in 0..threads {
-            let (unknown, cache, sender) = (Arc::clone(&unknown), cache.clone(), sender.clone());
+            let (unknown, cache, sender) = (Arc::clone(&unknown), cache.cloned(), sender.clone());
             let work = move || {
                 loop {
                     // Not in the loop's head, where it would be locked while a file is hashed.

@@ -20,7 +20,7 @@ fn digest(paths: &[&Path], cache: Option<&DigestCache>) -> u128 {
         path: path.to_path_buf(),
         file: File::open(path).unwrap(),
     };
-    WeightsDigest::start(paths.iter().map(file).collect(), cache.cloned()).unwrap().finish().unwrap()
+    WeightsDigest::start(paths.iter().map(file).collect(), cache).unwrap().finish().unwrap()
 }
 
 /// Flips a bit, and nothing else.

@@ -86,7 +86,7 @@ impl SafetensorsFolder {
             Ok(WeightFile { name: shard.name.clone(), path: shard.path.clone(), file })
         };
         let files = self.shards.iter().map(open).collect::<Result<_, ModelError>>()?;
-        WeightsDigest::start(files, DigestCache::of_user())
+        WeightsDigest::start(files, DigestCache::of_user().as_ref())
     }
 }
 
