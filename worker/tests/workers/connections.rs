@@ -33,14 +33,21 @@ async fn silent(address: SocketAddr, from: &[&str], first: &[u8]) -> Vec<TcpStre
     all
 }
 
-/// A request with a prefill on another worker: gRPC to both, and pushes from one to the other.
+/// A request with a prefill on another worker: gRPC to both, and pushes from one to the other. On a busy machine a
+/// prefill worker may not be reached in time at first; every answer has to be right all the same.
 async fn hands_over(prefill: &TestWorker, decode: &TestWorker, seed: u32) {
-    let request = request(seed, 100, 5);
-    let id = format!("r-{seed}");
-    let answer = timeout(PATIENCE, generate(decode, remote(&id, &request, vec![prefill.candidate()])));
-    let answer = answer.await.expect("in time").unwrap();
-    assert_right(&answer, &request);
-    assert_eq!(answer.placement(), "remote above-threshold prefill-0");
+    let until_remote = async {
+        for attempt in 0.. {
+            let request = request(seed + 10 * attempt, 100, 5);
+            let id = format!("r-{seed}-{attempt}");
+            let answer = generate(decode, remote(&id, &request, vec![prefill.candidate()])).await.unwrap();
+            assert_right(&answer, &request);
+            if answer.placement() == "remote above-threshold prefill-0" {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, until_remote).await.expect("a handoff in time");
 }
 
 async fn pair() -> (TestWorker, TestWorker) {

@@ -188,16 +188,15 @@ impl AsyncWrite for Socket {
     /// socket with bytes that nobody read resets it, and the client would lose the answer that says why.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let until = match this.lingers_until {
-            Some(until) => until,
-            None => {
-                ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-                if this.half_closed.is_some() || !this.progress.has_unread() {
-                    return Poll::Ready(Ok(()));
-                }
-                this.progress.slot().is_quiet();
-                *this.lingers_until.insert(Instant::now() + LINGER_MAX)
+        let until = if let Some(until) = this.lingers_until {
+            until
+        } else {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            if this.half_closed.is_some() || !this.progress.has_unread() {
+                return Poll::Ready(Ok(()));
             }
+            this.progress.slot().is_quiet();
+            *this.lingers_until.insert(Instant::now() + LINGER_MAX)
         };
         let mut thrown_away = [0; 16 * 1024];
         loop {

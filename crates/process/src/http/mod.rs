@@ -60,7 +60,7 @@ impl HttpOptions {
             connections_max: 256,
             connections_per_peer_max: 128,
             head_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(120),
+            idle_timeout: Duration::from_mins(2),
             write_timeout: Duration::from_secs(10),
             hosts: Hosts::Any,
             always: &["/health", "/ready", "/healthz", "/readyz"],

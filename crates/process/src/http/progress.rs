@@ -29,6 +29,7 @@ pub(super) struct Progress {
 }
 
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own
 struct State {
     phase: Phase,
     since: Instant,
