@@ -75,7 +75,7 @@ impl Child {
                 self.tell(Event::Refused { process: self.index, why: message(&held) }).await;
                 return;
             }
-            // Whoever hears of the address tells of it.
+            let why = message(&held);
             if exit.failure() != Failure::AddressInUse {
                 self.show(&name, &held);
             }
@@ -85,7 +85,7 @@ impl Child {
                 return;
             }
             let restart_in = restart_delay(&self.policy, deaths);
-            self.tell(Event::Died { process: self.index, exit, restart_in }).await;
+            self.tell(Event::Died { process: self.index, exit, why, restart_in }).await;
             tokio::select! {
                 () = tokio::time::sleep(restart_in) => {}
                 () = told(&mut self.told, Phase::Stop) => return,

@@ -68,8 +68,8 @@ pub(crate) struct Policy {
 pub(crate) enum Event {
     /// It runs. `restarts` counts up from 0.
     Started { process: usize, pid: u32, restarts: u32 },
-    /// It died and will be started again.
-    Died { process: usize, exit: Exit, restart_in: Duration },
+    /// It died and will be started again. Of an address in use, `why` is the child's message, which has not been shown.
+    Died { process: usize, exit: Exit, why: String, restart_in: Duration },
     /// It never served, died as often as allowed, and is not started again.
     GaveUp { process: usize, exit: Exit, last_lines: Vec<String> },
     /// It never served, and said that another start would be refused in the same way.

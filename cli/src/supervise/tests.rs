@@ -113,7 +113,7 @@ async fn a_killed_child_comes_back() {
         _ => None,
     });
     kill_9(pid.unwrap());
-    let Event::Died { process: 1, exit, restart_in } = running.event().await else { panic!("b died") };
+    let Event::Died { process: 1, exit, restart_in, .. } = running.event().await else { panic!("b died") };
     assert_eq!(exit.to_string(), "was killed (SIGKILL)");
     assert_eq!(restart_in, policy().restart_delay_min);
     let Event::Started { process: 1, restarts: 1, pid: second } = running.event().await else {
@@ -234,6 +234,15 @@ async fn a_start_that_is_refused_for_good_is_told_once() {
         assert_eq!(*running.lines.0.lock(), ["a: loading"], "whoever reads the event says the rest");
         assert!(timeout(PATIENCE, running.events.recv()).await.unwrap().is_none(), "nothing follows");
     }
+}
+
+#[tokio::test]
+async fn of_an_address_in_use_the_event_tells() {
+    let mut running = start(policy(), vec![script("a", "echo 'error: port 1 is in use' >&2; exit 75")]);
+    running.started().await;
+    let Event::Died { exit, why, .. } = running.event().await else { panic!("died") };
+    assert_eq!((exit.failure(), why.as_str()), (Failure::AddressInUse, "port 1 is in use"));
+    assert!(running.lines.0.lock().is_empty(), "whoever reads the event says what follows from it");
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use tokio::task::AbortHandle;
 use super::banner::{self, Example};
 use super::layout::{Common, Layout, ROUTER};
 use super::plan::Model;
-use super::ports::PortError;
 use super::readiness::{self, Life, Reached, Target};
 use super::signals::Signals;
 use crate::console::{self, Console};
@@ -117,7 +116,7 @@ impl<'a> Up<'a> {
                 };
                 self.states[process].waiting = Some(self.wait_for(target, Some(Life { process, restarts })));
             }
-            Event::Died { process, exit, restart_in } => {
+            Event::Died { process, exit, why, restart_in } => {
                 let state = &mut self.states[process];
                 state.serves = false;
                 if let Some(task) = state.waiting.take() {
@@ -129,11 +128,10 @@ impl<'a> Up<'a> {
                 } else if process != ROUTER {
                     self.move_worker(process, restart_in)?;
                 } else if self.was_ready {
-                    let taken = PortError::InUse(self.layout.router);
-                    self.console.say(&format!("{name}: {taken}; trying again in {seconds} s"));
+                    self.console.say(&format!("{name}: {why}; trying again in {seconds} s"));
                 } else {
-                    // The port was free a moment ago. Nobody uses it yet, so another may be chosen.
-                    return Err(PortError::InUse(self.layout.router).into());
+                    // It was free a moment ago. Nobody uses it yet, so another may be chosen.
+                    bail!("{name}: {why}; stop what listens there, or choose another with --port");
                 }
             }
             Event::Refused { process, why } => bail!("{}: {why}", self.layout.names[process]),

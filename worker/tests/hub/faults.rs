@@ -91,6 +91,27 @@ async fn parts_of_earlier_starts_are_checked() {
 }
 
 #[tokio::test]
+async fn what_is_no_file_in_the_cache_is_refused_and_not_waited_for() {
+    let hub = one_large_file().await;
+    let fifo = |path: &std::path::Path| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let home = Home::new(&hub);
+    let part = home.blob(&hub.hash(WEIGHTS)).with_extension("incomplete");
+    fifo(&part);
+    let error = home.failure("org/name").await;
+    assert_eq!(error, format!("{}: is a pipe (FIFO); a regular file is needed", part.display()));
+
+    // Where the commit of a branch is remembered: as good as not there, and written anew.
+    std::fs::remove_file(&part).unwrap();
+    let reference = part.ancestors().nth(2).unwrap().join("refs/main");
+    fifo(&reference);
+    home.fetch("org/name").await.unwrap();
+    assert!(reference.is_file());
+}
+
+#[tokio::test]
 async fn a_server_that_knows_no_ranges_sends_all_again() {
     let hub = one_large_file().await;
     hub.behave(Behaviour { ignores_ranges: true, ..faults([Fault::CutAfter(500_000)]) });
