@@ -89,7 +89,7 @@ impl Layout {
         };
         let addresses: Vec<String> = self.workers.iter().map(|ports| ports.grpc.to_string()).collect();
         let router = plan::router_args(plan, self.router, self.admin, &addresses, &self.settings);
-        let mut processes = vec![process(&self.names[ROUTER], router, None, self.router, false)];
+        let mut processes = vec![process(&self.names[ROUTER], router, None, self.admin, false)];
         let workers = plan.workers();
         for (((worker, ports), gpu), name) in
             workers.iter().zip(&self.workers).zip(gpus).zip(&self.names[1..])
