@@ -272,7 +272,6 @@ fn what_a_single_step_does_is_counted() {
         "words | groupby('x', default='')",
         "words | min",
         "words | max",
-        "words | last in words",
         "words.index('ab')  + words.count('a')",
         "'zz' in words",
         "'%s' % [words]",
