@@ -16,7 +16,7 @@ const HARMLESS_CHARS_MAX: usize = 64;
 /// numbers, and never into a tree of values.
 pub(crate) struct Fields<'a> {
     prefix: String,
-    /// In the order of the request until the first is taken.
+    /// In the order of the request.
     raw: IndexMap<String, &'a RawValue>,
 }
 
@@ -40,14 +40,14 @@ impl<'a> Fields<'a> {
         format!("{}{name}", self.prefix)
     }
 
-    /// The names of the fields: in the order of the request, as long as none has been taken.
+    /// The names of the fields that have not been taken, in the order of the request.
     pub(crate) fn names(&self) -> Vec<String> {
         self.raw.keys().cloned().collect()
     }
 
     /// Takes a field as raw JSON. `null` is as absent.
     pub(crate) fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
-        self.raw.swap_remove(name).filter(|value| value.get() != "null")
+        self.raw.shift_remove(name).filter(|value| value.get() != "null")
     }
 
     /// Takes a field that must parse as `T`. `rule` says what is allowed, to follow "It must be".
