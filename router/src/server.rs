@@ -48,14 +48,13 @@ impl Listeners {
             bound.with_context(|| format!("cannot listen on {address} ({flag})"))
         };
         let api = listen(&args.listen, "--listen").await?;
-        let admin = match &args.admin_listen {
-            Some(address) => listen(address, "--admin-listen").await?,
-            None => {
-                // Above the last port there is none: any.
-                let port = api.local_addr()?.port().checked_add(1).unwrap_or(0);
-                listen(&format!("127.0.0.1:{port}"), "--admin-listen, by default the port after --listen's")
-                    .await?
-            }
+        let admin = if let Some(address) = &args.admin_listen {
+            listen(address, "--admin-listen").await?
+        } else {
+            // Above the last port there is none: any.
+            let port = api.local_addr()?.port().checked_add(1).unwrap_or(0);
+            listen(&format!("127.0.0.1:{port}"), "--admin-listen, by default the port after --listen's")
+                .await?
         };
         Ok(Self { api, admin })
     }

@@ -197,6 +197,9 @@ mod tests {
         keep_up.abort();
     }
 
+    /// Puts something in the place of the settings file.
+    type Put<'a> = &'a dyn Fn(&Path);
+
     #[tokio::test]
     async fn what_takes_the_place_of_the_file_neither_hangs_nor_fills_the_memory() {
         let folder = tempfile::tempdir().unwrap();
@@ -208,7 +211,7 @@ mod tests {
         let fifo = |path: &Path| {
             assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
         };
-        let hostile: [(&str, &dyn Fn(&Path)); 4] = [
+        let hostile: [(&str, Put<'_>); 4] = [
             ("is a device", &|path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
             ("is a pipe (FIFO)", &fifo),
             ("is a folder", &|path| std::fs::create_dir(path).unwrap()),

@@ -37,10 +37,12 @@ impl TextPool {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let failed = || ApiError::internal("Processing the text of the request failed.");
-        let turns = match bytes {
-            0..=SHORT_BYTES_MAX => &self.short,
-            ..=MEDIUM_BYTES_MAX => &self.medium,
-            _ => &self.long,
+        let turns = if bytes <= SHORT_BYTES_MAX {
+            &self.short
+        } else if bytes <= MEDIUM_BYTES_MAX {
+            &self.medium
+        } else {
+            &self.long
         };
         let turn = Arc::clone(turns).acquire_owned().await.map_err(|_| failed())?;
         let task = tokio::task::spawn_blocking(move || {

@@ -1,5 +1,6 @@
 //! What is printed when everything is ready: the URL, and a request for each placement, to be copied and pasted.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use crate::router_client::ADMIN_URL;
@@ -36,10 +37,11 @@ pub(super) fn ready(
         text += &long;
         text += "\n";
     }
-    text += &format!(
-        "\n{} shows workers and settings; {}/metrics is for Prometheus.\n",
-        status(admin),
-        self::url(admin)
+    let admin_url = self::url(admin);
+    let _ = writeln!(
+        text,
+        "\n{} shows workers and settings; {admin_url}/metrics is for Prometheus.",
+        status(admin)
     );
     text += "\nCtrl-C stops it.\n";
     text

@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn the_first_line_passes_and_the_next_counts_what_was_held_back() {
-        let seldom = Seldom::new(Duration::from_secs(3600));
+        let seldom = Seldom::new(Duration::from_hours(1));
         assert_eq!(seldom.now(), Some(1));
         assert_eq!((seldom.now(), seldom.now()), (None, None));
         seldom.last.lock().0 = None;

@@ -307,7 +307,9 @@ mod tests {
         let lonely = slots.take(B).unwrap();
         quiet_at(&lonely, 0);
         let many: Vec<Slot> = (0..3).map(|_| slots.take(A).unwrap()).collect();
-        many.iter().for_each(|slot| quiet_at(slot, 7));
+        for slot in &many {
+            quiet_at(slot, 7);
+        }
         let _new = slots.take(B).unwrap();
         assert!(!is_evicted(&lonely), "though it has been quiet longest");
         assert_eq!(many.iter().filter(|slot| is_evicted(slot)).count(), 1);

@@ -327,12 +327,11 @@ impl<'de> Deserialize<'de> for Object {
                 let (mut fields, mut places) = (Vec::new(), HashMap::new());
                 while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
                     // As in Python, the last one of a name counts, at the place of the first.
-                    match places.get(&name) {
-                        Some(&at) => fields[at] = (name, value),
-                        None => {
-                            places.insert(name.clone(), fields.len());
-                            fields.push((name, value));
-                        }
+                    if let Some(&at) = places.get(&name) {
+                        fields[at] = (name, value);
+                    } else {
+                        places.insert(name.clone(), fields.len());
+                        fields.push((name, value));
                     }
                 }
                 Ok(Object(fields))

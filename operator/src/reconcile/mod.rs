@@ -44,7 +44,8 @@ pub(crate) async fn reconcile(resource: Arc<Guarded>, context: Arc<Context>) -> 
     let started = Instant::now();
     let turn = async {
         match &resource.0 {
-            Ok(resource) => five_calls(resource, &context).await,
+            // From the heap: it holds every child on its way.
+            Ok(resource) => Box::pin(five_calls(resource, &context)).await,
             Err(invalid) => {
                 update_status::update_undecodable_status(invalid, &context).await?;
                 Ok(Action::await_change())

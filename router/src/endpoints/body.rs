@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_has_to_keep_coming() {
-        let (code, after, _) = end_of(slow(1, Duration::from_secs(60))).await;
+        let (code, after, _) = end_of(slow(1, Duration::from_mins(1))).await;
         assert_eq!((code.as_str(), after.as_secs()), ("body_timeout", 3));
         // A byte now and then buys no time.
         let (code, after, _) = end_of(slow(1, Duration::from_millis(500))).await;

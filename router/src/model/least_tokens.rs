@@ -58,7 +58,7 @@ impl LeastTokens {
                 Some("NFKD") => forms.push(is_nfkd),
                 Some("Prepend") if one["prepend"] == SPACE => spaces = true,
                 Some("Replace") if one["pattern"]["String"] == " " && one["content"] == SPACE => {
-                    spaces = true
+                    spaces = true;
                 }
                 _ => return None,
             }

@@ -1,6 +1,7 @@
 //! Answers in OpenAI's shapes, whole and as chunks of a stream.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::Serialize;
 
@@ -334,7 +335,10 @@ fn spelled(token: &TokenText) -> String {
         match byte {
             b'\\' => out.push_str("\\\\"),
             b' '..=b'~' => out.push(char::from(*byte)),
-            _ => out.push_str(&format!("\\x{byte:02x}")),
+            _ => {
+                // Writing to a string does not fail.
+                let _ = write!(out, "\\x{byte:02x}");
+            }
         }
     }
     out

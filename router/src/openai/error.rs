@@ -70,9 +70,8 @@ impl ApiError {
         let param = param.into();
         let mut problem = problem.to_string();
         if problem.contains("surrogate") || problem.contains("end of hex escape") {
-            problem =
-                "it has half of a surrogate pair, such as \\ud83d without \\ude00, which is no character"
-                    .to_owned();
+            "it has half of a surrogate pair, such as \\ud83d without \\ude00, which is no character"
+                .clone_into(&mut problem);
         }
         let message = format!("Invalid value for '{param}': {problem}.");
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, Some("invalid_json"), message).param(param)

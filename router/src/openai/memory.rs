@@ -19,7 +19,7 @@ impl Request {
         match endpoint {
             Endpoint::Completions => flat,
             Endpoint::Chat => {
-                let objects = body.iter().filter(|byte| **byte == b'{').count().min(MESSAGES_MAX);
+                let objects = body.split(|byte| *byte == b'{').count().min(MESSAGES_MAX);
                 flat + objects * OBJECT_BYTES + body.len().min(KWARGS_BYTES_MAX) * BYTES_PER_VALUE_BYTE
             }
         }

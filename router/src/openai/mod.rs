@@ -52,6 +52,7 @@ pub(crate) struct Conversation {
 
 /// A request whose every field has been checked, as far as that can be done without the model.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches, as in the body")]
 pub(crate) struct Request {
     /// Decides the shape of the answer.
     pub endpoint: Endpoint,

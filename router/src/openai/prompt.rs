@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for Prompts {
                         while let Some(next) = entries.next_element()? {
                             match next {
                                 Entry::Prompt(next) if std::mem::discriminant(&next) == form => {
-                                    prompts.push(next)
+                                    prompts.push(next);
                                 }
                                 _ => return Err(mixed()),
                             }

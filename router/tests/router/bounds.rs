@@ -132,7 +132,7 @@ async fn memory_that_is_full_refuses_and_recovers() {
 
 /// A message of many tokens, each of them nearly two hundred bytes of a chat's answer.
 fn much() -> Step {
-    Step::Logprobs(Box::leak("0123456789".repeat(500).into_boxed_str()))
+    Step::Logprobs(Box::leak("0123456789".repeat(400).into_boxed_str()))
 }
 
 #[tokio::test]

@@ -93,6 +93,7 @@ pub struct ModelConfig {
 }
 
 /// Of transformers' configuration classes, for a key that is not there.
+#[expect(clippy::unnecessary_wraps, reason = "serde takes the field's type")]
 fn default_window() -> Option<u64> {
     Some(4096)
 }

@@ -1,6 +1,7 @@
 //! Networks, servers and disks that fail on the way.
 
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -186,16 +187,41 @@ async fn bytes_that_were_not_announced_are_thrown_away() {
     }
 }
 
-/// What the kernel says of a full disk, in the middle of a download.
-#[tokio::test]
+/// `disagg-worker` for `org/name` of `hub`, with a file system of its own of `size` mounted at `at`; `None` where the machine
+/// does not let us mount one.
+#[allow(clippy::print_stderr, reason = "why a test is skipped")]
+fn worker_beside_a_mount(hub: &FakeHub, home: &Path, at: &Path, size: &str) -> Option<Command> {
+    let mount = format!("mount -t tmpfs -o size={size} tmpfs {}", at.display());
+    let unshared = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+        command
+    };
+    let allowed = unshared(&mount).output();
+    if !allowed.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this machine does not let us mount a file system of our own: {allowed:?}");
+        return None;
+    }
+    let worker = env!("CARGO_BIN_EXE_disagg-worker");
+    let mut command = unshared(&format!("{mount} && exec {worker} --model org/name --device cpu"));
+    command.env("HF_ENDPOINT", &hub.url).env("HF_HOME", home).env_remove("HF_HUB_CACHE");
+    Some(command)
+}
+
+/// What the kernel says of a full disk, in the middle of a download: one file lies in a file system that is too small.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fills_up_is_said() {
     let hub = FakeHub::start("org/name", &model_files()).await;
     let home = Home::new(&hub);
     let part = home.blob(&hub.hash(SHARDS[0])).with_extension("incomplete");
+    let full = part.parent().unwrap().parent().unwrap().join("full");
     std::fs::create_dir_all(part.parent().unwrap()).unwrap();
-    symlink("/dev/full", &part).unwrap();
-    let error = home.failure("org/name").await;
-    assert!(error.starts_with("no space for org/name in ") && error.contains("HF_HOME"), "{error}");
+    std::fs::create_dir(&full).unwrap();
+    symlink(full.join("part"), &part).unwrap();
+    let Some(mut command) = worker_beside_a_mount(&hub, home.path(), &full, "16k") else { return };
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("no space for org/name in ") && log.contains("HF_HOME"), "{log}");
     // With room again the rest comes.
     std::fs::remove_file(&part).unwrap();
     assert_eq!(names(&home.fetch("org/name").await.unwrap()), NEEDED);
@@ -206,20 +232,7 @@ async fn a_disk_that_fills_up_is_said() {
 async fn a_disk_that_is_too_small_is_said_before() {
     let hub = FakeHub::start("org/name", &model_files()).await;
     let home = tempfile::tempdir().unwrap();
-    let mount = format!("mount -t tmpfs -o size=1m tmpfs {}", home.path().display());
-    let unshared = |script: String| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
-        command
-    };
-    let allowed = unshared(mount.clone()).output();
-    if !allowed.as_ref().is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: this machine does not let us mount a file system of our own: {allowed:?}");
-        return;
-    }
-    let worker = env!("CARGO_BIN_EXE_disagg-worker");
-    let mut command = unshared(format!("{mount} && exec {worker} --model org/name --device cpu"));
-    command.env("HF_ENDPOINT", &hub.url).env("HF_HOME", home.path()).env_remove("HF_HUB_CACHE");
+    let Some(mut command) = worker_beside_a_mount(&hub, home.path(), home.path(), "1m") else { return };
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let log = String::from_utf8_lossy(&output.stderr);

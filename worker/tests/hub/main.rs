@@ -76,12 +76,17 @@ const NEEDED: [&str; 8] = [
 /// One user's side: a cache of its own, and what was said to the user.
 struct Home {
     /// Removed at the end.
-    _folder: TempDir,
+    folder: TempDir,
     config: HubConfig,
     said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Home {
+    /// What `HF_HOME` would be.
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn new(hub: &FakeHub) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = HubConfig {
@@ -93,7 +98,7 @@ impl Home {
             retry_wait: Duration::from_millis(5),
             no_bars: true,
         };
-        Self { _folder: folder, config, said: Arc::default() }
+        Self { folder, config, said: Arc::default() }
     }
 
     /// With a token as the environment gives it.

@@ -76,6 +76,11 @@ impl About {
         }
     }
 
+    /// How much a sign is about: one pod, or more.
+    fn width(&self) -> u8 {
+        u8::from(!matches!(self, Self::Pod(..)))
+    }
+
     fn part(&self) -> Option<Component> {
         match self {
             Self::Part(part) | Self::Pod(part, _) => Some(*part),
@@ -118,9 +123,10 @@ struct Cause {
 
 /// The causes, first things first, each with what follows from it.
 pub(super) fn fold(mut signs: Vec<Sign>) -> Vec<Finding> {
+    // What is about one pod comes before what is said of its whole part, which may follow from it.
     signs.sort_by_key(|sign| {
         let width = sign.follows.as_ref().map_or(0, Follows::width);
-        (width, sign.finding.severity, sign.about.rank())
+        (width, sign.about.width(), sign.finding.severity, sign.about.rank())
     });
     let mut causes: Vec<Cause> = Vec::new();
     for sign in signs {

@@ -52,7 +52,7 @@ pub(super) fn binding(
     let binds = |policy: &&NetworkPolicy| {
         policy.labels().get(LABEL_DEPLOYMENT).is_none_or(|of| of != deployment) && binds(policy, &labels, way)
     };
-    policies.iter().filter(binds).map(|policy| policy.name_any()).collect()
+    policies.iter().filter(binds).map(kube::ResourceExt::name_any).collect()
 }
 
 fn binds(policy: &NetworkPolicy, labels: &BTreeMap<String, String>, way: Way) -> bool {

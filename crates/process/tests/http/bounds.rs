@@ -92,7 +92,7 @@ async fn heads_are_bounded_in_bytes_and_headers() {
     assert!(get(large(HEAD_BYTES_MAX)).await.starts_with("HTTP/1.1 431 "));
     // More than sockets hold: the answer reaches a client that is still sending.
     assert!(get(large(4 << 20)).await.starts_with("HTTP/1.1 431 "));
-    let many = |count: usize| (0..count).map(|at| format!("x-{at}: y\r\n")).collect::<String>();
+    let many = |count: usize| "x: y\r\n".repeat(count);
     assert!(get(many(HEADERS_MAX - 1)).await.starts_with("HTTP/1.1 200 "));
     assert!(get(many(HEADERS_MAX)).await.starts_with("HTTP/1.1 431 "));
 }

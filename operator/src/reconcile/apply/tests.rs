@@ -173,7 +173,8 @@ impl Bench {
     /// A whole apply.
     async fn apply(&self) -> Applied {
         let children = self.children();
-        apply(&self.resource, &self.wanted, &children, Observed::default(), &self.context).await.unwrap()
+        let applying = apply(&self.resource, &self.wanted, &children, Observed::default(), &self.context);
+        Box::pin(applying).await.unwrap()
     }
 
     /// The requests since the last call.

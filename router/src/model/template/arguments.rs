@@ -17,7 +17,10 @@ impl Args {
         let mut named = Vec::new();
         if values.last().is_some_and(Value::is_kwargs) {
             let last = values.pop();
-            let pairs = last.as_ref().and_then(Value::as_object).and_then(|object| object.try_iter_pairs());
+            let pairs = last
+                .as_ref()
+                .and_then(Value::as_object)
+                .and_then(minijinja::value::DynObject::try_iter_pairs);
             for (name, value) in pairs.into_iter().flatten() {
                 named.push((name.as_str().unwrap_or_default().to_owned(), value));
             }

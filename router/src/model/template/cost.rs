@@ -301,7 +301,7 @@ fn collecting_messages_is_within_bounds() {
 #[test]
 fn long_conversations_are_rendered() {
     let turn = |at: usize| {
-        let role = if at % 2 == 0 { "user" } else { "assistant" };
+        let role = if at.is_multiple_of(2) { "user" } else { "assistant" };
         value(json!({"role": role, "content": format!("Turn {at}: some words of a conversation.")}))
     };
     let messages: Vec<TemplateValue> = (0..20_001).map(turn).collect();

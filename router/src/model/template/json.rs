@@ -77,7 +77,7 @@ impl Json<'_> {
             Py::Float(value) => self.out.push_str(&number(value)),
             Py::Str(text) => self.text(text)?,
             Py::List(items) | Py::Tuple(items) => {
-                self.container('[', items.len(), ']', depth, |json, at| json.value(&items[at], depth + 1))?
+                self.container('[', items.len(), ']', depth, |json, at| json.value(&items[at], depth + 1))?;
             }
             Py::Dict(dict) => self.dict(dict, depth)?,
             other => {

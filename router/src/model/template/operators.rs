@@ -158,6 +158,7 @@ pub(super) fn negative(_: &mut State<'_, '_>, mut args: Args) -> Result<Value, E
 }
 
 /// `__py_cat(a, b, c)`: what `~` does.
+#[expect(clippy::needless_pass_by_value, reason = "what a function of a template is")]
 pub(super) fn concatenate(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
     let rendering = Rendering::of(state)?;
     let parts =
@@ -226,6 +227,7 @@ pub(super) fn build_tuple(state: &mut State<'_, '_>, args: Args) -> Result<Value
 }
 
 /// `__py_dict(key, value, key, value)`.
+#[expect(clippy::needless_pass_by_value, reason = "what a function of a template is")]
 pub(super) fn build_dict(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
     let rendering = Rendering::of(state)?;
     check_nesting(&rendering, &args.positional)?;

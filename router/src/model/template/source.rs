@@ -32,8 +32,8 @@ pub(super) fn normalize(template: &str) -> Result<String, Error> {
                     length - end
                 }
             }
-            b'%' => match bare_name(rest) {
-                Some((open, name @ ("generation" | "endgeneration"), length)) => {
+            b'%' => {
+                if let Some((open, name @ ("generation" | "endgeneration"), length)) = bare_name(rest) {
                     let tag = if name == "generation" {
                         format!("call {GENERATION}()")
                     } else {
@@ -43,13 +43,11 @@ pub(super) fn normalize(template: &str) -> Result<String, Error> {
                     let close = if close { &rest[length - 3..length] } else { "%}" };
                     let _ = write!(out, "{open} {tag} {close}");
                     rest = &rest[length..];
-                    continue;
-                }
-                _ => {
+                } else {
                     rest = code(rest, "%}", &mut out)?;
-                    continue;
                 }
-            },
+                continue;
+            }
             _ => {
                 rest = code(rest, "}}", &mut out)?;
                 continue;

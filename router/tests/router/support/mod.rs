@@ -124,7 +124,7 @@ impl TestRouter {
 
     /// What a gauge or counter of `/metrics` says; 0 if it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
-        let metrics = self.get("/metrics").await.body;
+        let metrics = self.admin("/metrics").await.body;
         let line = metrics.lines().find(|line| line.split(' ').next() == Some(name));
         line.and_then(|line| line.split(' ').next_back())
             .map_or(0.0, |value| value.parse().expect("a number"))

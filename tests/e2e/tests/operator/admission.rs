@@ -54,7 +54,7 @@ impl<'a> Rules<'a> {
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
             "metadata": { "name": name }, "spec": { "policyName": name, "validationActions": ["Deny"] },
         });
-        Self::apply(namespace, [policy, binding])
+        Self::apply(namespace, &[policy, binding])
     }
 
     /// A policy that changes what matches by a CEL expression.
@@ -74,7 +74,7 @@ impl<'a> Rules<'a> {
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding",
             "metadata": { "name": name }, "spec": { "policyName": name },
         });
-        Self::apply(namespace, [policy, binding])
+        Self::apply(namespace, &[policy, binding])
     }
 
     /// A webhook at `url` that has to agree to what matches, within a second.
@@ -88,16 +88,16 @@ impl<'a> Rules<'a> {
                 "timeoutSeconds": 1, "admissionReviewVersions": ["v1"],
             }],
         });
-        Self::apply(namespace, [webhook])
+        Self::apply(namespace, &[webhook])
     }
 
-    fn apply<const N: usize>(namespace: &'a Namespace, objects: [Value; N]) -> Self {
+    fn apply<const N: usize>(namespace: &'a Namespace, objects: &[Value; N]) -> Self {
         let name = |object: &Value| {
             let text = |value: &Value| value.as_str().expect("text").to_lowercase();
             format!("{}/{}", text(&object["kind"]), text(&object["metadata"]["name"]))
         };
         let rules = Self { namespace, objects: objects.iter().map(name).collect() };
-        for object in &objects {
+        for object in objects {
             let mut command = namespace.kubectl_command();
             command.args(["apply", "--server-side", "--filename=-"]).stdin(Stdio::piped());
             let mut kubectl = command.spawn().expect("kubectl");

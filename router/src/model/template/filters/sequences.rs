@@ -210,7 +210,7 @@ pub(super) fn sort(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error
 }
 
 pub(super) fn min(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {
-    extreme(state, args, |rendering, candidate, best| less(rendering, candidate, best))
+    extreme(state, args, less)
 }
 
 pub(super) fn max(state: &mut State<'_, '_>, args: Args) -> Result<Value, Error> {

@@ -101,16 +101,15 @@ pub(super) fn indent(state: &mut State<'_, '_>, args: Args) -> Result<Value, Err
     // The line end makes the last line one, as Jinja does it.
     let text = whole(state, value)? + "\n";
     let rendering = Rendering::of(state)?;
-    let indent = match width.as_ref().map(Py::of) {
-        Some(Py::Str(indent)) => indent.to_owned(),
-        _ => {
-            let width = optional_int(width.as_ref())?.unwrap_or(4).max(0);
-            let width = usize::try_from(width).unwrap_or(usize::MAX);
-            if width > WIDTH_MAX {
-                return Err(rendering.reached(Limit::Width));
-            }
-            " ".repeat(width)
+    let indent = if let Some(Py::Str(indent)) = width.as_ref().map(Py::of) {
+        indent.to_owned()
+    } else {
+        let width = optional_int(width.as_ref())?.unwrap_or(4).max(0);
+        let width = usize::try_from(width).unwrap_or(usize::MAX);
+        if width > WIDTH_MAX {
+            return Err(rendering.reached(Limit::Width));
         }
+        " ".repeat(width)
     };
     let lines = methods::split_lines(&text, false);
     rendering.work(lines.len().saturating_mul(indent.len() + 1))?;
@@ -202,7 +201,7 @@ pub(super) fn urlencode(state: &mut State<'_, '_>, args: Args) -> Result<Value, 
             match char::from(byte) {
                 ' ' if keep.is_empty() => out.push('+'),
                 char if char.is_ascii_alphanumeric() || "_.-~".contains(char) || keep.contains(char) => {
-                    out.push(char)
+                    out.push(char);
                 }
                 _ => {
                     let _ = write!(out, "%{byte:02X}");
