@@ -31,7 +31,7 @@ async def stream(prompt, max_tokens, times):
     }).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 20)
     writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close\r\n"
         + f"content-length: {len(body)}\r\n\r\n".encode() + body)
     if b" 200 " not in await reader.readline():
         raise RuntimeError((await reader.read()).decode())

@@ -3,7 +3,7 @@
     python3 bench/gpu/faults.py DISAGG      # DISAGG: an executable built with debug assertions, as profile `ci` has them
 
 Before serving: a share of memory that is too small, and weights that are larger than the GPU; the worker has to end with
-an error that names what to change. Then `DISAGG_FAULT` (worker/src/cuda/backend/fault.rs) lets a step ask for more memory
+an error that names what to change. Two workers then share the GPU, and a third finds too little left. Then `DISAGG_FAULT` (worker/src/cuda/backend/fault.rs) lets a step ask for more memory
 than there is, lets a kernel write where nothing is, and lets the GPU hang, under eight streamed answers: each has to end
 with exactly one error, the worker has to end by itself with a status other than 0, and the router has to refuse what comes
 later. Ends with status 1 if one of these does not hold.
@@ -33,12 +33,12 @@ def expect(what, good, shown=""):
         failed.append(what)
 
 
-def worker(disagg, model, *more, fault=None):
+def worker(disagg, model, *more, fault=None, listen=WORKER, probes=PROBES):
     environment = dict(os.environ, RUST_LOG="info")
     if fault:
         environment["DISAGG_FAULT"] = fault
-    command = [disagg, "worker", "--model", model, "--load-format", "dummy", "--role", "both", "--listen", WORKER,
-               "--metrics-listen", PROBES, "--device", "cuda", "--max-model-len", "4096", *more]
+    command = [disagg, "worker", "--model", model, "--load-format", "dummy", "--role", "both", "--listen", listen,
+               "--metrics-listen", probes, "--device", "cuda", "--max-model-len", "4096", *more]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -80,7 +80,7 @@ async def stream(number):
     body = json.dumps({"model": "shape", "prompt": [number + 5] * 40, "max_tokens": 3000, "ignore_eos": True,
                        "temperature": 0, "stream": True}).encode()
     reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
                  b"connection: close\r\n" + f"content-length: {len(body)}\r\n\r\n".encode() + body)
     status = (await reader.readline()).decode().strip()
     tokens, errors, done = 0, [], 0
@@ -132,6 +132,38 @@ def in_step(disagg, model, fault, words, *more):
     expect(f"{fault}: the process says why it ended", "the engine has failed" in text, text.strip().splitlines()[-1])
 
 
+def gpu_mib_used():
+    query = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    used, total = subprocess.check_output(query, text=True).splitlines()[0].split(",")
+    return int(used), int(total)
+
+
+def shares(disagg, model):
+    """--gpu-memory-utilization is a share of the whole GPU for each process, whatever the others hold."""
+    command = ["--gpu-memory-utilization"]
+    first = worker(disagg, model, *command, "0.5")
+    second = None
+    try:
+        expect("a worker with half of the GPU: ready", ready(first, PROBES))
+        used, total = gpu_mib_used()
+        expect("it holds about half", 0.45 < used / total < 0.55, f"{used} of {total} MiB")
+        probes = "127.0.0.1:9321"
+        second = worker(disagg, model, *command, "0.4", listen="127.0.0.1:9320", probes=probes)
+        expect("another with 0.4 beside it: ready", ready(second, probes))
+        used, total = gpu_mib_used()
+        expect("both hold about 0.9", 0.85 < used / total < 0.95, f"{used} of {total} MiB")
+        third = worker(disagg, model, *command, "0.9", listen="127.0.0.1:9330", probes="127.0.0.1:9331")
+        text, _ = third.communicate(timeout=READY_MAX)
+        last = text.strip().splitlines()[-1]
+        words = ["held by other processes", "--gpu-memory-utilization 0.9", "End what else runs on this GPU"]
+        expect("a third with 0.9: status other than 0", third.returncode not in (0, None, -9), str(third.returncode))
+        expect(f"it says {words}", all(word in text for word in words), last)
+    finally:
+        for process in filter(None, (first, second)):
+            process.terminate()
+            process.communicate(timeout=END_MAX)
+
+
 def told_to_end(disagg, model):
     """Several times, since what goes wrong at a process's end does so by luck."""
     statuses = []
@@ -150,11 +182,12 @@ def told_to_end(disagg, model):
 def main():
     disagg = os.path.abspath(sys.argv[1])
     with tempfile.TemporaryDirectory() as scratch:
-        model, large = os.path.join(scratch, "shape"), os.path.join(scratch, "large")
-        for folder, layers in ((model, "8"), (large, "600")):
+        model, whole, large = (os.path.join(scratch, name) for name in ("shape", "whole", "large"))
+        for folder, layers in ((model, "8"), (whole, "32"), (large, "600")):
             subprocess.check_call([sys.executable, os.path.join(HERE, "model.py"), folder, layers])
         at_start(disagg, model, "too small a share", ["--gpu-memory-utilization"], "--gpu-memory-utilization", "0.02")
         at_start(disagg, large, "weights that do not fit", ["weights", "GiB"])
+        shares(disagg, whole)
         told_to_end(disagg, model)
         in_step(disagg, model, "out-of-memory@60", "OUT_OF_MEMORY")
         in_step(disagg, model, "illegal-address@60", "ILLEGAL_ADDRESS")

@@ -23,7 +23,7 @@ async def one(host, port, model, prompt, osl):
     start = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
     writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close\r\n"
         + f"content-length: {len(body)}\r\n\r\n".encode() + body
     )
     status = await reader.readline()
