@@ -22,6 +22,8 @@ const PROMPTS: u32 = 3;
 const CLIENTS: usize = 6;
 /// Answers between two disturbances, so that each meets a load that flows.
 const FLOWING: u64 = 12;
+/// How long a router goes on to accept after its SIGTERM: longer than that many answers take on a busy machine.
+const ACCEPTS_SECONDS: &str = "10";
 /// A process that was told to end has ended, on a busy machine.
 const END: Duration = Duration::from_mins(1);
 
@@ -149,7 +151,8 @@ async fn no_request_fails_when_any_process_is_told_to_end() {
     let folder = tempfile::tempdir().expect("a folder");
     let addresses: Vec<String> = deployment.workers().map(|worker| worker.address().to_owned()).collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-    let flags = ["--max-local-prefill-length", "128", "--shutdown-delay-seconds", "2"].map(str::to_owned);
+    let flags =
+        ["--max-local-prefill-length", "128", "--shutdown-delay-seconds", ACCEPTS_SECONDS].map(str::to_owned);
     let mut second = Router::start(&addresses, &flags, folder.path());
     second.ready().await;
 
