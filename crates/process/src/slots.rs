@@ -48,13 +48,13 @@ struct Table {
     next: u64,
     held: HashMap<u64, Held>,
     /// Slots of each peer that are not of the reserve.
-    per_peer: HashMap<IpAddr, usize>,
+    per_peer: HashMap<Peer, usize>,
     in_reserve: usize,
 }
 
 #[derive(Debug)]
 struct Held {
-    peer: IpAddr,
+    peer: Peer,
     is_reserve: bool,
     shared: Arc<Shared>,
 }
@@ -67,11 +67,17 @@ struct Shared {
     evicted: CancellationToken,
 }
 
+/// Whom a connection comes from: an IPv4 address, however it is written, or the /64 network of an IPv6 address, which
+/// is what one host has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Peer(IpAddr);
+
 /// The right to one connection, until it is dropped. Quiet at first.
 #[derive(Debug)]
 pub struct Slot {
     slots: Arc<Slots>,
     id: u64,
+    peer: Peer,
     is_reserve: bool,
     shared: Arc<Shared>,
 }
@@ -96,7 +102,7 @@ impl Slots {
 
     /// A slot for a new connection of `peer`; one of the reserve if there is no other.
     pub fn take(self: &Arc<Self>, peer: IpAddr) -> Result<Slot, Full> {
-        let peer = network(peer);
+        let peer = Peer::from(peer);
         let mut table = self.table.lock();
         let of_peer = table.per_peer.get(&peer).copied().unwrap_or(0);
         let full = if of_peer >= self.limits.per_peer {
@@ -128,7 +134,7 @@ impl Slots {
         if let Some(times) = self.full.now() {
             let (listener, then) =
                 (self.name, if evicts { "the longest quiet one is closed" } else { "new ones are refused" });
-            tracing::warn!(listener, %peer, times, total = self.limits.total, per_peer = self.limits.per_peer,
+            tracing::warn!(listener, peer = %peer.0, times, total = self.limits.total, per_peer = self.limits.per_peer,
                 "as many connections as there may be: {then}");
         }
         slot
@@ -152,7 +158,7 @@ impl Slots {
         self.len() == 0
     }
 
-    fn hold(self: &Arc<Self>, table: &mut Table, peer: IpAddr, is_reserve: bool) -> Slot {
+    fn hold(self: &Arc<Self>, table: &mut Table, peer: Peer, is_reserve: bool) -> Slot {
         let shared = Arc::new(Shared { quiet_since: self.now().into(), evicted: CancellationToken::new() });
         let id = table.next;
         table.next += 1;
@@ -162,7 +168,7 @@ impl Slots {
         } else {
             *table.per_peer.entry(peer).or_default() += 1;
         }
-        Slot { slots: Arc::clone(self), id, is_reserve, shared }
+        Slot { slots: Arc::clone(self), id, peer, is_reserve, shared }
     }
 
     fn now(&self) -> u64 {
@@ -216,6 +222,11 @@ impl Slot {
         self.shared.quiet_since.store(self.slots.now(), Ordering::Relaxed);
     }
 
+    /// Whose connection it is.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
     /// Whether it is one of the reserve.
     pub fn is_reserve(&self) -> bool {
         self.is_reserve
@@ -233,14 +244,15 @@ impl Drop for Slot {
     }
 }
 
-/// What counts as one peer: an IPv4 address, however it is written, or a network of IPv6.
-fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        v4 @ IpAddr::V4(_) => v4,
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+            }
+            v4 @ IpAddr::V4(_) => v4,
+        })
     }
 }
 
@@ -332,10 +344,10 @@ mod tests {
 
     #[test]
     fn a_host_of_ipv6_is_its_network_and_ipv4_is_one_however_written() {
-        let parse = |text: &str| network(text.parse().unwrap());
+        let parse = |text: &str| Peer::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(parse("2001:db8:1:2::1"), parse("2001:db8:1:2:ffff::9"));
         assert_ne!(parse("2001:db8:1:2::1"), parse("2001:db8:1:3::1"));
-        assert_eq!(parse("::ffff:10.0.0.1"), A);
+        assert_eq!(parse("::ffff:10.0.0.1"), Peer(A));
         assert_ne!(A, B);
     }
 

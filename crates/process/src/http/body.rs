@@ -42,7 +42,9 @@ impl hyper::body::Body for Received {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        this.progress.body_read(frame.is_ready());
+        let frame = ready!(frame);
         if frame.is_none() || this.body.is_end_stream() {
             this.progress.body_ends();
         }

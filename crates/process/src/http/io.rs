@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::progress::{Phase, Progress};
+use super::progress::{Ended, Phase, Progress};
 
 /// What a client of HTTP/2 without TLS begins with.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n";
@@ -45,7 +45,9 @@ pub(super) struct Socket {
     timeouts: Timeouts,
     reading: Timer,
     writing: Timer,
-    /// The client has said that it sends no more: how soon to look whether it is still there.
+    /// The client sends no more: whoever serves its request has had the time to read what came before.
+    ended: bool,
+    /// It waits for its answer: how soon to look whether it is still there.
     half_closed: Option<Duration>,
     is_first: bool,
     /// Until when the rest of a refused request is thrown away.
@@ -60,6 +62,7 @@ impl Socket {
             timeouts,
             reading: Timer::default(),
             writing: Timer::default(),
+            ended: false,
             half_closed: None,
             is_first: true,
             lingers_until: None,
@@ -105,6 +108,23 @@ impl Socket {
         }
     }
 
+    /// The client has sent its last byte. hyper asks for more as soon as it holds all of a body, which is before whoever
+    /// serves the request has been given the last of it. So that one gets its turn first.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.ended, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        match self.progress.ended() {
+            Ended::Gone => Poll::Ready(Ok(())),
+            Ended::HalfClosed => self.poll_half_closed(cx),
+            Ended::NotKnown => {
+                self.progress.wake_when_known(cx.waker());
+                Poll::Pending
+            }
+        }
+    }
+
     /// Writes a few words beside hyper, which has none under way. Whether they were taken whole.
     fn say(&self, words: &[u8]) -> bool {
         self.stream.try_write(words).is_ok_and(|written| written == words.len())
@@ -140,11 +160,7 @@ impl AsyncRead for Socket {
         }
         let received = &buf.filled()[before..];
         if received.is_empty() {
-            return if this.progress.may_half_close() {
-                this.poll_half_closed(cx)
-            } else {
-                Poll::Ready(Ok(()))
-            };
+            return this.poll_ended(cx);
         }
         this.progress.received();
         if std::mem::take(&mut this.is_first) && received.starts_with(HTTP2) {

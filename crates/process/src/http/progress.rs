@@ -1,5 +1,6 @@
 //! How far a connection is with its present request.
 
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,6 +20,18 @@ pub(super) enum Phase {
     Answer,
     /// For the client to take what is left of the answer.
     Flush,
+}
+
+/// What it means that a client sends no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ended {
+    /// It may be waiting for its answer. One of HTTP/1.0 may, too, or one that has part of an answer; but these cannot be
+    /// told from clients that are gone, and nearly all are gone.
+    HalfClosed,
+    /// It has gone, in the middle of a request or between two.
+    Gone,
+    /// The rest of the body may have been received and not been read yet by whoever serves the request.
+    NotKnown,
 }
 
 /// Told by whoever reads, serves and writes one connection.
@@ -41,12 +54,25 @@ struct State {
     used: bool,
     /// The answer ended before the body had been read.
     unread: bool,
+    /// Whoever serves the request has read all of the body that came, and waits for more.
+    wants_body: bool,
+    /// Woken when more is known than [`Ended::NotKnown`].
+    waits: Option<Waker>,
 }
 
 impl Progress {
     pub(super) fn new(slot: Slot) -> Self {
         let (phase, since) = (Phase::Silent, Instant::now());
-        let state = State { phase, since, answer_begun: false, old: false, used: false, unread: false };
+        let state = State {
+            phase,
+            since,
+            answer_begun: false,
+            old: false,
+            used: false,
+            unread: false,
+            wants_body: false,
+            waits: None,
+        };
         Self { slot, state: Mutex::new(state) }
     }
 
@@ -71,6 +97,7 @@ impl Progress {
         let mut state = self.state.lock();
         state.enter(if has_body { Phase::Body } else { Phase::Answer });
         (state.old, state.used, state.answer_begun, state.unread) = (old, true, false, has_body);
+        state.wants_body = false;
         self.slot.works();
     }
 
@@ -80,6 +107,15 @@ impl Progress {
         if state.phase == Phase::Body {
             state.enter(Phase::Answer);
             state.unread = false;
+        }
+    }
+
+    /// Whoever serves the request reads its body: whether there was some.
+    pub(super) fn body_read(&self, some: bool) {
+        let mut state = self.state.lock();
+        state.wants_body = !some;
+        if state.wants_body {
+            state.wake();
         }
     }
 
@@ -115,16 +151,21 @@ impl Progress {
         }
     }
 
-    /// Whether a client that sends its last byte now may be waiting for its answer. One of HTTP/1.0 may, too, or one
-    /// that has part of an answer; but these cannot be told from clients that are gone, and nearly all are gone.
-    pub(super) fn may_half_close(&self) -> bool {
+    /// The client sends no more.
+    pub(super) fn ended(&self) -> Ended {
         let state = self.state.lock();
         match state.phase {
-            Phase::Answer => !state.old && !state.answer_begun,
+            Phase::Answer if !state.old && !state.answer_begun => Ended::HalfClosed,
             // Nothing is computed for it any more.
-            Phase::Flush => true,
-            Phase::Silent | Phase::Head | Phase::Body => false,
+            Phase::Flush => Ended::HalfClosed,
+            Phase::Body if !state.wants_body => Ended::NotKnown,
+            Phase::Silent | Phase::Head | Phase::Body | Phase::Answer => Ended::Gone,
         }
+    }
+
+    /// Wakes `waker` when [`Self::ended`] has more to say.
+    pub(super) fn wake_when_known(&self, waker: &Waker) {
+        self.state.lock().waits = Some(waker.clone());
     }
 
     /// Whether an interim answer (1xx) can be sent now.
@@ -149,5 +190,12 @@ impl State {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waits.take() {
+            waker.wake();
+        }
     }
 }

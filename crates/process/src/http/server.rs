@@ -25,10 +25,15 @@ use super::{HEAD_BYTES_MAX, HEADERS_MAX, HttpOptions};
 use crate::Acceptor;
 use crate::slots::{Slot, SlotLimits, Slots};
 
+/// Bytes of an answer that the system may hold before the first of them is on its way. The system's own bound is some
+/// megabytes a connection, which a few hundred clients that read nothing would fill at the cost of everybody's CPU.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 64 * 1024;
+
 /// Connections beyond all bounds, for [`HttpOptions::always`].
 const RESERVE: usize = 32;
 
-/// Serves `routes` until `stop`. Then no connection is taken any more, those that are idle are closed, and it ends when
+/// Serves `routes` until `stop`. Each request carries its [`crate::slots::Peer`] as an extension. Then no connection is taken any more, those that are idle are closed, and it ends when
 /// the others have their answers. Dropped, it closes them all at once.
 pub async fn serve(listener: TcpListener, routes: Router, options: HttpOptions, stop: CancellationToken) {
     let limits = SlotLimits {
@@ -80,6 +85,10 @@ impl Server {
             idle: self.options.idle_timeout,
             write: self.options.write_timeout,
         };
+        #[cfg(target_os = "linux")]
+        if let Err(error) = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+            tracing::debug!(listener = self.options.name, %error, "the bound on what is not sent was not taken");
+        }
         let progress = Arc::new(Progress::new(slot));
         let socket = TokioIo::new(Socket::new(stream, Arc::clone(&progress), timeouts));
         let service = service_fn(|request| self.answer(request, &progress));
@@ -104,11 +113,12 @@ impl Server {
 
     async fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         progress: &Arc<Progress>,
     ) -> Result<Response<Sent>, Infallible> {
         let old = request.version() < Version::HTTP_11;
         progress.request_begins(old, !request.body().is_end_stream());
+        request.extensions_mut().insert(progress.slot().peer());
         let is_reserve = progress.slot().is_reserve();
         let mut response = if let Err(why) = self.options.hosts.check(&request) {
             (self.options.refusal)(StatusCode::FORBIDDEN, why)
@@ -121,8 +131,9 @@ impl Server {
             let request = request.map(|body| Body::new(Received::new(body, Arc::clone(progress))));
             self.routes.clone().call(request).await?
         };
-        if is_reserve {
-            // The next connection may need it.
+        // The next connection may need a slot of the reserve. A connection whose request was answered before it was read
+        // ends with this answer, and a client that does not know would send its next request in vain.
+        if is_reserve || progress.has_unread() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         progress.answer_begins();

@@ -34,6 +34,8 @@ pub struct Shared {
     pub gate: Arc<Semaphore>,
     /// Handlers and bodies that live.
     pub live: Arc<AtomicUsize>,
+    /// Bytes of `/big` that were taken from it.
+    pub taken: Arc<AtomicUsize>,
 }
 
 struct Live(Arc<AtomicUsize>);
@@ -79,6 +81,7 @@ pub fn routes(shared: Shared) -> Router {
         .route("/echo", post(|body: Bytes| async { body }))
         .route("/refuse", post(|| async { StatusCode::PAYLOAD_TOO_LARGE }))
         .route("/gated", get(gated))
+        .route("/later", post(later))
         .route("/begun", get(begun))
         .route("/big", get(big))
         .with_state(shared)
@@ -88,6 +91,13 @@ async fn gated(State(shared): State<Shared>) -> &'static str {
     let _live = shared.lives();
     shared.gate.acquire().await.expect("open").forget();
     "at last"
+}
+
+/// Echoes a body that is not read before the gate opens.
+async fn later(State(shared): State<Shared>, body: Body) -> Bytes {
+    let _live = shared.lives();
+    shared.gate.acquire().await.expect("open").forget();
+    axum::body::to_bytes(body, usize::MAX).await.expect("a body")
 }
 
 async fn begun(State(shared): State<Shared>) -> Response {
@@ -102,9 +112,13 @@ async fn begun(State(shared): State<Shared>) -> Response {
 
 async fn big(State(shared): State<Shared>) -> Response {
     let live = shared.lives();
-    let chunks = futures::stream::unfold((0, live), |(sent, live)| async move {
-        let chunk = Bytes::from(vec![b'x'; BIG_CHUNK_BYTES]);
-        (sent < BIG_CHUNKS).then_some((Ok::<_, std::io::Error>(chunk), (sent + 1, live)))
+    let chunks = futures::stream::unfold((0, live), move |(sent, live)| {
+        let taken = Arc::clone(&shared.taken);
+        async move {
+            let chunk = Bytes::from(vec![b'x'; BIG_CHUNK_BYTES]);
+            taken.fetch_add(BIG_CHUNK_BYTES, Ordering::SeqCst);
+            (sent < BIG_CHUNKS).then_some((Ok::<_, std::io::Error>(chunk), (sent + 1, live)))
+        }
     });
     Body::from_stream(chunks).into_response()
 }
@@ -113,7 +127,8 @@ impl Server {
     pub async fn start(options: HttpOptions) -> Self {
         let listener = disagg_process::listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Shared { gate: Arc::new(Semaphore::new(0)), live: Arc::default() };
+        let shared =
+            Shared { gate: Arc::new(Semaphore::new(0)), live: Arc::default(), taken: Arc::default() };
         let stop = CancellationToken::new();
         let task = tokio::spawn(http::serve(listener, routes(shared.clone()), options, stop.clone()));
         Self { address, shared, stop, task }
