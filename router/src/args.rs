@@ -95,7 +95,7 @@ pub struct RouterArgs {
     pub max_prefix_index_mib: u32,
 
     /// Choices that may be in progress at once: a request is as many as its prompts times its `n`. More are answered 429
-    /// with Retry-After; a single request of more is refused.
+    /// with Retry-After; a single request of more is refused. The last quarter is for requests with at most 8 choices.
     #[arg(long, env = "DISAGG_MAX_IN_FLIGHT", value_name = "N", default_value_t = 1024,
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=1_000_000))]
     pub max_in_flight: u32,

@@ -1,14 +1,16 @@
 //! Request bodies: read in bounded number, within time, at a least rate, and into memory that is taken from the budget.
 //!
-//! A body that is being read is no request in progress yet. Slow ones therefore keep nobody from being served; when so
-//! many are open that no more may be, the one that has been coming for longest makes room.
+//! A body that is being read is no request in progress yet, so slow ones keep nobody from being served. When as many are
+//! open as may be, one makes room for the next: the one that has been coming for longest, of the client that has most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use disagg_process::slots::Peer;
 use futures::StreamExt;
+use http::request::Parts;
 use http::{HeaderMap, header};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
@@ -25,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(3);
 const BYTES_PER_SECOND_MIN: usize = 16 * 1024;
 /// Bodies that are read at once.
 const OPEN_MAX: usize = 1024;
-/// A body that has been coming for less than this does not have to make room for another.
+/// A body that has been coming for less than this does not have to make room for another of the same client.
 const UNDISTURBED: Duration = Duration::from_millis(500);
 /// Room that a body gets before any of it is there.
 const FIRST_BYTES: usize = 16 * 1024;
@@ -40,7 +42,15 @@ pub(crate) struct Bodies {
 struct Open {
     last: u64,
     /// By number, and so by age.
-    bodies: BTreeMap<u64, (Instant, CancellationToken)>,
+    bodies: BTreeMap<u64, OpenBody>,
+}
+
+struct OpenBody {
+    /// Whose it is. `None` in tests of routes that have no listener.
+    peer: Option<Peer>,
+    since: Instant,
+    /// Cancelled when it has to make room.
+    displaced: CancellationToken,
 }
 
 /// A body's place among those that are being read.
@@ -57,33 +67,34 @@ impl Bodies {
         self.open.lock().bodies.len()
     }
 
-    fn enter(&self, max: usize) -> Result<Place<'_>, ApiError> {
+    fn enter(&self, peer: Option<Peer>, max: usize) -> Result<Place<'_>, ApiError> {
         let mut open = self.open.lock();
         if open.bodies.len() >= max {
-            let oldest = open.bodies.first_entry().filter(|entry| entry.get().0.elapsed() >= UNDISTURBED);
-            let (_, displaced) = oldest.ok_or_else(ApiError::too_many_bodies)?.remove();
-            displaced.cancel();
+            let number = open.who_makes_room(peer).ok_or_else(ApiError::too_many_bodies)?;
+            if let Some(body) = open.bodies.remove(&number) {
+                body.displaced.cancel();
+            }
         }
         open.last += 1;
         let (number, displaced) = (open.last, CancellationToken::new());
-        open.bodies.insert(number, (Instant::now(), displaced.clone()));
+        open.bodies.insert(number, OpenBody { peer, since: Instant::now(), displaced: displaced.clone() });
         Ok(Place { bodies: self, number, displaced })
     }
 
     /// Reads a body of at most `bytes_max`. It holds as many bytes of `budget` as have come.
     pub(super) async fn read(
         &self,
-        headers: &HeaderMap,
+        head: &Parts,
         body: Body,
         bytes_max: usize,
         budget: &Arc<Budget>,
     ) -> Result<(Vec<u8>, Held), ApiError> {
-        let announced = announced(headers);
+        let announced = announced(&head.headers);
         if announced.is_some_and(|length| length > bytes_max as u64) {
             return Err(ApiError::body_too_large(bytes_max));
         }
         let announced = announced.map_or(0, |length| length as usize);
-        let place = self.enter(OPEN_MAX)?;
+        let place = self.enter(head.extensions.get().copied(), OPEN_MAX)?;
         let mut held = Held::none(budget);
         let mut all = Vec::with_capacity(announced.min(FIRST_BYTES));
         let mut chunks = body.into_data_stream();
@@ -109,6 +120,22 @@ impl Bodies {
             }
             all.extend_from_slice(&chunk);
         }
+    }
+}
+
+impl Open {
+    /// The number of the body that makes room for one of `peer`. A client that has fewer than another need not wait for
+    /// that one's; among its own, a body is given some time to come.
+    fn who_makes_room(&self, peer: Option<Peer>) -> Option<u64> {
+        let mut counts = HashMap::new();
+        for body in self.bodies.values() {
+            *counts.entry(body.peer).or_insert(0_usize) += 1;
+        }
+        let own = counts.get(&peer).copied().unwrap_or(0);
+        let (&most_of, &most) = counts.iter().max_by_key(|&(_, count)| count)?;
+        let (of, undisturbed) = if most > own { (most_of, Duration::ZERO) } else { (peer, UNDISTURBED) };
+        let (&number, oldest) = self.bodies.iter().find(|(_, body)| body.peer == of)?;
+        (oldest.since.elapsed() >= undisturbed).then_some(number)
     }
 }
 
@@ -152,38 +179,60 @@ mod tests {
     }
 
     /// What becomes of a body without end, and when; time is tokio's own, which does not pass by itself.
-    async fn end_of(body: Body) -> (String, Duration, usize) {
+    async fn end_of(body: Body) -> (String, Duration) {
         let (bodies, budget, began) = (Bodies::default(), budget(), Instant::now());
-        let refused = bodies.read(&HeaderMap::new(), body, 1 << 23, &budget).await.unwrap_err();
+        let (head, ()) = http::Request::new(()).into_parts();
+        let refused = bodies.read(&head, body, 1 << 23, &budget).await.unwrap_err();
         assert_eq!((bodies.open(), budget.used()), (0, 0));
-        (refused.body.code.unwrap().to_owned(), began.elapsed(), 0)
+        (refused.body.code.unwrap().to_owned(), began.elapsed())
+    }
+
+    fn peer(last: u8) -> Option<Peer> {
+        Some(std::net::IpAddr::from([10, 0, 0, last]).into())
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_has_to_keep_coming() {
-        let (code, after, _) = end_of(slow(1, Duration::from_mins(1))).await;
+        let (code, after) = end_of(slow(1, Duration::from_mins(1))).await;
         assert_eq!((code.as_str(), after.as_secs()), ("body_timeout", 3));
         // A byte now and then buys no time.
-        let (code, after, _) = end_of(slow(1, Duration::from_millis(500))).await;
+        let (code, after) = end_of(slow(1, Duration::from_millis(500))).await;
         assert_eq!((code.as_str(), after.as_secs()), ("body_timeout", 3));
         // At the rate it may go on until the time is over.
-        let (code, after, _) = end_of(slow(BYTES_PER_SECOND_MIN, Duration::from_secs(1))).await;
+        let (code, after) = end_of(slow(BYTES_PER_SECOND_MIN, Duration::from_secs(1))).await;
         assert_eq!((code.as_str(), after), ("body_timeout", TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_makes_room() {
         let bodies = Bodies::default();
-        let first = bodies.enter(2).unwrap();
+        let first = bodies.enter(peer(1), 2).unwrap();
         tokio::time::advance(UNDISTURBED).await;
-        let second = bodies.enter(2).unwrap();
-        let third = bodies.enter(2).unwrap();
+        let second = bodies.enter(peer(1), 2).unwrap();
+        let third = bodies.enter(peer(1), 2).unwrap();
         assert!(first.displaced.is_cancelled() && !second.displaced.is_cancelled());
         // The others have only just come.
-        assert_eq!(bodies.enter(2).err().unwrap().status, 429);
+        assert_eq!(bodies.enter(peer(1), 2).err().unwrap().status, 429);
         drop((first, third));
         assert_eq!(bodies.open(), 1);
-        assert!(bodies.enter(2).is_ok() && !second.displaced.is_cancelled());
+        assert!(bodies.enter(peer(1), 2).is_ok() && !second.displaced.is_cancelled());
+    }
+
+    /// However many one client has, and however young they are, others are read; and a client with few loses none.
+    #[tokio::test(start_paused = true)]
+    async fn the_client_with_most_makes_room() {
+        let bodies = Bodies::default();
+        let few = bodies.enter(peer(2), 4).unwrap();
+        let many: Vec<_> = (0..3).map(|_| bodies.enter(peer(1), 4).unwrap()).collect();
+        let another = bodies.enter(peer(3), 4).unwrap();
+        assert!(many[0].displaced.is_cancelled(), "the oldest of the client with most");
+        assert!(!few.displaced.is_cancelled(), "though it is older");
+        let _second = bodies.enter(peer(2), 4).unwrap();
+        assert!(many[1].displaced.is_cancelled());
+        // Now nobody has more than this client, whose own have only just come.
+        assert_eq!(bodies.enter(peer(2), 4).err().unwrap().status, 429);
+        assert!(!few.displaced.is_cancelled() && !many[2].displaced.is_cancelled());
+        assert!(!another.displaced.is_cancelled());
     }
 
     #[test]

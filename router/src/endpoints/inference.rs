@@ -16,6 +16,9 @@ use crate::metrics::{RequestMetrics, Stage, Status};
 use crate::openai::{ApiError, Endpoint, Request};
 use crate::serving::{self, AnswerLimits, Call, Part, Whole, placement_header};
 
+/// Requests with at most this number of choices may fill the last quarter of what may be in progress.
+const FEW_CHOICES: u32 = 8;
+
 /// A request that has been understood and admitted.
 struct Admitted {
     calls: Vec<Call>,
@@ -85,7 +88,7 @@ async fn begin(
     let (head, body) = http.into_parts();
     check_type(&head.headers)?;
     let reading = Instant::now();
-    let (body, held) = app.bodies.read(&head.headers, body, app.limits.body_bytes_max, &app.budget).await?;
+    let (body, held) = app.bodies.read(&head, body, app.limits.body_bytes_max, &app.budget).await?;
     app.metrics.passed(Stage::Read, reading.elapsed());
     let (waiting, bytes) = (Instant::now(), body.len());
     let in_turn = {
@@ -134,7 +137,8 @@ fn admit(
     Ok(Admitted { calls, streamed, permit })
 }
 
-/// Each choice of each prompt counts as one in progress, which is what it is to the workers.
+/// Each choice of each prompt counts as one in progress, which is what it is to the workers. Requests with many choices
+/// leave a quarter of the whole to those with few, so that a handful of them does not keep everybody else out.
 fn permit(app: &App, request: &Request) -> Result<OwnedSemaphorePermit, ApiError> {
     let (prompts, max) = (request.inputs.len() as u32, app.limits.in_flight_max);
     let choices = prompts.saturating_mul(request.n);
@@ -147,6 +151,13 @@ fn permit(app: &App, request: &Request) -> Result<OwnedSemaphorePermit, ApiError
             n => ("n", format!("{n} for {prompts} prompts")),
         };
         return Err(ApiError::bad_value(field, &value, &rule));
+    }
+    let free = app.admission.available_permits();
+    let left = free.saturating_sub(choices as usize);
+    // Whatever may be in progress at all is so when nothing else is.
+    let is_alone = free == max as usize;
+    if choices > FEW_CHOICES && !is_alone && left < max as usize / 4 {
+        return Err(ApiError::too_many_requests(max));
     }
     let permit = Arc::clone(&app.admission).try_acquire_many_owned(choices);
     permit.map_err(|_| ApiError::too_many_requests(max))

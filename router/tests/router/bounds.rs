@@ -87,6 +87,36 @@ async fn every_choice_counts() {
     router.until_idle().await;
 }
 
+/// A handful of requests with many choices each fills what may be in progress, but for a quarter.
+#[tokio::test]
+async fn many_choices_leave_room() {
+    let open = |choices: u32| {
+        let ends = (0..choices).map(Step::Ends);
+        [Step::Started, Step::Says(0, "a"), Step::Gate].into_iter().chain(ends).collect::<Vec<_>>()
+    };
+    let worker = FakeWorker::decode("d0", vec![open(12), open(12), open(8), open(8)]);
+    let router = TestRouter::start(&[&worker], &["--max-in-flight", "40"]).await;
+    let with = |n: u32| json!({ "model": "tiny", "prompt": "p", "n": n });
+    let mut held = vec![router.spawn_complete(with(12))];
+    router.until_metric("disagg_router_choices_in_flight 12").await;
+    held.push(router.spawn_complete(with(12)));
+    router.until_metric("disagg_router_choices_in_flight 24").await;
+    // The third would leave 4 of 40.
+    let refused = router.post("/v1/completions", &with(12)).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, "1"));
+    // Requests with few choices take all there is.
+    held.push(router.spawn_complete(with(8)));
+    router.until_metric("disagg_router_choices_in_flight 32").await;
+    held.push(router.spawn_complete(with(8)));
+    router.until_metric("disagg_router_choices_in_flight 40").await;
+    worker.until("asked", |seen| seen.requests.len() == 4).await;
+    worker.open_gate();
+    for answer in held {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    router.until_idle().await;
+}
+
 #[tokio::test]
 async fn slow_bodies_keep_nobody_out() {
     let worker = FakeWorker::decode("d0", vec![says("x")]);

@@ -44,6 +44,8 @@ async fn half_closed(router: &str, request: &[u8]) -> Option<u16> {
     let mut answer = Vec::new();
     connection.read_to_end(&mut answer).await.ok()?;
     let text = String::from_utf8(answer).ok()?;
+    // It may have been asked whether it is still there.
+    let text = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&text);
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
     serde_json::from_str::<serde_json::Value>(body).ok()?;
