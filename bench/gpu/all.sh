@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that docs/perf.md reports, in one call on a machine with one GPU: calibration, correctness, then figures.
+# Measures what docs/perf.md and NOTEBOOK.md report, in one call on a machine with one GPU: calibration, correctness, then
+# figures.
 #
 #   cargo build --profile ci --workspace --examples --bins
 #   bench/gpu/all.sh target/ci target/ci/examples [FOLDER FOR LOGS]
