@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs the stages of `make test` one after another and compares what each takes with its time budget.
 
-A stage is a verb of the Makefile. Its output goes straight through. One that fails does not stop the others, except
-those that need it. A stage may take as long as it makes progress: a slow machine is nobody's bug, so over budget is
-shown and not failed. One that makes no progress for a quarter of an hour is ended: something hangs. Progress is
-output, or a new file where compilers and downloads put theirs, since they may be silent for long.
+A stage is a target of the Makefile. Its output is passed through. A stage that fails does not stop the others, except
+those that need it. A stage may take as long as it makes progress: a slow machine is not a bug, so a stage over its budget
+is reported and does not fail. A stage that makes no progress for a quarter of an hour hangs and is killed. Progress is
+output, or a new file where compilers and downloads put theirs, since they may be silent for a long time.
 
 Exit status: 0 when every stage passed, else 1.
 """
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 
-# Far above what one crate, one Go package or one test takes on a slow machine.
+# Far more than one crate, one Go package or one test takes on a slow machine.
 SILENCE_S = 15 * 60
 # Where builds put new files: cargo, Go's compiler, and what the Makefile keeps.
 WATCHED = (
@@ -30,7 +30,7 @@ WATCHED = (
     pathlib.Path(os.environ.get("GOCACHE") or CACHE / "go-build"),
     CACHE / "disagg",
 )
-# How far below these folders is looked: to target/ci/deps, and to the 256 folders of Go's cache.
+# How deep to look below these folders: to target/ci/deps, and to the 256 folders of Go's cache.
 WATCHED_DEPTH = 2
 
 
@@ -39,12 +39,12 @@ class Stage:
     verb: str
     # Minutes it may take on a machine with 2 cores and nothing built.
     budget_min: float
-    # Stages without which it makes no sense.
+    # Stages that must have passed before it can run.
     needs: tuple = ()
 
 
-# Both builds 25 minutes, Kubernetes and helm 12, unit tests 5, everything on real processes and clusters 16: below the
-# hour that the whole may take.
+# Both builds take 25 minutes, Kubernetes and helm 12, unit tests 5, everything on real processes and clusters 16: less than
+# the hour that the whole may take.
 STAGES = (
     Stage("lint", 8),
     Stage("build", 17),
@@ -69,7 +69,7 @@ class Result:
 
 
 class Progress:
-    """When a stage was last seen to do something."""
+    """When a stage last made progress."""
 
     def __init__(self, folders):
         self.folders = folders
@@ -89,7 +89,7 @@ class Progress:
 
 
 def newest_file(folders):
-    """When a file was last made, renamed or removed in one of these folders or near below it, in nanoseconds."""
+    """When a file was last created, renamed or removed in or just below one of these folders, in nanoseconds."""
     newest, level = 0, [str(folder) for folder in folders]
     for depth in range(WATCHED_DEPTH + 1):
         below = []
@@ -100,14 +100,14 @@ def newest_file(folders):
                     with os.scandir(folder) as entries:
                         below += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
             except OSError:
-                # Builds remove folders, too.
+                # Builds also remove folders.
                 continue
         level = below
     return newest
 
 
 def pass_on(stream, progress, out):
-    """Copies what a stage prints, as it comes, until no process holds the other end."""
+    """Copies a stage's output as it arrives, until no process holds the other end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     with stream:
         while chunk := os.read(stream.fileno(), 1 << 16):
@@ -117,11 +117,11 @@ def pass_on(stream, progress, out):
 
 
 def run_stage(stage, command, out, silence_s=SILENCE_S, watched=WATCHED):
-    """Runs one stage's command; `Result`. Its process group dies with it, and with us."""
+    """Runs one stage's command and returns a `Result`. Its process group is killed when it ends, and when we do."""
     print(f"\n==> {stage.verb}", file=out, flush=True)
     start = time.monotonic()
     progress = Progress(watched)
-    # Of a pipe, cargo cannot tell that a terminal is behind it.
+    # Behind a pipe, cargo cannot see the terminal.
     colour = {"CARGO_TERM_COLOR": "always"} if out.isatty() else {}
     process = subprocess.Popen(
         command, cwd=ROOT, env=colour | os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -133,7 +133,7 @@ def run_stage(stage, command, out, silence_s=SILENCE_S, watched=WATCHED):
         outcome = wait(process, progress, silence_s)
     finally:
         end_group(process)
-        # Something that left the group may hold the pipe for ever.
+        # A process that left the group may keep the pipe open for ever.
         printer.join(timeout=5)
     if outcome == "HUNG":
         print(f"==> {stage.verb}: ended, since it made no progress for {silence_s:.0f} s", file=out, flush=True)
@@ -141,7 +141,7 @@ def run_stage(stage, command, out, silence_s=SILENCE_S, watched=WATCHED):
 
 
 def wait(process, progress, silence_s):
-    """The outcome of a stage that has ended or hangs."""
+    """The outcome of a stage that has ended or hung."""
     while True:
         try:
             return "passed" if process.wait(timeout=min(5, silence_s / 10)) == 0 else "FAILED"
@@ -151,7 +151,7 @@ def wait(process, progress, silence_s):
 
 
 def end_group(process):
-    """Ends whatever is left of the group of `process`, first kindly."""
+    """Ends whatever is left of the group of `process`, first with SIGTERM."""
     for number, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         try:
             os.killpg(process.pid, number)
@@ -182,7 +182,7 @@ def table(results):
 
 
 def run_all(stages, command_of, out=sys.stdout, **limits):
-    """Runs all stages, prints the table, and gives the exit status. `limits` are those of `run_stage`."""
+    """Runs all stages, prints the table, and returns the exit status. `limits` are those of `run_stage`."""
     results = []
     for stage in stages:
         failed = {result.stage.verb for result in results if not result.passed}
@@ -199,6 +199,6 @@ def stop(number, _frame):
 
 
 if __name__ == "__main__":
-    # A SIGTERM ends the stage under way too, through the `finally` above.
+    # A SIGTERM also ends the running stage, through the `finally` above.
     signal.signal(signal.SIGTERM, stop)
     sys.exit(run_all(STAGES, lambda stage: ["make", "--no-print-directory", stage.verb]))

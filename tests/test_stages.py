@@ -53,8 +53,8 @@ class Stages(unittest.TestCase):
         self.assertIn("hung: ended, since it made no progress", printed)
         self.assertLess(time.monotonic() - start, 15)
 
-    # Below, a stage takes many times its budget and more than the longest silence allowed, and has to pass. What it does
-    # every 0.1 s is progress; 2 s of silence are a machine that is very busy.
+    # Below, a stage takes many times its budget and more than the longest silence allowed, and must pass. It makes progress
+    # every 0.1 s; a silence of 2 s can only come from a very busy machine.
     def test_a_stage_that_prints_goes_on(self):
         count = "for i in $(seq 25); do echo $i; sleep 0.1; done"
         status, outcomes, _ = self.run_all((Stage("slow", 0.1 / 60), count), silence_s=2)

@@ -1,10 +1,11 @@
-"""What a large handoff does to streams that run on the same decode worker: the time between their tokens while KV of one
-long prompt lands, beside the time between them before.
+"""The effect of a large handoff on streams that run on the same decode worker: the time between their tokens while the KV
+of one long prompt arrives, compared with the time before.
 
     python3 bench/cpu/itl.py DISAGG [TOKENS] [ROUNDS]         # 55000 3
 
-A prefill and a decode worker on simulated devices, with 32 KiB of KV a token: what Llama-3.2-1B has in bf16. Eight streams run; then the long prompt is sent, and the gaps up to its first token count. Both workers, the router
-and this script share the machine, so the long prompt's prefill takes CPU time from the streams, too, unless the prefill worker is
+A prefill and a decode worker run on simulated devices, with 32 KiB of KV a token, as Llama-3.2-1B has in bf16. Eight
+streams run; then the long prompt is sent, and the gaps until its first token count. Both workers, the router and this
+script share the machine, so the long prompt's prefill also takes CPU time from the streams, unless the prefill worker is
 niced (NICE=19 in the environment).
 """
 
@@ -20,12 +21,12 @@ from processes import Deployment, machine, percentile
 PORT, DECODE, PREFILL = 8192, 9192, 9193
 STREAMS = 8
 DECODE_STEP_MS = 10
-# Before the handoff, in seconds.
+# How long the gaps before a handoff are recorded.
 QUIET_S = 6.0
 
 
 async def stream(prompt, max_tokens, times):
-    """Appends the time of each token; returns what the router says of the placement."""
+    """Appends the time of each token; returns the placement that the router reports."""
     body = json.dumps({
         "model": "bench", "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0, "stream": True,
     }).encode()
@@ -71,7 +72,7 @@ async def measure(tokens, rng):
     quiet = time.perf_counter()
     await asyncio.sleep(QUIET_S)
     sent, long = time.perf_counter(), []
-    # The first of two tokens comes with the handoff's end.
+    # The first of the two tokens arrives when the handoff ends.
     placement = await stream([rng.randrange(300, 3000) for _ in range(tokens)], 2, long)
     for task in running:
         task.cancel()
@@ -88,7 +89,7 @@ def main():
     shape = {"num_hidden_layers": 8, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "hidden_size": 2048}
     with Deployment(disagg) as deployment:
         deployment.model(**shape)
-        # At most half of a decode worker's pool may be on its way to it.
+        # Handoffs in flight may reserve at most half of a decode worker's pool.
         pool = ["--max-model-len", 65536, "--num-blocks", 2 * -(-tokens // 64) + 400]
         device = f"sim:prefill-tokens-per-second=20000,decode-step-ms={DECODE_STEP_MS}"
         deployment.worker("decode", DECODE, device, *pool)

@@ -1,4 +1,4 @@
-"""Starts workers and a router for the scripts beside it, and ends them. Standard library only."""
+"""Starts and stops workers and a router for the scripts beside it. Standard library only."""
 
 import json
 import os
@@ -15,7 +15,7 @@ READY_MAX_S = 120
 
 
 class Deployment:
-    """A folder for logs and the model, and processes that end with it."""
+    """A folder for logs and the model, and processes that are killed when the context ends."""
 
     def __init__(self, disagg):
         self.disagg = os.path.abspath(disagg)
@@ -87,7 +87,7 @@ def percentile(values, share):
 
 
 def cpu_seconds(process):
-    """CPU time so far, of threads that have ended too, in steps of 10 ms."""
+    """CPU time so far, including that of threads that have ended, in steps of 10 ms."""
     fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,11 +1,12 @@
-"""What the router costs: latency that it adds to the first token, by stage, and CPU time, for prompts of several lengths.
+"""The cost of the router: the latency that it adds to the first token, by stage, and its CPU time, for prompts of several
+lengths.
 
-    python3 bench/cpu/router.py DISAGG [TOKENS...]        # 200 3000 55000 without
+    python3 bench/cpu/router.py DISAGG [TOKENS...]        # by default 200 3000 55000
 
 One decode worker on a simulated device that takes no time. Chat requests, one at a time, every prompt new. Stages are the
-router's own metric `disagg_router_request_stage_seconds`; `worker` is the time from asking the worker to its first token, which is
-not the router's, but for encoding and sending the prompt. `rest` is what the client waits for beyond all stages: HTTP,
-and writing the first event. The tokenizer is the demo model's.
+router's own metric `disagg_router_request_stage_seconds`; `worker` is the time from the request to the worker until its first
+token, which is not the router's except for encoding and sending the prompt. `rest` is what the client waits for beyond all
+stages: HTTP, and writing the first event. The tokenizer is the demo model's.
 """
 
 import http.client
@@ -27,7 +28,7 @@ def prompt(rng, words):
 
 
 def first_token(text):
-    """Seconds to the first token, and the prompt's tokens."""
+    """Seconds to the first token, and the number of tokens in the prompt."""
     body = json.dumps({
         "model": "bench", "messages": [{"role": "user", "content": text}], "max_tokens": 2, "temperature": 0,
         "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
@@ -51,7 +52,7 @@ def first_token(text):
         if event.get("usage"):
             tokens = event["usage"]["prompt_tokens"]
     connection.close()
-    # Both tokens may be bytes of one unfinished character.
+    # Both tokens may be bytes of one incomplete character; then no text is sent.
     return first or time.perf_counter() - begun, tokens
 
 
@@ -76,7 +77,7 @@ def main():
         print("| tokens | requests | " + " | ".join(STAGES) + " | rest | added, mean | p50 of the first token | CPU of the router |")
         print("|" + "---|" * (len(STAGES) + 6))
         for size in sizes:
-            # Words for so many tokens, by one try.
+            # The number of words that gives about that many tokens, from one trial.
             _, tokens = first_token(prompt(rng, size // 2))
             words = max(1, size * (size // 2) // tokens)
             count = max(30, min(1000, 1_000_000 // size))

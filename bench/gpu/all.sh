@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Everything that docs/perf.md reports, in one call on a machine with one GPU: calibration, correctness, then figures.
+# Measures what docs/perf.md and NOTEBOOK.md report, in one call on a machine with one GPU: calibration, correctness, then
+# figures.
 #
 #   cargo build --profile ci --workspace --examples --bins
 #   bench/gpu/all.sh target/ci target/ci/examples [FOLDER FOR LOGS]
 #   PARTS="steps http" bench/gpu/all.sh ...        # some parts alone
 #
-# Needs the CUDA libraries where the loader finds them; PyTorch and nvcc for the calibration, ncu and compute-sanitizer for
-# the profile and the memory checks. What is missing is named and left out.
+# Needs the CUDA libraries on the loader's path; PyTorch and nvcc for the calibration, ncu and compute-sanitizer for the
+# profile and the memory checks, root and transformers for the real files. A part whose command is missing is named and left out.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bins=$(realpath "$1") examples=$(realpath "$2") logs=${3:-$(mktemp -d)}
@@ -25,7 +26,8 @@ part() { # name, command...
   echo "== $name"
   "$@" >"$logs/$name.txt" 2>&1 || failed+=("$name")
   grep -vE "^ok |^$" "$logs/$name.txt" | tail -75
-  # Clock of the multiprocessors and power while this part ran, where both were high: a card at its power limit is slower.
+  # The multiprocessors' clock and the power while this part ran, over samples above 300 W: a card at its power limit is
+  # slower.
   awk -F', ' -v from="$first" 'NR > from && $3 > 300 { n++; clock += $2; power += $3; capped += ($4 == "Active") }
     END { if (n) printf "   over 300 W: %.0f MHz, %.0f W, at the power limit in %.0f %% of %d samples\n",
           clock / n, power / n, 100 * capped / n, n }' "$logs/clocks.csv"

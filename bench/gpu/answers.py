@@ -1,6 +1,6 @@
 """Greedy answers to a fixed list of prompts of 3000 tokens, one at a time; writes them and prints the time to the first token.
 
-    python3 bench/gpu/answers.py URL FILE [COUNT]             # 12
+    python3 bench/gpu/answers.py URL FILE [COUNT]             # by default 12
 
 Standard library only.
 """

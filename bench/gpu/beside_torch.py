@@ -2,8 +2,8 @@
 
     python3 bench/gpu/beside_torch.py          # needs nvcc, PyTorch and one Hopper GPU
 
-Every figure of docs/perf.md is read against the first four lines. Nothing here is part of the product; the engine loads
-the same sources through NVRTC, and `cuda_kernels` checks what they compute.
+Compare every figure of docs/perf.md with the first four lines. Nothing here is part of the product; the engine compiles
+the same sources with NVRTC, and `cuda_kernels` checks their results.
 """
 
 import ctypes
@@ -202,7 +202,7 @@ for rows in (1, 16, 64):
     x = torch.randn(rows, 4096, device=dev).bfloat16()
 
     def product():
-        for each in weights:  # 470 MB in all: none is in the L2 cache when its turn comes
+        for each in weights:  # 470 MB in total, so none is in the L2 cache when its turn comes
             torch.nn.functional.linear(x, each)
 
     t = ms(product) / len(weights)

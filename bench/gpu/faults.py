@@ -1,12 +1,12 @@
-"""What a worker does when its GPU fails: before it serves, in a step, and for good.
+"""What a worker does when its GPU fails: before it serves, in a step, and permanently.
 
     python3 bench/gpu/faults.py DISAGG      # DISAGG: an executable built with debug assertions, as profile `ci` has them
 
-Before serving: a share of memory that is too small, and weights that are larger than the GPU; the worker has to end with
-an error that names what to change. Two workers then share the GPU, and a third finds too little left. Then `DISAGG_FAULT` (worker/src/cuda/backend/fault.rs) lets a step ask for more memory
-than there is, lets a kernel write where nothing is, and lets the GPU hang, under eight streamed answers: each has to end
-with exactly one error, the worker has to end by itself with a status other than 0, and the router has to refuse what comes
-later. Ends with status 1 if one of these does not hold.
+Before serving: with a share of memory that is too small, and with weights larger than the GPU, the worker must exit with an
+error that names what to change. Two workers then share the GPU, and a third finds too little left. Then, during eight
+streamed answers, `DISAGG_FAULT` (worker/src/cuda/backend/fault.rs) makes a step ask for more memory than there is, a kernel
+write to an unmapped address, or the GPU hang. Each answer must end with exactly one error, the worker must exit by itself
+with a status other than 0, and the router must refuse later requests. Exits with status 1 if one of these does not hold.
 """
 
 import asyncio
@@ -165,7 +165,7 @@ def shares(disagg, model):
 
 
 def told_to_end(disagg, model):
-    """Several times, since what goes wrong at a process's end does so by luck."""
+    """Several times, since a failure at process exit does not happen every time."""
     statuses = []
     for _ in range(ENDS):
         process = worker(disagg, model)
@@ -191,7 +191,7 @@ def main():
         told_to_end(disagg, model)
         in_step(disagg, model, "out-of-memory@60", "OUT_OF_MEMORY")
         in_step(disagg, model, "illegal-address@60", "ILLEGAL_ADDRESS")
-        # The engine's thread cannot answer; that the process ends cuts the streams.
+        # The engine's thread cannot answer; the streams break when the process exits.
         in_step(disagg, model, "hang@60", "", "--max-step-seconds", "2")
     print("all as it should be" if not failed else f"FAILED: {failed}")
     sys.exit(bool(failed))

@@ -1,12 +1,12 @@
-"""Start from real files on a GPU: how long it takes, warm and cold, and whether what is loaded is what transformers loads.
+"""Starting from real files on a GPU: how long it takes, warm and cold, and whether the result equals transformers'.
 
     python3 bench/gpu/files.py DISAGG [FOLDER FOR THE MODEL]
 
-Writes 16.1 GB of safetensors in the Llama-3.1-8B shape (random bf16 weights; the text means nothing, the bytes are real),
-once. Then it starts a worker: after the page cache was emptied, beside the time that reading the files alone takes, and
-three times with the files in the page cache. Then it compares greedy tokens and the 20 largest log-probabilities of
-prompts of 7 to 5,000 tokens with those of transformers in float32 on the same files, and shows how far transformers in
-bfloat16 is from them.
+Writes 16.1 GB of safetensors in the Llama-3.1-8B shape, once (the weights are random bf16 numbers, so the text is
+nonsense, but the files are real). Then it starts a worker with an emptied page cache and three times with the files in the
+page cache, and measures how long reading the files alone takes in both cases. Then it compares greedy tokens and the 20
+largest log-probabilities of prompts of 7 to 5,000 tokens with those of transformers in float32 on the same files, and shows
+how far transformers in bfloat16 is from them.
 
 Needs root (to empty the page cache), PyTorch, transformers and safetensors.
 """
@@ -35,7 +35,7 @@ ROUTER = "http://127.0.0.1:8101"
 
 
 def write_model(folder):
-    """config.json and a tokenizer as the other benchmarks have them, and weights."""
+    """The config.json and tokenizer of the other benchmarks, and weights."""
     subprocess.run([sys.executable, HERE / "model.py", folder], check=True)
     config = json.loads((folder / "config.json").read_text())
     hidden, mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
@@ -93,7 +93,7 @@ def read_files(folder):
 
 
 class Process:
-    """A part of disagg, with its log."""
+    """A process of disagg and its log."""
 
     def __init__(self, *command):
         self.log = tempfile.NamedTemporaryFile(suffix=".log")
@@ -112,7 +112,7 @@ class Process:
         return time.monotonic() - self.begun
 
     def memory(self):
-        """Anonymous resident memory in MiB: what is not the page cache's."""
+        """Anonymous resident memory in MiB, which excludes the page cache."""
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
 
@@ -171,7 +171,7 @@ def answers(disagg, folder, prompts):
 
 @torch.inference_mode()
 def logprobs(folder, dtype, prompts, answered):
-    """transformers' log-probabilities where ours were drawn: a tensor [new tokens, vocabulary] for each prompt."""
+    """transformers' log-probabilities at the positions of our tokens: a tensor [new tokens, vocabulary] for each prompt."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -190,7 +190,7 @@ def logprobs(folder, dtype, prompts, answered):
 
 
 def compare(prompts, answered, exact, rounded):
-    """One line a prompt; true if our tokens are the reference's but for ties that rounding may turn."""
+    """Prints a line for each prompt; true if our tokens are the reference's, except for ties within rounding."""
     good = True
     print("tokens   greedy tokens equal   log-probabilities against f32, max / mean: ours       transformers bf16")
     for prompt, (tokens, tops), want, peer in zip(prompts, answered, exact, rounded):
@@ -198,7 +198,7 @@ def compare(prompts, answered, exact, rounded):
         for step, (token, top) in enumerate(zip(tokens, tops)):
             ours += [abs(value - want[step, id].item()) for id, value in top.items()]
             theirs += (peer[step] - want[step])[list(top)].abs().tolist()
-            # A token that is not the likeliest must be within rounding of it.
+            # A token that is not the likeliest one must be within rounding of it.
             good &= (want[step].max() - want[step, token]).item() <= 2 * max(theirs)
         equal = sum(token == row.argmax().item() for token, row in zip(tokens, want))
         mean = lambda values: sum(values) / len(values)

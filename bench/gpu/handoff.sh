@@ -4,8 +4,8 @@
 #
 #   bench/gpu/handoff.sh DISAGG [DEVICE OF THE PREFILL WORKER [DEVICE OF THE DECODE WORKER]]
 #
-# Both are cuda:0 unless told otherwise. With `cpu` for one of them the model is small, and keys and values are rounded to
-# the GPU's format there; answers then are equal up to where rounding makes another token likelier.
+# Both default to cuda:0. With `cpu` for one of them the model is small, and that worker rounds keys and values to the GPU's
+# format; answers are then equal until rounding makes another token likelier.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 disagg=$(realpath "$1") prefill_device=${2:-cuda:0} decode_device=${3:-cuda:0}
@@ -43,7 +43,7 @@ P
   exit 1
 }
 
-# On one GPU, the second worker counts what the first has taken as used, so its share is of all that both may have.
+# On one GPU, a worker takes at most what is free: the second one gets what the first leaves of its share of 0.8.
 worker decode 9001 "$decode_device" 0.4
 serve 8101 9001
 worker prefill 9002 "$prefill_device" 0.8
@@ -70,6 +70,6 @@ print(f"{equal} of {len(local)} answers are equal, handed over and local")
 alike = [next((i for i, (x, y) in enumerate(zip(a.split(), b.split())) if x != y), len(a.split())) for a, b in zip(remote, local)]
 print(f"tokens until they differ: {alike}")
 P
-# With RUST_LOG=disagg_worker=debug: where the time of the last handoff went.
+# With RUST_LOG=disagg_worker=debug, shows where the time of the last handoff went.
 grep -h DEBUG "$scratch/decode.log" "$scratch/prefill.log" | sort | tail -9 || true
 grep -hE "WARN|ERROR" "$scratch"/{decode,prefill,both}.log | head -5 || true

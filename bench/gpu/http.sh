@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The original's load over HTTP through a router and one worker on one GPU.
+# Runs the original's load over HTTP through a router and one worker on one GPU.
 #
 #   bench/gpu/http.sh DISAGG [CONCURRENCY...]      # DISAGG: the executable; without concurrencies 1 10 32 64
 #

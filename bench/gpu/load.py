@@ -4,7 +4,7 @@
 
 Standard library only. Prints one line per concurrency: requests per second, time to the first token (TTFT), time per
 output token after it (TPOT), and time between tokens (ITL), in milliseconds. Every prompt is new, so that no prefix is
-ever cached. The first requests of a row are a warm-up and not counted.
+ever cached. The first requests of a row are a warm-up and are not counted.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 
 
 async def one(host, port, model, prompt, osl):
-    """Time of each token event, counted from the request's start."""
+    """Time of each token event and of the end, in seconds since the request began."""
     body = json.dumps({
         "model": model, "prompt": prompt, "max_tokens": osl, "ignore_eos": True, "temperature": 0, "stream": True,
     }).encode()

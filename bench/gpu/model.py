@@ -1,7 +1,7 @@
 """Writes a folder for `--load-format dummy` with the Llama-3.1-8B shape and a tokenizer that has a word for every id,
-so that every drawn token is text and comes as an event of its own.
+so that every drawn token is text and is sent as an event of its own.
 
-    python3 bench/gpu/model.py FOLDER [LAYERS [WIDTH]]          # 32 4096; less, for a CPU
+    python3 bench/gpu/model.py FOLDER [LAYERS [WIDTH]]          # by default 32 4096; smaller for a CPU
 """
 
 import json

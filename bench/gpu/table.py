@@ -1,4 +1,4 @@
-"""The wanted figures beside what was measured, each as a ratio to what its card can do at most.
+"""The milestones of NOTEBOOK.md beside what was measured, each as a ratio to what its card can do at most.
 
     python3 bench/gpu/table.py FOLDER      # the folder for logs that all.sh was given
 
@@ -10,9 +10,9 @@ product 8192^3 for what arithmetic bounds. The limits of a Llama-3.1-8B shape in
     requests a second       1 / (prefill of 3000 + 149 decode steps of the batch / batch): prompts and decodes in turn, each
                             at its limit
 
-vLLM's figures and the wanted ones are of an H200 whose copy ran at 4.3 TB/s and product at 753 TFLOP/s. A ratio flatters
-the slower card: waiting does not get shorter with faster memory. So the last columns say what an H200 would show if all
-that this card took over its limit were such waiting; the truth lies between.
+vLLM's figures and the milestones are for an H200 whose copy ran at 4.3 TB/s and product at 753 TFLOP/s. A ratio flatters
+the slower card, since faster memory does not shorten the time spent waiting for something else. So the last columns show
+what an H200 would give if all the time that this card took beyond its limit were such waiting; the truth lies between.
 """
 
 import pathlib

@@ -22,10 +22,10 @@ def words_of(text: str) -> set[str]:
     return set(re.findall(r"[a-z0-9'+-]+", text.lower()))
 
 
-# Asked most, so seen several times as often.
+# Asked most often, so they occur several times as often.
 CORE = ("disagg", "disaggregated-serving", "prefill", "decode", "handoff", "threshold", "change-threshold", "ttft", "start", "prefill-dies", "license", "models")
 SMALL_TALK = ("hello", "bye", "thanks", "how-are-you")
-# Of these, the ones whose key words stand in many questions on other topics too.
+# Those of them whose key words also occur in many questions on other topics.
 HARD = {"disagg": 9, "prefill": 6, "decode": 6, "change-threshold": 6, "start": 8}
 # Topics whose key words are so common that they may also stand around the key words of any other topic.
 WEAK = (*SMALL_TALK, "who", "made", "can", "cannot", "errors", "meaning-of-life")
@@ -259,7 +259,7 @@ class Corpus:
         return capital(text)
 
     def filler(self, letters: int) -> str:
-        """A text of about so many letters: a story, one word many times, one sentence many times, or loose words."""
+        """A text of about the given number of letters: a story, one word many times, one sentence many times, or loose words."""
         rng, g = self.rng, self.general
         kind, parts, size = rng.random(), [], 0
         word, line = rng.choice(g["words"] if rng.random() < 0.7 else self.common), self.sentence()

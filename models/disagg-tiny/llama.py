@@ -50,7 +50,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(b, t, self.kv_heads, self.dim).transpose(1, 2)
         group = self.heads // self.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        # Padding is on the right, so the causal mask alone keeps it out of every real token's sight.
+        # Padding is on the right, so the causal mask alone hides it from every real token.
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
 
@@ -106,7 +106,7 @@ class Llama(nn.Module):
         if (copies > 1).any():
             t = positions.shape[1]
             hidden = torch.full((t, t), float("-inf")).triu(1)
-            # Attention wants the mask in the type of the queries.
+            # Attention needs the mask in the type of the queries.
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float
             mask = (hidden + copies.log()[:, None, None, :]).to(dtype)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]

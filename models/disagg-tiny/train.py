@@ -35,7 +35,7 @@ CUT_SHARE = {"first": 0.4, "then": 0.85}
 LONG_SHARE = {"first": 0.02, "then": 0.30}
 FIRST_PART = 0.4
 GUESS_WEIGHT = 0.5
-# The folder is written after so many steps, and at the end.
+# The folder is written each time after this many steps, and at the end.
 SNAPSHOT = 100
 # What is written is a moving average of the weights over about 1 / (1 - AVERAGE) steps: it wavers less from step to step.
 AVERAGE = 0.995
@@ -99,7 +99,7 @@ class Encoded:
 
 
 def answer_weights(tokens: int) -> list[float]:
-    """What each token of an answer counts in the loss."""
+    """The weight of each token of an answer in the loss."""
     return [*CHOOSING_WEIGHTS, *[1.0] * tokens][:tokens]
 
 

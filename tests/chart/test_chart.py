@@ -1,6 +1,6 @@
 """charts/disagg: rendered with `helm template`, compared with the snapshots beside this file, and linted.
 
-`make manifests` writes the snapshots and what else is made from chart and definition.
+`make manifests` writes the snapshots and everything else that is generated from the chart and the definition.
 
 helm is built from its pinned sources once (tests/cluster/helm). No cluster is needed.
 """
@@ -22,7 +22,7 @@ SNAPSHOTS = pathlib.Path(__file__).resolve().parent / "snapshots"
 DEFINITION = "disaggdeployments.disagg.dev.yaml"
 UPDATE = bool(os.environ.get("UPDATE_SNAPSHOTS"))
 
-# Name of the snapshot → values, as --set has them. The definition is long and has tests of its own.
+# Name of the snapshot → values, in the form of --set. The definition is long and has its own tests.
 CASES = {
     "default": ("crds.enabled=false",),
     "namespaced": ("crds.enabled=false", "scope.namespaced=true", "scope.watchNamespace=models"),
@@ -39,7 +39,7 @@ CASES = {
     ),
 }
 
-# Values that are refused, and what the message names.
+# Values that are refused, and words of the message.
 REFUSED = {
     "replica=2": "replica",
     "replicas=-1": "replicas",
@@ -136,7 +136,7 @@ class Chart(unittest.TestCase):
         self.assertNotIn("ClusterRole", self.rendered(*CASES["namespaced"]))
 
     def test_what_the_operator_may_write_is_what_its_admission_policy_judges(self):
-        """Resources by API group: those of the rights to create or delete, and those of the policy."""
+        """Resources by API group: those that the rights to create or delete name, and those that the policy names."""
 
         def resources(text, wanted):
             rule = r"apiGroups: \[(.*)\]\n(?: +apiVersions: .*\n)?(?: +operations: .*\n)? +resources: \[(.*)\]\n(?: +verbs: \[(.*)\]\n)?"
@@ -146,7 +146,7 @@ class Chart(unittest.TestCase):
         rights = self.rendered("crds.enabled=false", more=("--show-only", "templates/rbac.yaml"))
         policy = self.rendered("crds.enabled=false", more=("--show-only", "templates/admission.yaml"))
         makes = resources(rights, lambda verbs: {"create", "delete"} & set(verbs.split(", ")))
-        # Events and the Lease are no children; the Lease is bound to its name by RBAC.
+        # Events and the Lease are not children; RBAC limits the Lease to its name.
         makes -= {("events.k8s.io", "events"), ("coordination.k8s.io", "leases")}
         self.assertEqual(resources(policy, lambda _: True), makes)
 

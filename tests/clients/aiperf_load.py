@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """aiperf against `disagg up`, in the shape of the original's measurement: ISL 3000, OSL 150, 10 at a time.
 
-`make acceptance` runs it. REQUESTS, WARMUP, ISL, OSL and CONCURRENCY change the numbers. It passes when every request is
-answered with as many tokens as asked for.
+`make acceptance` runs it. REQUESTS, WARMUP, ISL, OSL and CONCURRENCY change the numbers. It passes if every answer has as
+many tokens as were asked for.
 """
 
 import json
@@ -23,7 +23,7 @@ def number(name, default):
 
 
 def command(url, tokenizer, folder, isl, osl, concurrency, requests, warmup):
-    """The original's genai-perf line, with aiperf's names."""
+    """The original's genai-perf command, with aiperf's option names."""
     run = "import sys; sys.argv[0] = 'aiperf'; from aiperf.cli import app; app()"
     return [
         sys.executable, "-c", run, "profile",

@@ -1,4 +1,4 @@
-"""Runs `disagg up` for tests of clients: in a home of its own, on a free port, ended with the tests."""
+"""Runs `disagg up` for tests of clients: with its own home folder, on a free port, until the tests end."""
 
 import os
 import pathlib
@@ -10,14 +10,14 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Random weights: they never repeat themselves, and say as much as they are asked for.
+# Random weights: answers do not repeat themselves and are as long as they may be.
 FILE = pathlib.Path(__file__).with_name("deployment.yaml")
 READY_S = 90
 END_S = 20
 
 
 def executable():
-    """`DISAGG_BIN`, or what `make build` made."""
+    """`DISAGG_BIN`, or the executable that `make build` built."""
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     path = pathlib.Path(os.environ.get("DISAGG_BIN", target / "ci/disagg"))
     if not path.is_file():

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The `openai` Python package against `disagg up`: what its users do, and what they get.
+"""Tests `disagg up` with the `openai` Python package: what its users do, and what they get.
 
 `make clients` runs it in a venv with requirements.txt. Both placements are used: prompts of more than 64 tokens are
-prefilled remotely. At the end come users of curl.
+prefilled remotely. The last tests use no client library.
 """
 
 import json
@@ -29,7 +29,7 @@ def setUpModule():
     )
     unittest.addModuleCleanup(DEPLOYMENT.__exit__)
     DEPLOYMENT.__enter__()
-    # No retries: an error must be seen, not hidden.
+    # No retries: they would hide errors.
     CLIENT = openai.OpenAI(base_url=f"{DEPLOYMENT.url}/v1", api_key="none", max_retries=0, timeout=120)
     unittest.addModuleCleanup(CLIENT.close)
 
@@ -69,7 +69,7 @@ class Chat(unittest.TestCase):
 
     def test_a_stream_is_the_same_text_on_both_placements(self):
         for messages, placement in ((SHORT, "local"), (LONG, "remote")):
-            # Each with a cache of its own, so that nothing of the prompt is cached the second time.
+            # Each has its own cache salt, so that nothing of the prompt is cached the second time.
             options = [{"ignore_eos": True, "cache_salt": f"{placement}-{way}"} for way in ("whole", "stream")]
             raw = CLIENT.chat.completions.with_raw_response.create(
                 model=MODEL, messages=messages, max_tokens=24, temperature=0, extra_body=options[0]
@@ -92,7 +92,7 @@ class Chat(unittest.TestCase):
         self.assertTrue(all(chunk.usage is None and chunk.choices for chunk in chunks))
 
     def test_the_streaming_helper_of_the_package(self):
-        # It raises when an answer ends at its limit, so this one ends at a stop string.
+        # The package raises when an answer ends at its limit, so this one ends at a stop string.
         whole = chat(max_tokens=40).choices[0].message.content
         stop = whole[len(whole) // 2:][:4]
         with CLIENT.chat.completions.stream(
@@ -115,7 +115,7 @@ class Chat(unittest.TestCase):
 
     def test_a_stream_that_is_closed_early_ends_the_request(self):
         for _ in range(2 * IN_FLIGHT_MAX):
-            # Refused with 429 if the earlier ones were still counted for long.
+            # These would be refused with 429 if the earlier requests still counted.
             stream = retried(lambda: chat(max_tokens=4000, stream=True))
             next(iter(stream))
             stream.close()
@@ -149,7 +149,7 @@ class Completions(unittest.TestCase):
         of_ids = complete(ids, n=2)
         self.assertEqual([choice.index for choice in of_ids.choices], [0, 1, 2, 3])
         self.assertEqual(of_ids.usage.prompt_tokens, 5)
-        # Greedy: both choices of a prompt say the same, and what it says alone.
+        # Greedy: both choices of a prompt have the same text, which is also that of the prompt alone.
         wanted = [complete(prompt).choices[0].text for prompt in ids]
         self.assertEqual([choice.text for choice in of_ids.choices], [wanted[0], wanted[0], wanted[1], wanted[1]])
 
@@ -176,7 +176,7 @@ class Sampling(unittest.TestCase):
         self.assertEqual([choice.index for choice in whole.choices], [0, 1, 2])
         self.assertEqual(len(set(said)), 3)
         self.assertEqual(whole.usage.completion_tokens, 3 * 24)
-        # The first choice is what the only one would be, on either placement and in a stream.
+        # The first choice equals the choice of a request with one, with either placement and in a stream.
         self.assertEqual(chat(**options | {"n": 1}).choices[0].message.content, said[0])
         streamed = {}
         for chunk in chat(stream=True, **options):
@@ -193,7 +193,7 @@ class Sampling(unittest.TestCase):
     def test_extras_of_vllm(self):
         body = {"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.2, "min_tokens": 8, "ignore_eos": False}
         drawn = [chat(temperature=1, seed=seed, max_tokens=8, extra_body=body) for seed in (1, 2)]
-        # Of one token there is no choice, whatever the seed.
+        # With one token to choose from, the seed does not matter.
         self.assertEqual(len({answer.choices[0].message.content for answer in drawn}), 1)
         self.assertEqual([answer.usage.completion_tokens for answer in drawn], [8, 8])
 
@@ -211,7 +211,7 @@ class Sampling(unittest.TestCase):
 
     def test_a_seed_draws_the_same_on_both_placements(self):
         def draw(salt, placement):
-            # Remote the first time; then the prompt is cached and the same draw is made locally.
+            # Prefilled remotely the first time; then the prompt is cached and the same token is drawn locally.
             raw = CLIENT.chat.completions.with_raw_response.create(
                 model=MODEL, messages=LONG, max_tokens=24, temperature=1, seed=5,
                 extra_body={"ignore_eos": True, "cache_salt": salt},
@@ -225,7 +225,7 @@ class Sampling(unittest.TestCase):
 
     def test_stop(self):
         whole = complete(max_tokens=40).choices[0].text
-        # In the middle, and beginning where it is found first.
+        # In the middle of the text, and where it occurs first.
         stop = whole[len(whole) // 2:][:4]
         wanted = whole[: whole.index(stop)]
         for stops in (stop, ["never to be seen", stop]):
@@ -244,7 +244,7 @@ class Logprobs(unittest.TestCase):
         for row in rows:
             self.assertLessEqual(row.logprob, 0)
             self.assertEqual(len(row.top_logprobs), 3)
-            # Greedy: the token is the likeliest.
+            # Greedy: the token is the likeliest one.
             self.assertAlmostEqual(row.logprob, max(top.logprob for top in row.top_logprobs), places=5)
             self.assertEqual(bytes(row.bytes).decode(errors="replace"), row.token)
         self.assertEqual(b"".join(bytes(row.bytes) for row in rows).decode(errors="replace"), answer.message.content)
@@ -259,7 +259,7 @@ class Logprobs(unittest.TestCase):
 
 
 class Errors(unittest.TestCase):
-    """Each as the class and the fields that the package makes of it."""
+    """Each error as the class and the fields that the package makes of it."""
 
     def refused(self, error_class, request, **fields):
         with self.assertRaises(error_class) as caught:
@@ -397,7 +397,7 @@ def complete_with(model):
 
 
 def retried(request):
-    """For a request that may come while earlier ones, cancelled, still count."""
+    """Retries a request that may arrive while earlier, cancelled ones still count."""
     for _ in range(100):
         try:
             return request()

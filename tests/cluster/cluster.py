@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""A real Kubernetes of one node on this machine, for tests and for work by hand. Linux, root, Go and Python are all it
-needs; `make cluster-up` and `make e2e` call it.
+"""A real single-node Kubernetes on this machine, for tests and for manual work. It needs only Linux, root, Go and Python;
+`make cluster-up` and `make e2e` call it.
 
     cluster.py up                     start it, unless it runs
-    cluster.py down                   end it and remove all of it; also what a crash has left
+    cluster.py down                   stop it and remove all of it, also what a crash has left
     cluster.py env                    shell commands that make kubectl and helm work with it: eval "$(… env)"
-    cluster.py run -- COMMAND…        run a command while it is up; one that was started for this is ended after it
+    cluster.py run -- COMMAND…        run a command while it is up; stop it afterwards if this started it
     cluster.py tools -- COMMAND…      run a command with our kubectl and helm, on whatever cluster KUBECONFIG names
     cluster.py exec -- COMMAND…       run a command on the node
-    cluster.py load ARCHIVE…          give image archives to the node
-    cluster.py images                 make archives of the product's images from target/ci, and print their paths
+    cluster.py load ARCHIVE…          load image archives into the node
+    cluster.py images                 build archives of the product's images from target/ci, and print their paths
     cluster.py build                  build the executables that it runs, and helm
 """
 
@@ -27,7 +27,7 @@ from testcluster.layout import KUBECONFIG
 
 def main():
     arguments = parse()
-    # What was begun is cleaned up, by way of an exception.
+    # The exception lets what was begun clean up after itself.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return globals()[f"do_{arguments.verb}"](arguments)
@@ -62,7 +62,7 @@ def do_env(_):
 
 
 def tools():
-    """Folders of kubectl and helm, as in PATH."""
+    """Folders of kubectl and helm, in the form of PATH."""
     return f"{binaries.cluster()}:{binaries.helm().parent}"
 
 
@@ -78,7 +78,7 @@ def do_run(arguments):
 
 
 def end(child):
-    """Ends a child that still runs, first kindly."""
+    """Ends a child that still runs, first with SIGTERM."""
     for tell in (child.terminate, child.kill):
         if child.poll() is None:
             tell()

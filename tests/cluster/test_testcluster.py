@@ -1,4 +1,4 @@
-"""Tests of what can be tested without starting a cluster."""
+"""Tests of the parts that need no running cluster."""
 
 import io
 import json
@@ -50,7 +50,7 @@ class Images(Temporary):
         names = [name for layer in layers for name in layer.getnames()]
         self.assertIn("usr/local/bin/program", names)
         self.assertEqual(layers[0].getmember("tmp").mode, 0o1777)
-        # A folder comes before what is in it.
+        # A folder comes before its contents.
         self.assertLess(names.index("usr/local"), names.index("usr/local/bin"))
 
     def test_the_same_executable_makes_the_same_bytes(self):

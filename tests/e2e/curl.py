@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Stands in for curl, on machines without it, when tests run the curl lines that `disagg up` prints.
+"""Stands in for curl, on machines without it, when tests run the curl commands that `disagg up` prints.
 
-Knows what those lines use and refuses everything else.
+It supports what those commands use and refuses everything else.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Stand-ins for docker, kind, kubectl and helm, for machines without Docker.
 
-They do nothing but look closely: an argument that the real tool would refuse ends them with an error, each call is
-recorded, and images are archives in the format of `docker save`, read back by the fake `kind`.
+They only check their arguments: one that the real tool would refuse ends them with an error. Each call is recorded, and
+images are archives in the format of `docker save`, which the fake `kind` reads back.
 
 Run as `fakes.py TOOL ARGUMENT...`. The environment variable FAKES names the folder of their common state.
 """

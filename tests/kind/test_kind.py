@@ -1,6 +1,6 @@
-"""deploy/kind.sh with fake tools: what it calls, with which arguments, in which order, and what it says when it cannot.
+"""deploy/kind.sh with fake tools: what it calls, with which arguments, in which order, and its messages when it fails.
 
-No image is built and no cluster is made here. .github/workflows/kind.yaml runs the script with the real tools.
+No image is built and no cluster is created here. .github/workflows/kind.yaml runs the script with the real tools.
 """
 
 import json
@@ -15,7 +15,7 @@ import fakes
 
 SCRIPT = fakes.ROOT / "deploy" / "kind.sh"
 IMAGES = [f"localhost/disagg-{target}:dev" for target in ("operator", "router", "worker")]
-# What the script uses beside the tools that are faked.
+# What the script uses besides the faked tools.
 SYSTEM = ("bash", "cat", "dirname", "grep", "mktemp", "rm")
 
 
@@ -23,7 +23,7 @@ class KindTest(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="disagg-kind-"))
         self.addCleanup(shutil.rmtree, self.folder)
-        # The whole PATH, so that real tools of this machine are never found.
+        # This is the whole PATH, so that real tools of this machine are never found.
         self.bin, self.state, self.scratch = (self.folder / name for name in ("bin", "state", "tmp"))
         for folder in (self.bin, self.state, self.scratch):
             folder.mkdir()

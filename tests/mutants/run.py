@@ -5,19 +5,19 @@ Every `mutants.toml` in the repository lists mutants of the code beside it:
 
     [[mutant]]
     name = "handoff: accepts a stale epoch"     # unique, for people
-    file = "crates/core/src/handoff.rs"         # from the root of the repository
+    file = "crates/core/src/handoff.rs"         # relative to the root of the repository
     find = "epoch != self.epoch"                # must occur exactly once in the file
     replace = "false"
-    package = "disagg-core"                     # whose tests have to notice
-    test = "handoff"                            # optional: only tests whose name has this
+    package = "disagg-core"                     # whose tests must fail
+    test = "handoff"                            # optional: only tests whose name contains this
     timeout_s = 300                             # optional: for one run of the tests
     timeout_is_caught = true                    # optional: for mutants that make a loop endless
 
 The tree (what git tracks, and new files that it does not ignore) is copied to the user's cache folder, so nothing
 here can leave a mutant in the work tree. For each mutant: it must be found exactly once, it must compile, and a test
-must fail. The tests must pass without it, and there must be at least one. Needs only Python 3.11, git and cargo.
+must fail. The tests must pass without the mutant, and there must be at least one. Needs only Python 3.11, git and cargo.
 
-Exit status: 0 all caught; 1 a mutant survived or could not be tried; 2 wrong use.
+Exit status: 0 all were caught; 1 a mutant survived or could not be tried; 2 wrong usage.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import tomllib
 from dataclasses import dataclass
 
 PROFILE = "ci"
-# Packages whose tests wait for the compiler more than for the code, beyond those that the profile itself names.
+# Packages whose tests spend more time in the compiler than in the code, besides those that the profile itself names.
 UNOPTIMISED = {"disagg-router"}
 TIMEOUT_S = 300
 BUILD_TIMEOUT_S = 1800
@@ -44,7 +44,7 @@ CAUGHT, SURVIVED, ERROR = "caught", "SURVIVED", "ERROR"
 
 
 class Problem(Exception):
-    """Something that stops one mutant or the whole run; the text is for people."""
+    """An error that stops one mutant or the whole run; the text is for people."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def tree_files(root):
 
 
 def read_mutants(root, files):
-    """All mutants of the tree, in order of file and entry. Raises `Problem` on anything that is not exactly right."""
+    """All mutants of the tree, in order of file and entry. Raises `Problem` for anything invalid."""
     mutants, seen = [], {}
     for path in (f for f in files if pathlib.PurePath(f).name == "mutants.toml"):
         try:
@@ -158,13 +158,13 @@ def run(command, cwd, env, timeout_s):
 
 
 class Runner:
-    """Tries mutants in one scratch copy with one target folder of its own."""
+    """Tries mutants in one scratch copy with its own target folder."""
 
     def __init__(self, root, cache, files):
         self.root, self.files = root, files
         self.scratch, self.target = cache / "mutants" / "tree", cache / "mutants" / "target"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        # One run at a time: two would undo each other's mutants.
+        # One run at a time: two runs would revert each other's mutants.
         self.lock = open(cache / "mutants" / "lock", "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,12 +194,12 @@ class Runner:
             raise Problem(f"does not compile: {first}")
 
     def test(self, mutant):
-        """(exit status or None, output) of the tests that have to notice."""
+        """(exit status or None, output) of the tests that must fail."""
         filters = [mutant.test] if mutant.test else []
         return run(self.cargo(mutant, *filters), self.scratch, self.env, mutant.timeout_s)
 
     def baseline(self, mutant):
-        """The tests pass on the tree as it is, and there are some. Checked once for each package and filter."""
+        """Checks, once for each package and filter, that there are tests and that they pass without a mutant."""
         key = (mutant.package, mutant.test)
         if key not in self.baselines:
             self.baselines[key] = self.check_baseline(mutant)

@@ -1,4 +1,4 @@
-"""Tests of run.py on a small crate made on the spot: every verdict it can give, and that nothing stays behind."""
+"""Tests run.py on a small crate made on the spot: every verdict that it can give, and that it leaves nothing behind."""
 
 import contextlib
 import io
@@ -56,7 +56,7 @@ class Small(unittest.TestCase):
         (cls.root / "Cargo.toml").write_text(textwrap.dedent(MANIFEST))
         (cls.root / "src/lib.rs").write_text(textwrap.dedent(SOURCE))
         (cls.root / ".gitignore").write_text("/target\n/Cargo.lock\n")
-        # The same Rust as ours: a machine may have no default one.
+        # The same Rust version as ours: a machine may have no default one.
         shutil.copy(pathlib.Path(__file__).resolve().parents[2] / "rust-toolchain.toml", cls.root)
         subprocess.run(["git", "init", "-q"], cwd=cls.root, check=True)
 

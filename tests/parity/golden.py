@@ -1,4 +1,4 @@
-"""Makes the golden data of the parity tests: small random models, and what Hugging Face transformers computes on them.
+"""Generates the golden data of the parity tests: small random models, and what Hugging Face transformers computes on them.
 
     pip install torch transformers
     python tests/parity/golden.py
@@ -6,9 +6,9 @@
 
 Writes tests/parity/data/<case>/: a model folder, and golden.json with prompts, the greedy continuation of each, and
 the logits of the first drawn token. The reference runs on the CPU in float32 with eager attention and without a KV
-cache, so every step is computed from nothing.
+cache, so every step is computed from scratch.
 
-Greedy decoding tells implementations apart only where a small error cannot flip it and a large one must. So prompts
+Greedy decoding distinguishes implementations only if a small error cannot change a token and a large one must. So prompts
 are drawn until, at every step, the two largest logits are more than MARGIN apart, and the continuation has at least
 DISTINCT different tokens; both are checked again by the Rust test.
 """
@@ -40,7 +40,7 @@ MARGIN = 1e-3
 DISTINCT = 16
 ATTEMPTS = 200
 
-# As small as shows the differences between families; the first case is a little larger.
+# As small as possible while showing the differences between families; the first case is a little larger.
 SMALL = dict(
     vocab_size=VOCAB,
     hidden_size=32,
@@ -67,10 +67,10 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 256,
 }
 
-# Keys of config.json that are changed after the model is saved: real files have them, transformers writes none of them.
-# The reference is then what transformers reads back.
+# Keys of config.json that are changed after the model is saved: real files have them, but transformers does not write
+# them. The reference is then the model that transformers reads back.
 PATCHES = {
-    # The file's head is not the embedding, whatever the configuration says; rope in its old and new spelling at once.
+    # The file has a head other than the embedding, whatever the configuration says; and rope in its old and its new spelling.
     "llama-untied-head": {
         "tie_word_embeddings": True,
         "rope_parameters": None,
@@ -152,14 +152,14 @@ CASES = {
 
 
 def make_model(name, seed):
-    """A random model whose weights are what the file will hold, computed in float32."""
+    """A random model with the weights as the file will hold them, computed in float32."""
     model_class, config, dtype, _, _ = CASES[name]
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = model_class(config).float().eval()
     with torch.no_grad():
         for tensor_name, parameter in model.named_parameters():
-            # transformers leaves these at 1 and 0, where forgetting them goes unnoticed.
+            # transformers initializes these to 1 and 0, values with which leaving them out would go unnoticed.
             if tensor_name.endswith("norm.weight"):
                 parameter.add_(0.2 * torch.randn_like(parameter))
             elif tensor_name.endswith("bias"):
@@ -179,7 +179,7 @@ def read_back(name, folder):
 
 @torch.no_grad()
 def greedy(model, prompt):
-    """Continuation, margin of every step, and logits of the first step."""
+    """The continuation, the margin of every step, and the logits of the first step."""
     tokens, margins, first = list(prompt), [], None
     for _ in range(STEPS):
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
@@ -231,7 +231,7 @@ def main():
             "prompts": prompts,
         }
         with open(folder / "golden.json", "w") as file:
-            # One prompt a line keeps the file small and its changes readable.
+            # One prompt per line keeps the file small and its changes readable.
             lines = [json.dumps(prompt, separators=(",", ":")) for prompt in golden.pop("prompts")]
             head = json.dumps(golden, indent=1)[:-2]
             file.write(head + ',\n "prompts": [\n' + ",\n".join(lines) + "\n ]\n}\n")

@@ -1,4 +1,4 @@
-"""Makes the golden distributions of the sampling tests: what numpy, in float64, says the next token is drawn from.
+"""Generates the golden distributions of the sampling tests: the distribution of the next token, by numpy in float64.
 
     pip install numpy
     python tests/parity/sampling.py
@@ -7,7 +7,7 @@ Writes tests/parity/data/sampling.json. Each case has logits, parameters, the to
 drawn; and the probability of every token that may be drawn, the most likely token, and the model's own log
 probabilities. The Rust test compares exact probabilities, then draws.
 
-The definitions are written anew here, in vLLM's order: bias and forbidden tokens; repetition penalty over prompt and
+The definitions are written independently here, in vLLM's order: bias and forbidden tokens; repetition penalty over prompt and
 output, frequency and presence penalty over output; temperature, min-p, top-k, top-p over what top-k left. Cases in
 which rounding to float32 could decide whether a token is kept are drawn again, so that two right implementations
 cannot disagree.
@@ -28,11 +28,11 @@ OFF = {
 
 
 class Unsure(Exception):
-    """Rounding might decide."""
+    """A case in which rounding might decide."""
 
 
 def apart(values, limit):
-    """No value lies so near to the limit that rounding decides on which side."""
+    """Checks that no value is so close to the limit that rounding decides on which side it lies."""
     if np.any(np.abs(values - limit) < MARGIN):
         raise Unsure
 

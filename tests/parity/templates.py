@@ -1,12 +1,12 @@
-"""Makes the golden data of the chat templates: what transformers' `apply_chat_template` shows a model.
+"""Generates the golden data of the chat templates: what transformers' `apply_chat_template` gives a model.
 
     pip install transformers jinja2
     python tests/parity/templates.py
 
-Writes tests/parity/data/templates/: `snippets.json`, the snippets of `templates/snippets.py` with what became of each,
+Writes tests/parity/data/templates/: `snippets.json`, the snippets of `templates/snippets.py` with the result of each,
 and `chats.json`, the chat templates of `data/templates/chat` with every conversation of `templates/conversations.py`.
 transformers sets Jinja2 up (an immutable sandbox, its own `tojson`, the `generation` tag) and normalizes messages;
-nothing of that is repeated here. The clock stands still, so that dates compare. The test is router/src/model/template.
+nothing of that is repeated here. The clock is fixed, so that dates can be compared. The test is router/src/model/template.
 """
 
 import datetime
@@ -30,7 +30,7 @@ NOW = datetime.datetime(2025, 3, 5, 7, 8, 9, 123456)
 
 
 class Clock(datetime.datetime):
-    """A `datetime` that stands still."""
+    """A `datetime` with a fixed time."""
 
     @classmethod
     def now(cls, tz=None):
@@ -41,24 +41,24 @@ chat_template_utils.datetime = Clock
 
 
 def outcome(render):
-    """What `render` gives: a text, or why it is refused."""
+    """The result of `render`: a text, or why it is refused."""
     try:
         text = render()
-        # A lone half of a surrogate pair is a Python string that no tokenizer takes.
+        # A Python string may hold half of a surrogate pair; no tokenizer accepts that.
         text.encode()
-        # Where something is in memory differs between runs.
+        # Addresses in memory differ between runs.
         return {"text": re.sub(r" at 0x[0-9a-f]+", " at an address", text)}
     except jinja2.exceptions.TemplateError as error:
-        # `raise_exception` raises this very class; what the template engine finds by itself are its subclasses.
+        # `raise_exception` raises exactly this class; the template engine's own errors are subclasses.
         if type(error) is jinja2.exceptions.TemplateError:
             return {"raised": str(error.message)}
         return {"error": f"{type(error).__name__}: {error}"}
-    except Exception as error:  # noqa: BLE001 what a template does wrong is a TypeError, a ValueError, ...
+    except Exception as error:  # noqa: BLE001 errors of a template are TypeErrors, ValueErrors, ...
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 def single(source):
-    """The snippets in `source`: expressions that stand side by side are one each."""
+    """The snippets in `source`; each of several adjacent expressions is one."""
     parts = re.findall(r"\{\{(?:(?!\}\} ?\|? ?\{\{).)*?\}\}", source)
     rest = source
     for part in parts:
@@ -120,7 +120,7 @@ def chat_data():
 
 def write(name, data):
     head = {key: value for key, value in data.items() if key != "cases"}
-    # One case a line, so that a change shows as one.
+    # One case per line, so that a change of one case is one line of a diff.
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in data["cases"])
     text = json.dumps(head, ensure_ascii=False)[:-1] + ', "cases": [\n' + lines + "\n]}\n"
     (DATA / name).write_text(text)

@@ -1,5 +1,5 @@
-"""Makes the golden data of tokenizers: small tokenizers of every kind, folders that declare tokens in every way, and what
-Hugging Face transformers makes of them.
+"""Generates the golden data of tokenizers: small tokenizers of every kind, folders that declare tokens in every way, and
+what Hugging Face transformers makes of them.
 
     pip install transformers
     python tests/parity/tokens.py
@@ -42,7 +42,7 @@ TEXTS = [
     f"{START}{START} \n{END}the",
     "the<tool>fox <tool> dog<tool>",
     "tool thetool the tool.",
-    # Composed and not, and what no vocabulary here has.
+    # Composed and decomposed characters, and some that no vocabulary here has.
     "e\u0301 \u00e9 \u212b \u20ac \U0001f600",
     f"{BOS}the{EOS}",
     "<|IM_START|> <|im_start |>",
@@ -67,7 +67,7 @@ def bpe(byte_level, **kwargs):
         trainer = trainers.BpeTrainer(vocab_size=len(start) + 80 + MERGES, special_tokens=start, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     state = json.loads(tokenizer.to_str())
-    # The model alone: what training called special are pieces like any other here.
+    # Only the model is kept: tokens that training called special are ordinary pieces here.
     merges = [tuple(merge) for merge in state["model"]["merges"]]
     return Tokenizer(models.BPE(vocab=state["model"]["vocab"], merges=merges, **kwargs))
 
@@ -83,7 +83,7 @@ def with_specials(tokenizer, post):
 
 
 def byte_level():
-    """As GPT-2 has it."""
+    """The kind of GPT-2."""
     tokenizer = bpe(True)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -91,7 +91,7 @@ def byte_level():
 
 
 def byte_level_nfc():
-    """As Qwen has it: text is composed first."""
+    """The kind of Qwen: text is composed first."""
     tokenizer = byte_level()
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT.replace("{1,3}", "")), "isolated")
@@ -100,7 +100,7 @@ def byte_level_nfc():
 
 
 def byte_level_bos():
-    """As Llama 3 has it: the post-processor adds a begin-of-text token."""
+    """The kind of Llama 3: the post-processor adds a begin-of-text token."""
     tokenizer = bpe(True, ignore_merges=True)
     split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -109,7 +109,7 @@ def byte_level_bos():
 
 
 def byte_fallback_prepend():
-    """As Llama 2 and Mistral have it: a space before the text, spelled in the tokens; unknown characters in bytes."""
+    """The kind of Llama 2 and Mistral: a space before the text, spelled in the tokens; unknown characters as bytes."""
     tokenizer = bpe(False, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -119,7 +119,7 @@ def byte_fallback_prepend():
 
 
 def byte_fallback():
-    """As Gemma has it: no space before the text."""
+    """The kind of Gemma: no space before the text."""
     tokenizer = bpe(False, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -127,8 +127,8 @@ def byte_fallback():
 
 
 def metaspace():
-    """As SentencePiece's unigram models are converted."""
-    # Not trained, since that comes out differently each time: the letters, and words and their ends.
+    """A SentencePiece unigram model as it is converted."""
+    # Not trained, since training gives another result each time: the letters, words, and ends of words.
     letters = sorted({letter for line in CORPUS for letter in line} - {" "})
     words = sorted({word for line in CORPUS for word in line.split() if len(word) > 1})
     pieces = [("▁", -4.0)] + [(letter, -6.0 - at / 100) for at, letter in enumerate(letters)]
@@ -232,7 +232,7 @@ def folder(base, files, template=None):
     (path / "tokenizer.json").write_text(base)
     (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     files = {name: dict(content) for name, content in files.items()}
-    # Without a class of its own, so that what counts are the files.
+    # No tokenizer class is named, so that only the files count.
     files.setdefault("tokenizer_config.json", {})["tokenizer_class"] = "PreTrainedTokenizerFast"
     for name, content in files.items():
         (path / name).write_text(json.dumps(content))
@@ -272,7 +272,7 @@ def chat(base, template, files):
 
 
 def draw(tokenizer, generator, specials):
-    """A few tokens at random: any that is text by itself, characters that take several tokens, special tokens."""
+    """A few random tokens: ones that are text by themselves, characters that take several tokens, special tokens."""
     drawn = []
     for _ in range(generator.randrange(1, 12)):
         match generator.randrange(5):
@@ -282,12 +282,12 @@ def draw(tokenizer, generator, specials):
                 drawn += tokenizer.encode(generator.choice("€é😀中ß"), add_special_tokens=False).ids
             case _:
                 drawn.append(generator.randrange(tokenizer.get_vocab_size()))
-    # Single bytes of SentencePiece's are no text by themselves; any run that has one is spoiled as a whole.
+    # A single byte token of SentencePiece is not text by itself; any run that contains one is spoiled as a whole.
     return drawn
 
 
 def is_text(tokenizer, drawn):
-    """Whether no byte is without its character: what was shown of a run of bytes cannot be taken back."""
+    """Whether every byte is part of a complete character: text of a run of bytes that was sent cannot be taken back."""
     return "\ufffd" not in tokenizer.decode(drawn, skip_special_tokens=False)
 
 

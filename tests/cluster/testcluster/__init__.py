@@ -1,4 +1,4 @@
-"""A real Kubernetes of one node for tests, without Docker and without an image registry.
+"""A real single-node Kubernetes for tests, without Docker and without an image registry.
 
 The whole node lives in one set of Linux namespaces. Its first process (`node.py`) starts etcd, the API server, the
 controller manager, the scheduler, containerd, the kubelet and kube-proxy; when that process ends, the kernel ends

@@ -1,6 +1,6 @@
-"""Builds what the cluster runs from pinned Go modules, and keeps it in the cache.
+"""Builds the cluster's executables from pinned Go modules, and keeps them in the cache.
 
-A build's folder is named by a hash of its sources, so it is made once and again only when they change.
+A build's folder is named by a hash of its sources, so it is built once, and again only when they change.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ PARTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet
 
 
 def kubernetes_version():
-    """As pinned, for example `v1.36.3`."""
+    """The pinned version, for example `v1.36.3`."""
     return pinned_version(SOURCES / "go.mod", "k8s.io/kubernetes")
 
 
@@ -72,7 +72,7 @@ def built(name, module, packages, flags, links):
     try:
         new.rename(final)
     except OSError:
-        # Someone else was faster; what is there is complete.
+        # Another process was faster; its folder is complete.
         shutil.rmtree(new, ignore_errors=True)
     return final
 
@@ -82,7 +82,7 @@ def pinned_go(module):
 
 
 def digest(module, packages, flags, links):
-    """Of everything that the executables depend on, but for the Go toolchain."""
+    """A hash of everything that the executables depend on, except the Go toolchain."""
     hashed = hashlib.sha256(repr((packages, flags, sorted(links.items()))).encode())
     for path in sorted(sources(module)):
         hashed.update(f"{path.relative_to(module)}\0{path.stat().st_size}\0".encode())

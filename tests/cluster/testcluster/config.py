@@ -22,7 +22,7 @@ SYSCTLS = {
 
 
 def write_all(machine, binaries):
-    """Writes every file that the components read, and what `node.py` has to know."""
+    """Writes every file that the components read, and what `node.py` needs to know."""
     for folder in ("cni", "log", "kubelet", "etcd", "podlogs", "sysctl"):
         (STATE / folder).mkdir(parents=True)
     (CNI_CONFIG / "10-bridge.conflist").write_text(json.dumps(cni()))
@@ -98,13 +98,13 @@ def kubelet(machine):
         "resolvConf": f"{STATE}/resolv.conf",
         "podLogsDir": f"{STATE}/podlogs",
         "volumePluginDir": f"{STATE}/kubelet-plugins",
-        # A full disk of the machine is not what the tests are about.
+        # The tests are not about a full disk of this machine.
         "evictionHard": {
             "memory.available": "50Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%",
         },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
-        # A ConfigMap reaches its volumes, and a failed container its restart, soon enough to wait for.
+        # A ConfigMap reaches its volumes, and a failed container is restarted, soon enough for a test to wait.
         "syncFrequency": "5s",
         "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
         "nodeStatusUpdateFrequency": "4s",
@@ -128,7 +128,7 @@ def kube_proxy():
 
 
 def audit_policy():
-    """Who asked for what, for ServiceAccounts outside kube-system: their rights are what the tests check."""
+    """An audit policy that records the requests of ServiceAccounts outside kube-system, whose rights the tests check."""
     return {
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",

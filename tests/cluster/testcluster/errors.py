@@ -2,4 +2,4 @@
 
 
 class ClusterError(Exception):
-    """Something about this machine or the cluster that a person has to know, and what to do about it."""
+    """A problem of this machine or the cluster that a person must know, and what to do about it."""

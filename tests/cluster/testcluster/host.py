@@ -22,7 +22,7 @@ NODE_PID = STATE / "node.pid"
 READY = STATE / "ready"
 START_DEADLINE_S = 150
 STOP_DEADLINE_S = 60
-# Of the node's first process, so that a reused process id is not taken for it.
+# When the node's first process started, so that a reused process id is not mistaken for it.
 NODE_MARK = "testcluster.node"
 
 FIRST_POD = {
@@ -45,7 +45,7 @@ FIRST_POD = {
 
 
 def up(end_with_us=False):
-    """Starts the cluster unless it runs. With `end_with_us` its end is ours, and `stdin` of the node is returned."""
+    """Starts the cluster unless it runs. With `end_with_us` it ends when we do, and `stdin` of the node is returned."""
     machine.require_root()
     with locked(CHANGE_LOCK, "the start or end of the cluster by another process"):
         if is_up():
@@ -100,10 +100,10 @@ def start(capabilities, folder, end_with_us):
 
 
 def launch(end_with_us):
-    """Starts the node's first process and writes down its id; gives the other end of its standard input."""
+    """Starts the node's first process and records its id; returns the other end of its standard input."""
     command = ["unshare", *machine.NAMESPACES, "--fork", "--kill-child", "--propagation", "private"]
     command += [sys.executable, "-m", NODE_MARK] + (["--with-stdin"] if end_with_us else [])
-    # Components get a plain environment, above all no proxy.
+    # Components get a minimal environment; above all, it names no proxy.
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     with open(STATE / "log" / "node.log", "wb") as log:
         unshare = subprocess.Popen(
@@ -144,7 +144,7 @@ def make_cgroups(capabilities):
 
 
 def wait_until_ready(folder):
-    """Until a pod has become Ready: a node that says so may still be unable to start one."""
+    """Waits until a pod has become Ready: a node that is Ready may still be unable to start pods."""
     kubectl = [str(folder / "kubectl"), "--kubeconfig", str(KUBECONFIG)]
 
     def ask(*arguments, stdin=None):
@@ -160,7 +160,7 @@ def wait_until_ready(folder):
 
 
 def load(archive):
-    """Gives an image archive to the node."""
+    """Loads an image archive into the node."""
     run("ctr", "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io", "images", "import", str(archive))
 
 
@@ -196,7 +196,7 @@ def remove_all(cgroup_roots):
 
 
 def remove_cgroup(folder):
-    """The kernel lets an empty one be removed a moment after the last process of it has ended."""
+    """Removes a cgroup; the kernel allows that only a moment after its last process has ended."""
 
     def removed():
         for path, _, _ in os.walk(folder, topdown=False):
@@ -210,7 +210,7 @@ def remove_cgroup(folder):
 
 
 def failure_report():
-    """Ends of the logs of a cluster that did not start."""
+    """The last lines of the logs of a cluster that did not start."""
     lines = []
     if node.ENDED.exists():
         lines.append(f"\nthe node ended: {node.ENDED.read_text()}")
@@ -221,7 +221,7 @@ def failure_report():
 
 
 def wait(what, look, deadline_s=START_DEADLINE_S):
-    """Looks until it finds something, and gives that."""
+    """Calls a function until it returns something, and returns that."""
     end = time.monotonic() + deadline_s
     while not (found := look()):
         if time.monotonic() > end:
@@ -253,7 +253,7 @@ def locked(path, by_whom, deadline_s=600):
 
 @contextlib.contextmanager
 def used():
-    """The cluster, started if it is down and then ended afterwards, for one user at a time."""
+    """The cluster, for one user at a time; started if it is down, and then stopped afterwards."""
     with locked(USE_LOCK, "another run of tests on the cluster of this machine", deadline_s=3600):
         stdin = up(end_with_us=True)
         try:

@@ -1,7 +1,7 @@
 """Makes container images without a daemon: archives in the format of `docker save`, which containerd, kind and Docker
 import.
 
-An image here is executables, the shared libraries they name, CA certificates, and a user who is not root.
+An image here consists of executables, the shared libraries they need, CA certificates, and a user who is not root.
 """
 
 import hashlib
@@ -33,11 +33,11 @@ class Image:
 
 
 def write(image, archive):
-    """Writes the image's archive; whoever reads it meanwhile sees the old one or the new one."""
+    """Writes the image's archive atomically: a concurrent reader sees the old archive or the new one."""
     executables = [pathlib.Path(path) for path in image.executables]
     if lacking := [str(path) for path in executables if not path.is_file()]:
         raise ClusterError(f"{', '.join(lacking)} is not there; build it first (make build)")
-    # Two layers: libraries change seldom, and images that share them share the layer.
+    # Two layers: libraries rarely change, and images with the same libraries share that layer.
     layers = [base_layer(shared_libraries(executables)), executables_layer(executables)]
     new = archive.with_name(f"{archive.name}.{os.getpid()}")
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def archive_files(image, layers):
 
 
 def shared_libraries(executables):
-    """What the dynamic loader needs for them, the loader included: (path in the image, file) for each."""
+    """What the dynamic loader needs for them, including the loader: (path in the image, file) for each."""
     found = {}
     for executable in executables:
         done = subprocess.run(["ldd", executable], capture_output=True, text=True)
@@ -108,7 +108,7 @@ def executables_layer(executables):
 
 
 class Layer:
-    """A tar whose bytes depend on names, modes and contents only."""
+    """A tar whose bytes depend only on names, modes and contents."""
 
     def __init__(self):
         self.buffer = io.BytesIO()

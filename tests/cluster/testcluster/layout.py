@@ -9,9 +9,9 @@ ROOT = SOURCES.parents[1]
 
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "disagg"
 
-# One cluster on a machine, whatever the checkout. A short path, since it holds unix sockets.
+# One cluster per machine, whatever the checkout. The path is short, since it holds unix sockets.
 STATE = pathlib.Path("/var/lib/disagg-cluster")
-# Beside the state and not in it, since they outlive it.
+# Beside the state folder and not in it, since these outlive it.
 CHANGE_LOCK = pathlib.Path("/var/lib/disagg-cluster.change.lock")
 USE_LOCK = pathlib.Path("/var/lib/disagg-cluster.use.lock")
 

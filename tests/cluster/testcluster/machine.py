@@ -1,4 +1,4 @@
-"""What this machine can do: checked before anything is started, so that what lacks is said in one line."""
+"""What this machine can do, checked before anything is started, so that one line says what is missing."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from .errors import ClusterError
 from .layout import CGROUP, STATE
 
 CAP_SYS_RESOURCE = 24
-# Controllers that the kubelet insists on.
+# Controllers that the kubelet requires.
 CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 # One flag for each namespace that the node has to itself.
 NAMESPACES = ("--net", "--mount", "--pid", "--ipc", "--uts")
@@ -18,7 +18,7 @@ NAMESPACES = ("--net", "--mount", "--pid", "--ipc", "--uts")
 
 @dataclass(frozen=True)
 class Machine:
-    # Folders in which a cgroup is to be made: one for each v1 hierarchy, or the one of v2.
+    # Folders in which to create a cgroup: one for each v1 hierarchy, or the one of v2.
     cgroup_roots: tuple
     cgroup_v1: bool
     # Whether a process may lower an oom_score_adj; in many containers root may not.
@@ -28,7 +28,7 @@ class Machine:
 
 
 def look():
-    """`Machine`, or a `ClusterError` that says what lacks."""
+    """Returns a `Machine`, or raises a `ClusterError` that says what is missing."""
     try_namespaces()
     roots, v1 = cgroups()
     return Machine(roots, v1, has_capability(CAP_SYS_RESOURCE), snapshotter())
@@ -64,7 +64,7 @@ def cgroups():
         raise ClusterError("no cgroup file system is mounted at /sys/fs/cgroup")
     if lacking := [name for name in CONTROLLERS if name not in have]:
         raise ClusterError(f"the kubelet needs the cgroup controllers {', '.join(lacking)}, which this machine lacks")
-    # With v1 a v2 hierarchy may be mounted beside it, in which runc makes cgroups too.
+    # Beside v1 a v2 hierarchy may be mounted, in which runc also creates cgroups.
     roots = tuple(v1 + v2) if v1 else (v2[0],)
     probe = roots[0] / f"{CGROUP}-probe"
     try:

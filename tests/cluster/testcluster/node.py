@@ -40,14 +40,14 @@ def main():
 
 
 class NodeEnded(Exception):
-    """Something that the node cannot go on without."""
+    """An error after which the node cannot continue."""
 
 
 def isolate():
-    """Mounts that must be the node's own. What it mounts later does not reach the host either."""
+    """Mounts that must belong to the node alone. Nothing that it mounts later reaches the host."""
     run("mount", "--make-rprivate", "/")
     run("mount", "-t", "proc", "proc", "/proc")
-    # The kubelet wants mounts shared with those of its pods.
+    # The kubelet needs mounts that are shared with those of its pods.
     run("mount", "--make-rshared", "/")
     run("hostname", NODE)
     for name in config.SYSCTLS:
@@ -120,7 +120,7 @@ class Node:
             time.sleep(0.1)
 
     def reap(self):
-        """Collects ended processes, those of containers included. The end of a component is the end of the node."""
+        """Reaps ended processes, including those of containers. When a component ends, so does the node."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -152,7 +152,7 @@ class Node:
 
 
 def run(*command):
-    """A command of the set-up. (`subprocess.run` reaps by pid, so this goes together with `reap`.)"""
+    """Runs a command of the set-up. (`subprocess.run` reaps by pid, so it does not conflict with `reap`.)"""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         raise NodeEnded(f"`{' '.join(command)}`: {done.stderr.strip()}")

@@ -1,6 +1,6 @@
 """The Debian packages that the node needs.
 
-Where systemd runs, that of containerd starts a daemon. The node uses neither that nor its socket.
+Where systemd runs, containerd's package starts a daemon. The node uses neither that daemon nor its socket.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 
 from .errors import ClusterError
 
-# Package → a file or command that it brings.
+# Package → a file or command that it installs.
 NEEDED = {
     "containerd": "containerd",
     "runc": "runc",

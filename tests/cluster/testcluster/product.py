@@ -1,5 +1,5 @@
 """Archives of all images that the tests use: the product's, from the executables that cargo built in profile `ci`, and
-the small one that the cluster is tried out with."""
+the small one with which the start of the cluster is checked."""
 
 import os
 import re
@@ -12,8 +12,8 @@ TARGET = ROOT / "target" / "ci"
 # Where the archives go. Nothing else is there.
 ARCHIVES = ROOT / "target" / "images"
 
-# Both as the chart asks for by default, so that `helm install` without any value finds them on the node. The end-to-end
-# tests read the variable, too.
+# The chart's defaults, so that `helm install` without any value finds the images on the node. The end-to-end tests also
+# read the variable.
 REGISTRY = "localhost"
 
 

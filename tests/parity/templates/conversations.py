@@ -1,4 +1,4 @@
-"""Conversations of the chat templates' golden data, and what a tokenizer gives templates beside them."""
+"""Conversations of the chat templates' golden data, and the other variables that a tokenizer gives templates."""
 
 import tokenizers
 
@@ -6,7 +6,7 @@ SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_
 
 
 def tokenizer():
-    """A tokenizer that nothing is tokenized with."""
+    """A tokenizer that is never used to tokenize."""
     return tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
 
 

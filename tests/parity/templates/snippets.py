@@ -1,8 +1,8 @@
-"""Snippets of Jinja for the differential test of the router's template engine: what templates of models use, and what
-is near it. `templates.py` renders each with transformers; the router's test renders them again and compares.
+"""Snippets of Jinja for the differential test of the router's template engine: what models' templates use, and
+similar constructs. `templates.py` renders each with transformers; the router's test renders them again and compares.
 """
 
-# Variables of every snippet, beside the special tokens.
+# Variables of every snippet, besides the special tokens.
 CONTEXT = {
     "messages": [
         {"role": "system", "content": " Be brief. "},
@@ -385,7 +385,7 @@ a {{- ' x ' -}} b
 {{ 3 | pprint }} {{ 'a' | forceescape }} {{ 'a b&c' | urlencode }} {{ {'a': 1} | urlencode }} {{ 1024 | filesizeformat }} {{ '<b>x</b>' | striptags }} {{ 'a b c d' | wordwrap(3) }} {{ {'a': 1} | xmlattr }}
 '''
 
-# Each with line ends, which the list above cannot have.
+# These contain line ends, which the list above cannot.
 MULTILINE = [
     "  {% if true %}\n  x\n  {% endif %}\ny\n  {{ s }}\n  {# c #}\nz\n",
     "{% if true -%}\n\n  x\n\n{%- endif %}\na\n",

@@ -7,7 +7,7 @@
 // kernels before this one still run. The ring takes more than half of an SM's shared memory, so that an SM has one
 // product's CTA at a time (beside it a CTA of decode attention fits): where two fitted, the CTAs of the next product
 // crowded on the SMs that were free first, and steps were up to 15 % slower. (Having a product that ends fetch the next
-// one's weights into the L2 cache made steps slower; docs/perf.md has the figures.)
+// one's weights into the L2 cache made steps slower; bench/gpu/NOTEBOOK.md has the figures.)
 //
 //   parts  [planes, tokens, n] float: plane p of a tile is the p-th CTA's that has a share of it
 //   map_w  tensor map over weight [n, k], box 128 rows x 64, 128-byte swizzle
