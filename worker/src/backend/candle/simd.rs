@@ -8,6 +8,8 @@
 //! that were detected. The register types are private, so the only way to run a kernel on them is [`Isa::run`].
 #![allow(unsafe_code)]
 
+use half::{bf16, f16};
+
 /// Lanes of a vector.
 pub(super) const LANES: usize = 16;
 
@@ -22,8 +24,18 @@ pub(super) trait Lanes: Copy {
     /// Lane by lane from memory.
     fn load(from: &[f32; LANES]) -> Self;
 
+    /// Lane by lane from memory, widened, which is exact.
+    fn load_bf16(from: &[bf16; LANES]) -> Self;
+
+    /// Lane by lane from memory, widened, which is exact.
+    fn load_f16(from: &[f16; LANES]) -> Self;
+
     /// Lane by lane to memory.
     fn store(self, to: &mut [f32; LANES]);
+
+    /// `self + other`, rounded once.
+    #[must_use]
+    fn add(self, other: Self) -> Self;
 
     /// `self + a * b`, rounded once.
     #[must_use]
@@ -62,7 +74,10 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") {
                 available.push(Self(Kind::Avx512));
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 available.push(Self(Kind::Avx2));
             }
         }
@@ -119,8 +134,26 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn load_bf16(from: &[bf16; LANES]) -> Self {
+        Self(from.map(bf16::to_f32))
+    }
+
+    #[inline(always)]
+    fn load_f16(from: &[f16; LANES]) -> Self {
+        Self(from.map(f16::to_f32))
+    }
+
+    #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
         *to = self.0;
+    }
+
+    #[inline(always)]
+    fn add(mut self, other: Self) -> Self {
+        for (sum, other) in self.0.iter_mut().zip(other.0) {
+            *sum += other;
+        }
+        self
     }
 
     #[inline(always)]
@@ -135,9 +168,14 @@ impl Lanes for Portable {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m128i, __m256, __m256i, __m512, _mm_loadu_si128, _mm256_add_ps, _mm256_castsi256_ps,
+        _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+        _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps, _mm512_castsi512_ps,
+        _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
+
+    use half::{bf16, f16};
 
     use super::{Kernel, LANES, Lanes};
 
@@ -146,7 +184,7 @@ mod x86 {
         kernel.run::<Avx512>()
     }
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Avx2>()
     }
@@ -171,9 +209,30 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn load_bf16(from: &[bf16; LANES]) -> Self {
+            // SAFETY: as above; 32 bytes are read. A bfloat16 is the upper half of the f32 that equals it.
+            unsafe {
+                let halves = _mm256_loadu_si256(from.as_ptr().cast::<__m256i>());
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+            }
+        }
+
+        #[inline(always)]
+        fn load_f16(from: &[f16; LANES]) -> Self {
+            // SAFETY: as above; 32 bytes are read.
+            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast::<__m256i>())) })
+        }
+
+        #[inline(always)]
         fn store(self, to: &mut [f32; LANES]) {
             // SAFETY: as above; sixteen floats are written.
             unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
         }
 
         #[inline(always)]
@@ -192,7 +251,7 @@ mod x86 {
 
         #[inline(always)]
         fn splat(value: f32) -> Self {
-            // SAFETY: the type is only used where AVX2 and FMA were detected.
+            // SAFETY: the type is only used where AVX2, FMA and F16C were detected.
             let half = unsafe { _mm256_set1_ps(value) };
             Self(half, half)
         }
@@ -202,6 +261,20 @@ mod x86 {
             let (low, high) = from.split_at(LANES / 2);
             // SAFETY: as above; eight floats are read from each half, at any alignment.
             unsafe { Self(_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())) }
+        }
+
+        #[inline(always)]
+        fn load_bf16(from: &[bf16; LANES]) -> Self {
+            let (low, high) = from.split_at(LANES / 2);
+            // SAFETY: as above.
+            unsafe { Self(widen_bf16(low), widen_bf16(high)) }
+        }
+
+        #[inline(always)]
+        fn load_f16(from: &[f16; LANES]) -> Self {
+            let (low, high) = from.split_at(LANES / 2);
+            // SAFETY: as above.
+            unsafe { Self(widen_f16(low), widen_f16(high)) }
         }
 
         #[inline(always)]
@@ -215,9 +288,38 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+        }
+
+        #[inline(always)]
         fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: as above.
             unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
         }
+    }
+
+    /// # Safety
+    ///
+    /// The CPU has AVX2, and `half` has eight elements.
+    #[inline(always)]
+    unsafe fn widen_bf16(half: &[bf16]) -> __m256 {
+        debug_assert_eq!(half.len(), LANES / 2);
+        // SAFETY: 16 bytes are read. A bfloat16 is the upper half of the f32 that equals it.
+        unsafe {
+            let halves = _mm_loadu_si128(half.as_ptr().cast::<__m128i>());
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The CPU has F16C, and `half` has eight elements.
+    #[inline(always)]
+    unsafe fn widen_f16(half: &[f16]) -> __m256 {
+        debug_assert_eq!(half.len(), LANES / 2);
+        // SAFETY: 16 bytes are read.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(half.as_ptr().cast::<__m128i>())) }
     }
 }
