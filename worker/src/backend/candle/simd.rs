@@ -168,12 +168,12 @@ impl Lanes for Portable {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m128i, __m256, __m256i, __m512, _mm_loadu_si128, _mm256_add_ps, _mm256_castsi256_ps,
-        _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-        _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps, _mm512_castsi512_ps,
-        _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_slli_epi32, _mm512_storeu_ps,
+        __m128i, __m256, __m256i, __m512, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_slli_epi32, _mm512_add_ps,
+        _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_set1_ps,
+        _mm512_slli_epi32,
     };
+    use std::mem::transmute;
 
     use half::{bf16, f16};
 
@@ -188,6 +188,9 @@ mod x86 {
     pub(super) fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Avx2>()
     }
+
+    // Arrays become vectors by `transmute`: the intrinsics that load and store go through pointers, which builds with debug
+    // assertions check one by one, and that takes longer than the arithmetic.
 
     /// Only named in [`run_avx512`].
     #[derive(Clone, Copy)]
@@ -204,34 +207,34 @@ mod x86 {
 
         #[inline(always)]
         fn load(from: &[f32; LANES]) -> Self {
-            // SAFETY: as above; sixteen floats are read from a reference to sixteen, at any alignment.
-            Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+            // SAFETY: both are sixteen floats, of which every pattern of bits is one.
+            Self(unsafe { transmute::<[f32; LANES], __m512>(*from) })
         }
 
         #[inline(always)]
         fn load_bf16(from: &[bf16; LANES]) -> Self {
-            // SAFETY: as above; 32 bytes are read. A bfloat16 is the upper half of the f32 that equals it.
+            // SAFETY: as above; both are 32 bytes. A bfloat16 is the upper half of the f32 that equals it.
             unsafe {
-                let halves = _mm256_loadu_si256(from.as_ptr().cast::<__m256i>());
+                let halves = transmute::<[bf16; LANES], __m256i>(*from);
                 Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
             }
         }
 
         #[inline(always)]
         fn load_f16(from: &[f16; LANES]) -> Self {
-            // SAFETY: as above; 32 bytes are read.
-            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast::<__m256i>())) })
+            // SAFETY: as above; both are 32 bytes.
+            Self(unsafe { _mm512_cvtph_ps(transmute::<[f16; LANES], __m256i>(*from)) })
         }
 
         #[inline(always)]
         fn store(self, to: &mut [f32; LANES]) {
-            // SAFETY: as above; sixteen floats are written.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+            // SAFETY: both are sixteen floats.
+            *to = unsafe { transmute::<__m512, [f32; LANES]>(self.0) };
         }
 
         #[inline(always)]
         fn add(self, other: Self) -> Self {
-            // SAFETY: as above.
+            // SAFETY: the type is only used where AVX-512 was detected.
             Self(unsafe { _mm512_add_ps(self.0, other.0) })
         }
 
@@ -258,68 +261,47 @@ mod x86 {
 
         #[inline(always)]
         fn load(from: &[f32; LANES]) -> Self {
-            let (low, high) = from.split_at(LANES / 2);
-            // SAFETY: as above; eight floats are read from each half, at any alignment.
-            unsafe { Self(_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())) }
+            // SAFETY: both are sixteen floats, of which every pattern of bits is one.
+            let [low, high] = unsafe { transmute::<[f32; LANES], [__m256; 2]>(*from) };
+            Self(low, high)
         }
 
         #[inline(always)]
         fn load_bf16(from: &[bf16; LANES]) -> Self {
-            let (low, high) = from.split_at(LANES / 2);
-            // SAFETY: as above.
-            unsafe { Self(widen_bf16(low), widen_bf16(high)) }
-        }
-
-        #[inline(always)]
-        fn load_f16(from: &[f16; LANES]) -> Self {
-            let (low, high) = from.split_at(LANES / 2);
-            // SAFETY: as above.
-            unsafe { Self(widen_f16(low), widen_f16(high)) }
-        }
-
-        #[inline(always)]
-        fn store(self, to: &mut [f32; LANES]) {
-            let (low, high) = to.split_at_mut(LANES / 2);
-            // SAFETY: as above; eight floats are written to each half.
+            // SAFETY: as for `splat`; both are 32 bytes. A bfloat16 is the upper half of the f32 that equals it.
             unsafe {
-                _mm256_storeu_ps(low.as_mut_ptr(), self.0);
-                _mm256_storeu_ps(high.as_mut_ptr(), self.1);
+                let [low, high] = transmute::<[bf16; LANES], [__m128i; 2]>(*from);
+                let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(low));
+                let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(high));
+                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
             }
         }
 
         #[inline(always)]
+        fn load_f16(from: &[f16; LANES]) -> Self {
+            // SAFETY: as for `splat`; both are 32 bytes.
+            unsafe {
+                let [low, high] = transmute::<[f16; LANES], [__m128i; 2]>(*from);
+                Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+            }
+        }
+
+        #[inline(always)]
+        fn store(self, to: &mut [f32; LANES]) {
+            // SAFETY: both are sixteen floats.
+            *to = unsafe { transmute::<[__m256; 2], [f32; LANES]>([self.0, self.1]) };
+        }
+
+        #[inline(always)]
         fn add(self, other: Self) -> Self {
-            // SAFETY: as above.
+            // SAFETY: as for `splat`.
             unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
         }
 
         #[inline(always)]
         fn add_product(self, a: Self, b: Self) -> Self {
-            // SAFETY: as above.
+            // SAFETY: as for `splat`.
             unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
         }
-    }
-
-    /// # Safety
-    ///
-    /// The CPU has AVX2, and `half` has eight elements.
-    #[inline(always)]
-    unsafe fn widen_bf16(half: &[bf16]) -> __m256 {
-        debug_assert_eq!(half.len(), LANES / 2);
-        // SAFETY: 16 bytes are read. A bfloat16 is the upper half of the f32 that equals it.
-        unsafe {
-            let halves = _mm_loadu_si128(half.as_ptr().cast::<__m128i>());
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-        }
-    }
-
-    /// # Safety
-    ///
-    /// The CPU has F16C, and `half` has eight elements.
-    #[inline(always)]
-    unsafe fn widen_f16(half: &[f16]) -> __m256 {
-        debug_assert_eq!(half.len(), LANES / 2);
-        // SAFETY: 16 bytes are read.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(half.as_ptr().cast::<__m128i>())) }
     }
 }
