@@ -4,27 +4,25 @@ use candle_core::{Device, Result, Tensor};
 use disagg_engine::{Batch, KvTransport};
 
 use super::attention::PagedAttention;
-use super::linear::linear;
+use super::linear::{linear, multiply};
 use super::rows::{RmsNorm, Rotary, RotaryTable, SiluMul, rotary_frequencies};
 use super::simd::Isa;
 use super::tensors::with_rows;
 use crate::backend::pool::PagedPool;
-use crate::model::weights::{LayerWeights, Linear};
+use crate::model::weights::LayerWeights;
 use crate::model::{ModelConfig, Weights};
 
 /// Llama, Mistral, Qwen2 or Qwen3.
 pub(super) struct Decoder {
     config: ModelConfig,
     weights: Weights,
-    lm_head: Linear,
     frequencies: Vec<f32>,
     isa: Isa,
 }
 
 impl Decoder {
     pub(super) fn new(config: ModelConfig, weights: Weights, isa: Isa) -> Self {
-        let lm_head = Linear { weight: weights.lm_head.clone(), bias: None };
-        Self { frequencies: rotary_frequencies(&config), config, weights, lm_head, isa }
+        Self { frequencies: rotary_frequencies(&config), config, weights, isa }
     }
 
     pub(super) fn config(&self) -> &ModelConfig {
@@ -40,8 +38,7 @@ impl Decoder {
         pool: &PagedPool,
         transport: &mut dyn KvTransport,
     ) -> Result<Option<Tensor>> {
-        let ids = Tensor::new(input_ids, &Device::Cpu)?;
-        let mut hidden = self.weights.embedding.index_select(&ids, 0)?;
+        let mut hidden = self.weights.embedding.rows(input_ids)?;
         let rotary = RotaryTable::new(&self.frequencies, batch.positions);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let index = index as u32;
@@ -106,7 +103,7 @@ impl Decoder {
             batch.samples.iter().map(|sample| batch.cu_seqlens[sample.row as usize + 1] - 1).collect();
         let hidden = hidden.index_select(&Tensor::new(last, &Device::Cpu)?, 0)?;
         let hidden = self.norm(&hidden, &self.weights.final_norm)?;
-        linear(self.isa, &hidden, &self.lm_head).map(Some)
+        multiply(self.isa, &hidden, &self.weights.lm_head).map(Some)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {

@@ -9,6 +9,8 @@ mod attention;
 mod forward;
 mod kernels;
 mod linear;
+mod matrix;
+mod product;
 mod rows;
 mod simd;
 mod tensors;
@@ -25,6 +27,7 @@ use super::batch;
 use super::pool::PagedPool;
 use crate::model::{ModelConfig, Weights};
 use forward::Decoder;
+pub use matrix::Matrix;
 use simd::Isa;
 
 const NAME: &str = "candle-cpu";

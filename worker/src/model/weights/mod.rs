@@ -7,8 +7,6 @@ mod expected;
 mod files;
 mod source;
 
-use std::ops::Range;
-
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -22,12 +20,13 @@ use source::read_f32;
 
 use super::config::ModelConfig;
 use super::error::ModelError;
+use crate::backend::candle::Matrix;
 
 /// A matrix `[out, in]` and perhaps a bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// `[out, in]`.
-    pub weight: Tensor,
+    pub weight: Matrix,
     /// `[out]`.
     pub bias: Option<Tensor>,
 }
@@ -53,28 +52,28 @@ pub struct LayerWeights {
     pub down: Linear,
 }
 
-/// All weights of a model, f32 on the CPU.
+/// All weights of a model in the CPU's memory: matrices in the format of their files, vectors as f32.
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// `[vocab, hidden]`.
-    pub embedding: Tensor,
+    pub embedding: Matrix,
     /// In order.
     pub layers: Vec<LayerWeights>,
     /// `[hidden]`, after the last layer.
     pub final_norm: Tensor,
     /// `[vocab, hidden]`; shares memory with the embedding when they are tied.
-    pub lm_head: Tensor,
+    pub lm_head: Matrix,
 }
 
 impl Weights {
     /// Reads every tensor that `config` asks for; layers in parallel.
     pub fn build(config: &ModelConfig, source: &dyn TensorSource) -> Result<Self, ModelError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = stack(source, &[("model.embed_tokens.weight", &[vocab, hidden])])?;
+        let embedding = Matrix::read(source, hidden, &[("model.embed_tokens.weight", vocab)])?;
         let lm_head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
-            stack(source, &[("lm_head.weight", &[vocab, hidden])])?
+            Matrix::read(source, hidden, &[("lm_head.weight", vocab)])?
         };
         let layers = (0..config.num_layers)
             .into_par_iter()
@@ -98,16 +97,17 @@ fn build_layer(
         let names = |kind: &str| -> Vec<String> {
             parts.iter().map(|(name, _)| format!("model.layers.{layer}.{name}.{kind}")).collect()
         };
-        let shapes: Vec<[usize; 2]> = parts.iter().map(|&(_, rows)| [rows, input]).collect();
-        let select = |names: &[String], dims: Range<usize>| {
-            let wanted: Vec<_> =
-                names.iter().zip(&shapes).map(|(n, shape)| (n.as_str(), &shape[dims.clone()])).collect();
-            stack(source, &wanted)
-        };
-        Ok(Linear {
-            weight: select(&names("weight"), 0..2)?,
-            bias: if bias { Some(select(&names("bias"), 0..1)?) } else { None },
-        })
+        let weights = names("weight");
+        let weights: Vec<_> = weights.iter().zip(parts).map(|(name, part)| (name.as_str(), part.1)).collect();
+        let weight = Matrix::read(source, input, &weights)?;
+        if !bias {
+            return Ok(Linear { weight, bias: None });
+        }
+        let biases = names("bias");
+        let shapes: Vec<[usize; 1]> = parts.iter().map(|&(_, rows)| [rows]).collect();
+        let biases: Vec<_> =
+            biases.iter().zip(&shapes).map(|(name, shape)| (name.as_str(), &shape[..])).collect();
+        Ok(Linear { weight, bias: Some(stack(source, &biases)?) })
     };
     let head_norm = |name: &str| -> Result<Option<Tensor>, ModelError> {
         if config.qk_norm { norm(name, config.head_dim).map(Some) } else { Ok(None) }
