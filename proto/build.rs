@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 #[path = "src/limits.rs"]
-#[allow(unreachable_pub, reason = "the crate's, too")]
+#[allow(dead_code, unreachable_pub, reason = "the crate's, too")]
 mod limits;
 
 /// `label` of a repeated field in a descriptor.

@@ -1,6 +1,6 @@
-//! Wire contract of disagg, generated from `proto/disagg/v1/*.proto`. One rule is enforced here: how many entries a
-//! message may hold, since after decoding it is too late ([`bounds`]). All other limits are stated in the `.proto`
-//! comments and enforced by the crates that receive the messages, which convert them at once into their own types.
+//! Wire contract of disagg: the types generated from `proto/disagg/v1/*.proto`, and every bound of the contract, once
+//! ([`limits`]). One kind of bound is enforced here: how many entries a message may hold, since after decoding it is too
+//! late ([`bounds`]). All others are enforced by the crates that receive the messages.
 
 pub mod bounds;
 pub mod codec;
@@ -11,12 +11,6 @@ pub mod v1 {
     #![allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, rust_2018_idioms)]
     tonic::include_proto!("disagg.v1");
 }
-
-/// Largest gRPC message either side accepts, in bytes: a part of a model card and its framing, or a prompt of 10^6 tokens.
-pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
-
-/// Largest payload of one KV chunk or model card part, in bytes.
-pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Metadata of an UNAVAILABLE answer to `Generate` or `Prefill`: the worker takes no new work (it drains, or its engine
 /// has failed) and has begun nothing. The caller may ask any number of others.

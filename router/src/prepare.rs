@@ -14,8 +14,6 @@ use crate::wire;
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 /// OpenAI's default, for models that advise none.
 const TEMPERATURE_DEFAULT: f32 = 1.0;
-/// The wire contract's limit.
-const EOS_TOKENS_MAX: usize = 64;
 
 /// Memory that a token id of a prompt takes: here, in the copy that is sent to a worker, and in the message made of that.
 const BYTES_PER_TOKEN: usize = 12;
@@ -73,7 +71,7 @@ pub(crate) fn prepare(
         let rule = format!("of token ids below {}", model.vocab_size);
         return Err(ApiError::bad_value("logit_bias", &id.to_string(), &rule));
     }
-    let eos_token_ids: Vec<u32> = model.eos_token_ids.iter().copied().take(EOS_TOKENS_MAX).collect();
+    let eos_token_ids = model.eos_token_ids.clone();
     let mut end_tokens = params.stop_token_ids.clone();
     if !params.ignore_eos {
         end_tokens.extend(&eos_token_ids);

@@ -10,6 +10,7 @@ use disagg_core::{
     BlockHasher, ModelFingerprint, Placement, PlacementReason, PlacementSettings, RoutingStrategy,
     RoutingWeights, WorkerId,
 };
+use disagg_proto::limits::CANDIDATES_MAX;
 
 use crate::workers::{ReadyWorker, Registry, Sending};
 
@@ -163,6 +164,7 @@ pub(crate) fn plan(
             rank_prefill(demand, rules.strategy, &rules.placement, &pool)
                 .iter()
                 .filter_map(named)
+                .take(CANDIDATES_MAX as usize)
                 .map(|w| (*w).clone())
                 .collect()
         }
@@ -313,6 +315,15 @@ mod tests {
             plan.decode.identity.name.to_string()
         };
         assert_eq!([decode(100), decode(67), decode(66), decode(0)], ["cached", "cached", "idle", "idle"]);
+    }
+
+    #[tokio::test]
+    async fn no_more_prefill_workers_are_proposed_than_a_request_may_name() {
+        let prefill = (0..=CANDIDATES_MAX).map(|number| test_worker(&format!("p-{number}"), Role::Prefill));
+        let all: Vec<_> = std::iter::once(test_worker("d", Role::Decode)).chain(prefill).collect();
+        let plan = place(&all, &[], &settings(0)).unwrap();
+        assert_eq!(plan.prefill.len(), CANDIDATES_MAX as usize);
+        assert_eq!(plan.prefill[0].identity.name.as_str(), "p-0", "the best are kept");
     }
 
     #[tokio::test]

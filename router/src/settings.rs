@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use disagg_api::RouterSettings;
-use disagg_core::{FallbackPolicy, PlacementSettings, RoutingWeights};
+use disagg_core::{PlacementSettings, RoutingWeights};
 use disagg_process::file::{self, FileError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -103,10 +103,7 @@ impl InForce {
         PlacementSettings {
             max_local_prefill_length: self.settings.max_local_prefill_length,
             max_prefill_queue_depth: self.settings.max_prefill_queue_depth,
-            fallback: match self.settings.fallback_policy {
-                disagg_api::FallbackPolicy::Local => FallbackPolicy::Local,
-                disagg_api::FallbackPolicy::Fail => FallbackPolicy::Fail,
-            },
+            fallback: self.settings.fallback_policy,
         }
     }
 
@@ -193,7 +190,7 @@ mod tests {
         until(&mut settings, |now| now.problem.as_ref().is_some_and(|p| p.contains("cannot read"))).await;
         std::fs::write(&path, "fallbackPolicy: Fail\n").unwrap();
         until(&mut settings, |now| now.problem.is_none()).await;
-        assert_eq!(settings.in_force().placement().fallback, FallbackPolicy::Fail);
+        assert_eq!(settings.in_force().placement().fallback, disagg_core::FallbackPolicy::Fail);
         keep_up.abort();
     }
 

@@ -74,8 +74,8 @@ impl Upstream {
         let load = plan.decode.worker.sending(plan.decode_load);
         let prefill_load = plan.prefill.first().map(|worker| worker.worker.sending(plan.prefill_load));
         let mut client = WorkerClient::new(plan.decode.channel.clone())
-            .max_decoding_message_size(disagg_proto::MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(disagg_proto::MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(disagg_proto::limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(disagg_proto::limits::MESSAGE_BYTES_MAX);
         let stream = client.generate(request).await?.into_inner();
         let mut this = Self { choices, next: VecDeque::new(), stream, _load: load };
         let started = match poll_fn(|cx| this.poll_event(cx)).await? {

@@ -1,4 +1,5 @@
-//! Conversions between the wire contract and this crate's types. Wire types go no deeper than this.
+//! Conversions between the wire contract and this crate's types, for all that makes or reads messages: the model card,
+//! what keeps up with a worker, and what sends requests and reads their events.
 
 use disagg_core::{BlockHash, KvCompat, KvEvent, ModelFingerprint, Role};
 use disagg_proto::v1;

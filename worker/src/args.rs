@@ -2,7 +2,7 @@
 
 mod config;
 mod device;
-mod dtype;
+pub(crate) mod dtype;
 mod size;
 
 use std::net::Ipv6Addr;
@@ -10,18 +10,14 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use disagg_core::{Role, WorkerId};
+use disagg_core::{Dtype, LoadFormat, Role, WorkerId};
+use disagg_proto::limits::{LEASE_MS, SERVED_MODEL_NAME_BYTES_MAX, WORKER_NAME_BYTES_MAX};
 
 use crate::hub::ModelRef;
-use crate::model::LoadFormat;
 
 pub use config::{EngineLimits, ModelConfig, PoolSize, ServeConfig, WorkerConfig};
 pub use device::{BadDevice, Device};
-pub use dtype::Dtype;
 pub use size::{BadByteSize, ByteSize};
-
-/// Longest worker name, in bytes; the length of a Kubernetes pod name.
-const NAME_BYTES_MAX: usize = 253;
 
 /// Run one worker: it loads a model and serves prefill, decode or both over gRPC.
 ///
@@ -62,7 +58,7 @@ pub struct WorkerArgs {
     pub served_model_name: Option<String>,
 
     /// Where weights come from: the folder's safetensors, or random numbers of the right shapes
-    #[arg(long, env = "DISAGG_LOAD_FORMAT", value_enum, default_value_t)]
+    #[arg(long, env = "DISAGG_LOAD_FORMAT", default_value_t, value_name = "auto|dummy")]
     pub load_format: LoadFormat,
 
     /// Seed of `--load-format dummy`; workers of one deployment need the same
@@ -76,12 +72,17 @@ pub struct WorkerArgs {
 
     /// Number format to compute in: float32 on a CPU; on a GPU float16 for models published in it and bfloat16 for all
     /// others. A format that the device would not compute in is refused
-    #[arg(long, env = "DISAGG_DTYPE", value_enum, default_value_t)]
+    #[arg(long, env = "DISAGG_DTYPE", default_value_t, value_name = "auto|float32|bfloat16|float16")]
     pub dtype: Dtype,
 
     /// Number format of keys and values, in which they go to other workers, too: prefill and decode workers need the same.
     /// auto is the format that is computed in. A CPU worker beside GPU workers takes theirs; it rounds, and saves no memory
-    #[arg(long, env = "DISAGG_KV_CACHE_DTYPE", value_enum, default_value_t)]
+    #[arg(
+        long,
+        env = "DISAGG_KV_CACHE_DTYPE",
+        default_value_t,
+        value_name = "auto|float32|bfloat16|float16"
+    )]
     pub kv_cache_dtype: Dtype,
 
     /// Share of the GPU's whole memory that weights, KV and everything else of this worker may take, over 0 and up to 1.
@@ -190,10 +191,7 @@ impl WorkerArgs {
     /// Checks everything that can be checked without the model, and fills in defaults.
     pub fn resolve(self) -> Result<WorkerConfig, ArgsError> {
         let name = self.name.unwrap_or_else(|| format!("{}-0", self.role));
-        if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            let message = format!("{} bytes given; 1 to {NAME_BYTES_MAX} are allowed", name.len());
-            return Err(ArgsError::new("name", message));
-        }
+        name_within("name", &name, WORKER_NAME_BYTES_MAX)?;
         host_port("listen", &self.listen)?;
         if let Some(address) = &self.advertise {
             let port = host_port("advertise", address)?;
@@ -212,11 +210,11 @@ impl WorkerArgs {
             // Known when the GPUs have been looked for.
             Device::Auto => &[Dtype::Float32, Dtype::Bfloat16, Dtype::Float16],
         };
-        if let Some(problem) = self.dtype.problem(computes) {
+        if let Some(problem) = dtype::problem(self.dtype, computes) {
             return Err(ArgsError::new("dtype", problem));
         }
         if !matches!(self.device, Device::Auto | Device::Cpu)
-            && let Some(problem) = self.kv_cache_dtype.kv_problem(computes)
+            && let Some(problem) = dtype::kv_problem(self.kv_cache_dtype, computes)
         {
             return Err(ArgsError::new("kv-cache-dtype", problem));
         }
@@ -237,8 +235,9 @@ impl WorkerArgs {
             let message = format!("{} given; over 0 and up to 1 is allowed", self.gpu_memory_utilization);
             return Err(ArgsError::new("gpu-memory-utilization", message));
         }
-        if !(100..=60_000).contains(&self.handoff_lease_ms) {
-            let message = format!("{} given; 100 to 60000 are allowed", self.handoff_lease_ms);
+        if !LEASE_MS.contains(&self.handoff_lease_ms) {
+            let (least, most) = (LEASE_MS.start(), LEASE_MS.end());
+            let message = format!("{} given; {least} to {most} are allowed", self.handoff_lease_ms);
             return Err(ArgsError::new("handoff-lease-ms", message));
         }
         if self.drain_seconds > 3600 {
@@ -256,15 +255,14 @@ impl WorkerArgs {
             (None, None) => PoolSize::Default,
         };
         let served_model_name = match self.served_model_name {
-            Some(name) if name.is_empty() => {
-                return Err(ArgsError::new("served-model-name", "must not be empty"));
-            }
             Some(name) => name,
             None => self.model.default_name().ok_or_else(|| {
                 let message = format!("needed, since {} has no usable name", self.model);
                 ArgsError::new("served-model-name", message)
             })?,
         };
+        // Routers refuse a card with a longer one.
+        name_within("served-model-name", &served_model_name, SERVED_MODEL_NAME_BYTES_MAX)?;
         Ok(WorkerConfig {
             model: ModelConfig {
                 model: self.model,
@@ -322,6 +320,13 @@ fn bracketed(address: String) -> String {
         Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => format!("[{host}]:{port}"),
         _ => address,
     }
+}
+
+fn name_within(flag: &'static str, name: &str, bytes_max: usize) -> Result<(), ArgsError> {
+    if (1..=bytes_max).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(ArgsError::new(flag, format!("{} bytes given; 1 to {bytes_max} are allowed", name.len())))
 }
 
 fn at_least_one(flag: &'static str, value: u32) -> Result<(), ArgsError> {
@@ -389,6 +394,18 @@ mod tests {
     }
 
     #[test]
+    fn names_are_no_longer_than_the_wire_contract_allows() {
+        let long = |bytes: usize| "n".repeat(bytes);
+        for (flag, most) in
+            [("--name", WORKER_NAME_BYTES_MAX), ("--served-model-name", SERVED_MODEL_NAME_BYTES_MAX)]
+        {
+            assert!(parse(&[flag, &long(most)]).is_ok(), "{flag}");
+            let refused = parse(&[flag, &long(most + 1)]).unwrap_err();
+            assert_eq!(refused, format!("{flag}: {} bytes given; 1 to {most} are allowed", most + 1));
+        }
+    }
+
+    #[test]
     fn bad_values_name_the_flag() {
         let cases: &[(&[&str], &str)] = &[
             (&["--listen", "9000"], "--listen"),
@@ -415,6 +432,7 @@ mod tests {
             (&["--drain-seconds", "3601"], "--drain-seconds"),
             (&["--max-model-len", "1"], "--max-model-len"),
             (&["--name", ""], "--name"),
+            (&["--served-model-name", ""], "--served-model-name"),
         ];
         for (flags, named) in cases {
             let error = parse(flags).unwrap_err();

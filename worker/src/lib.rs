@@ -1,7 +1,8 @@
 //! A worker: loads a model, computes with it on one engine thread, and serves it over gRPC.
 //!
-//! Invariant of this crate: wire messages are checked and converted in [`convert`] and go no deeper; tokio ends at
-//! the channels of the engine thread; only the landing registry writes KV that came from outside.
+//! Invariant of this crate: wire messages are checked and converted in [`convert`], and what makes and reads them (services,
+//! handoff drivers, transport) is all that sees their types; tokio ends at the channels of the engine thread; only the
+//! landing registry writes KV that came from outside.
 
 mod accept;
 pub mod args;
@@ -28,11 +29,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use disagg_core::Dtype;
 use disagg_engine::Backend;
 use tokio::sync::oneshot;
 
 pub use args::WorkerArgs;
-use args::{ArgsError, Device, Dtype, EngineLimits, GpuWait, ModelConfig, PoolSize};
+use args::{ArgsError, Device, EngineLimits, GpuWait, ModelConfig, PoolSize};
 use backend::candle::CandleBackend;
 use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
@@ -141,11 +143,11 @@ fn load(
         Some(Format::F16) => Dtype::Float16,
         Some(Format::Bf16) => Dtype::Bfloat16,
     };
-    if let Some(problem) = config.dtype.problem(&[computes]) {
+    if let Some(problem) = args::dtype::problem(config.dtype, &[computes]) {
         return Err(ArgsError::new("dtype", problem).into());
     }
     if gpu.is_some()
-        && let Some(problem) = config.kv_cache_dtype.kv_problem(&[computes])
+        && let Some(problem) = args::dtype::kv_problem(config.kv_cache_dtype, &[computes])
     {
         return Err(ArgsError::new("kv-cache-dtype", problem).into());
     }
@@ -193,7 +195,7 @@ fn cpu_backend(
     shapes: Shapes,
     weights: &WeightsSource,
 ) -> anyhow::Result<CandleBackend> {
-    let dtype = config.kv_cache_dtype.kv(Dtype::Float32);
+    let dtype = args::dtype::kv_format(config.kv_cache_dtype, Dtype::Float32);
     let layout = CandleBackend::layout_of(&shapes, config.block_size, dtype);
     let block_bytes = CandleBackend::block_bytes(&layout);
     let blocks = cpu_blocks(config.pool, block_bytes)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use disagg_core::handoff::Timeouts;
 use disagg_engine::Backend;
 use disagg_engine::engine::{ConfigError, Engine, EngineConfig};
-use disagg_proto::MAX_MESSAGE_BYTES;
+use disagg_proto::limits::MESSAGE_BYTES_MAX;
 use disagg_proto::v1::prefill_server::PrefillServer;
 use disagg_proto::v1::worker_server::WorkerServer;
 use tokio::net::TcpListener;
@@ -224,8 +224,8 @@ impl Server {
             .add_service(sized(WorkerServer::new(WorkerService::new(Arc::clone(&state), stopping.clone()))))
             .add_service(
                 PrefillServer::new(PrefillService::new(Arc::clone(&state)))
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
             )
             .serve_with_incoming_shutdown(
                 accept(grpc, pushes, stopping.clone()),
@@ -259,7 +259,7 @@ impl Server {
 
 /// Prompts may be long.
 fn sized(server: WorkerServer<WorkerService>) -> WorkerServer<WorkerService> {
-    server.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+    server.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 fn local_address(address: &str, listener: &TcpListener) -> Result<SocketAddr, ServeError> {

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::Args;
 use clap::builder::RangedU64ValueParser;
-use clap::{Args, ValueEnum};
-use disagg_api::crd::{Dtype, LoadFormat, Routing, limits};
+use disagg_api::crd::limits;
+use disagg_core::{Dtype, LoadFormat, RoutingStrategy};
 use disagg_worker::args::Device;
 use disagg_worker::hub::ModelRef;
 
@@ -72,7 +73,7 @@ pub(crate) struct UpArgs {
 
     /// How workers are chosen: by what they have cached and their load (kv), by load alone, in turn, or at random
     #[arg(long, value_name = "kv|least-loaded|round-robin|random")]
-    pub(crate) routing: Option<Routing>,
+    pub(crate) routing: Option<RoutingStrategy>,
 
     /// Workers, of any role, that have to be ready before requests are taken
     #[arg(long, value_name = "N", value_parser = at_most(limits::MIN_WORKERS, 1))]
@@ -98,8 +99,8 @@ pub(crate) struct UpArgs {
     pub(crate) block_size: Option<u32>,
 
     /// Where weights come from: the model's folder, or random numbers of the right shapes
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) load_format: Option<Format>,
+    #[arg(long, value_name = "auto|dummy")]
+    pub(crate) load_format: Option<LoadFormat>,
 
     /// Number format to compute in: float32 on a CPU, float16 or bfloat16 on a GPU [default: the file's, or auto]
     #[arg(long, value_name = "auto|float32|bfloat16|float16")]
@@ -132,24 +133,6 @@ pub(crate) struct UpArgs {
     /// Show what router and workers log: -v for progress, -vv for details. RUST_LOG goes first
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-}
-
-/// [`LoadFormat`] as a flag.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Format {
-    /// Read the folder's safetensors files
-    Auto,
-    /// Make random weights of the folder's config
-    Dummy,
-}
-
-impl From<Format> for LoadFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Auto => Self::Auto,
-            Format::Dummy => Self::Dummy,
-        }
-    }
 }
 
 pub(super) fn at_most(max: i32, min: u64) -> RangedU64ValueParser<u32> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use disagg_api::crd::LoadFormat;
+use disagg_core::LoadFormat;
 use disagg_worker::hub::{self, HubConfig, Lines};
 use disagg_worker::model::ModelConfig;
 use disagg_worker::model::built_in::Written;
@@ -28,10 +28,6 @@ pub(super) async fn prepare(model: &Model, format: LoadFormat, lines: Lines) -> 
             Ok(Folder { path, made: false })
         }
         Model::Hub(model) => {
-            let format = match format {
-                LoadFormat::Auto => disagg_worker::model::LoadFormat::Auto,
-                LoadFormat::Dummy => disagg_worker::model::LoadFormat::Dummy,
-            };
             let path = hub::fetch(model, format, &HubConfig::from_env()?, lines).await?;
             Ok(Folder { path, made: false })
         }

@@ -4,10 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use disagg_api::crd::{
-    DisaggDeployment, Dtype, EngineSpec, Invalid, LoadFormat, ModelSource, RandomModel, Routing,
-};
+use disagg_api::crd::{DisaggDeployment, EngineSpec, Invalid, ModelSource, RandomModel, WorkerFlags};
 use disagg_api::settings::RouterSettings;
+use disagg_core::{Dtype, LoadFormat, Role, RoutingStrategy};
 use disagg_worker::args::Device;
 use disagg_worker::hub::{BadHubModel, HubModel, ModelRef};
 use disagg_worker::model::BuiltIn;
@@ -45,8 +44,8 @@ pub(crate) struct Plan {
     pub(crate) load_format: LoadFormat,
     pub(crate) dtype: Option<Dtype>,
     pub(crate) kv_cache_dtype: Option<Dtype>,
-    pub(crate) max_length: Option<u32>,
-    pub(crate) block_size: Option<u32>,
+    pub(crate) max_length: Option<i32>,
+    pub(crate) block_size: Option<i32>,
     pub(crate) prefill: Workers,
     pub(crate) decode: Workers,
     /// 0: any free one.
@@ -63,7 +62,7 @@ pub(crate) struct RouterLimits {
     pub(crate) max_in_flight: Option<u32>,
     pub(crate) request_timeout_seconds: Option<u32>,
     pub(crate) max_wait_for_worker_seconds: Option<u32>,
-    pub(crate) routing: Option<Routing>,
+    pub(crate) routing: Option<RoutingStrategy>,
     pub(crate) min_workers: Option<u32>,
 }
 
@@ -139,8 +138,8 @@ impl Plan {
             load_format: spec.model.load_format.unwrap_or_default(),
             dtype: spec.model.dtype,
             kv_cache_dtype: spec.kv_cache.dtype,
-            max_length: spec.model.max_length.map(number),
-            block_size: spec.kv_cache.block_size.map(number),
+            max_length: spec.model.max_length,
+            block_size: spec.kv_cache.block_size,
             prefill,
             decode,
             port: args
@@ -164,14 +163,9 @@ impl Plan {
 
     /// Roles and numbers of all workers, in the order in which they start.
     pub(crate) fn workers(&self) -> Vec<Worker<'_>> {
-        let role = |role: &'static str, workers: &Workers| {
-            let number = workers.count;
-            (0..number).map(move |index| (role, index))
-        };
-        role("prefill", &self.prefill)
-            .chain(role("decode", &self.decode))
-            .map(|(role, index)| Worker { plan: self, role, index })
-            .collect()
+        let of =
+            |role, workers: &Workers| (0..workers.count).map(move |index| Worker { plan: self, role, index });
+        of(Role::Prefill, &self.prefill).chain(of(Role::Decode, &self.decode)).collect()
     }
 }
 
@@ -187,7 +181,7 @@ fn check_device(field: &'static str, engine: &EngineSpec) -> Result<(), PlanErro
 #[derive(Clone, Copy)]
 pub(crate) struct Worker<'a> {
     plan: &'a Plan,
-    role: &'static str,
+    role: Role,
     index: u32,
 }
 
@@ -198,7 +192,7 @@ impl Worker<'_> {
     }
 
     fn engine(&self) -> &EngineSpec {
-        if self.role == "prefill" { &self.plan.prefill.engine } else { &self.plan.decode.engine }
+        if self.role == Role::Prefill { &self.plan.prefill.engine } else { &self.plan.decode.engine }
     }
 
     /// What it computes on, if that is said. [`Plan::new`] has checked the text.
@@ -209,45 +203,31 @@ impl Worker<'_> {
     /// Arguments of `disagg`.
     pub(crate) fn args(&self, model_folder: &Path, listen: &str, probes: &str) -> Vec<OsString> {
         let plan = self.plan;
-        // Destructured without `..`, so that a new option has to be thought of here.
-        let EngineSpec {
-            device: _,
-            max_num_batched_tokens,
-            max_num_seqs,
-            kv_cache_bytes,
-            num_blocks,
-            gpu_memory_utilization_percent,
-            enable_chunked_prefill,
-            enable_prefix_caching,
-        } = self.engine();
-        let mut args = Args::new("worker");
-        args.flag("--name", self.name());
-        args.flag("--role", self.role);
-        args.flag("--listen", listen);
-        args.flag("--metrics-listen", probes);
-        args.flag("--model", model_folder);
-        args.flag("--served-model-name", &plan.served_name);
-        args.flag("--load-format", plan.load_format.as_str());
-        args.option("--dtype", plan.dtype.map(Dtype::as_str));
-        if let Some(device) = self.device() {
-            // A GPU that was chosen by number is the only one that its worker sees.
-            let device = if matches!(device, Device::Cuda(_)) { Device::Cuda(0) } else { device };
-            args.flag("--device", device.to_string());
-        }
-        args.option("--max-model-len", plan.max_length);
-        args.option("--block-size", plan.block_size);
-        args.option("--kv-cache-dtype", plan.kv_cache_dtype.map(Dtype::as_str));
-        args.option("--max-num-batched-tokens", *max_num_batched_tokens);
-        args.option("--max-num-seqs", *max_num_seqs);
-        args.option("--kv-cache-bytes", *kv_cache_bytes);
-        args.option("--num-blocks", *num_blocks);
-        let share = gpu_memory_utilization_percent.map(|percent| f64::from(percent) / 100.0);
-        args.option("--gpu-memory-utilization", share);
-        args.option("--enable-chunked-prefill", *enable_chunked_prefill);
-        args.option("--enable-prefix-caching", *enable_prefix_caching);
-        args.flag("--drain-seconds", plan.drain_seconds.to_string());
-        args.0.push("--exit-with-stdin".into());
-        args.0
+        // A GPU that was chosen by number is the only one that its worker sees.
+        let device = self.device().map(|device| match device {
+            Device::Cuda(_) => Device::Cuda(0).to_string(),
+            other => other.to_string(),
+        });
+        let flags = WorkerFlags {
+            name: &self.name(),
+            role: self.role.as_str(),
+            listen,
+            advertise: None,
+            metrics_listen: probes,
+            model: &model_folder.to_string_lossy(),
+            served_name: &plan.served_name,
+            load_format: plan.load_format,
+            dtype: plan.dtype,
+            kv_cache_dtype: plan.kv_cache_dtype,
+            max_length: plan.max_length,
+            block_size: plan.block_size,
+            device: device.as_deref(),
+            engine: self.engine(),
+            drain_seconds: plan.drain_seconds,
+            exit_with_stdin: true,
+        };
+        let words = flags.flags().into_iter().map(|flag| flag.word().into());
+        std::iter::once("worker".into()).chain(words).collect()
     }
 }
 
@@ -276,7 +256,7 @@ pub(crate) fn router_args(
     args.option("--max-in-flight", max_in_flight);
     args.option("--request-timeout-seconds", request_timeout_seconds);
     args.option("--max-wait-for-worker-seconds", max_wait_for_worker_seconds);
-    args.option("--routing", routing.map(Routing::as_str));
+    args.option("--routing", routing);
     args.option("--min-workers", min_workers);
     args.flag("--drain-timeout-seconds", plan.drain_seconds.to_string());
     args.0.push("--exit-with-stdin".into());

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use disagg_core::FallbackPolicy;
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{DEFAULT_OVERLAP_WEIGHT_PERCENT, FallbackPolicy, RouterSettings};
+use crate::settings::{DEFAULT_OVERLAP_WEIGHT_PERCENT, RouterSettings};
 
 /// Group of the resource, and prefix of our labels and annotations.
 pub const GROUP: &str = "disagg.dev";

@@ -2,8 +2,8 @@
 //! `DisaggDeployment` resource.
 //!
 //! Invariant of this crate: it only describes and validates. Nothing here does I/O, and operator, router and CLI get
-//! their opinion of what is valid from here alone. Without the feature `crd` it compiles no Kubernetes crate, so the
-//! worker and the router stay free of them.
+//! their opinion of what is valid from here alone. Without the feature `crd` it needs no Kubernetes crate. The router
+//! has some all the same, to watch its cluster; the worker has none.
 
 #[cfg(feature = "crd")]
 pub mod crd;
@@ -14,4 +14,5 @@ pub mod settings;
 #[cfg(feature = "crd")]
 pub use crd::DisaggDeployment;
 
-pub use settings::{FallbackPolicy, RouterSettings, SettingsError, SettingsErrors};
+pub use disagg_core::FallbackPolicy;
+pub use settings::{RouterSettings, SettingsError, SettingsErrors};

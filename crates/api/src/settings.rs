@@ -15,10 +15,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::str::FromStr;
 
+use disagg_core::{FallbackPolicy, PlacementSettings};
+use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize};
 
 /// Key of [`RouterSettings::max_local_prefill_length`].
 pub const MAX_LOCAL_PREFILL_LENGTH: &str = "maxLocalPrefillLength";
@@ -55,18 +55,6 @@ pub struct RouterSettings {
     /// What a block of the prompt that a decode worker has cached is worth, in percent of a block of load there. 0
     /// looks at load alone, more keeps prompts with a common beginning together. Only the `kv` routing weighs.
     pub overlap_weight_percent: u32,
-}
-
-/// What becomes of a prompt that is worth a remote prefill when no prefill worker can take it: `Local` prefills it on
-/// the decode worker, `Fail` answers 503 with Retry-After. The default is `Local`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
-pub enum FallbackPolicy {
-    /// Prefill on the decode worker.
-    #[default]
-    Local,
-    /// Answer 503 with Retry-After.
-    Fail,
 }
 
 /// One problem of the settings.
@@ -110,10 +98,11 @@ fn display_all(errors: &[SettingsError]) -> String {
 
 impl Default for RouterSettings {
     fn default() -> Self {
+        let placement = PlacementSettings::default();
         Self {
-            max_local_prefill_length: 512,
-            max_prefill_queue_depth: 2,
-            fallback_policy: FallbackPolicy::Local,
+            max_local_prefill_length: placement.max_local_prefill_length,
+            max_prefill_queue_depth: placement.max_prefill_queue_depth,
+            fallback_policy: placement.fallback,
             overlap_weight_percent: DEFAULT_OVERLAP_WEIGHT_PERCENT,
         }
     }
@@ -194,12 +183,11 @@ impl RouterSettings {
                 self.max_prefill_queue_depth = number(MAX_PREFILL_QUEUE_DEPTH, value, range, "requests")?;
             }
             FALLBACK_POLICY => {
-                self.fallback_policy =
-                    value.trim().parse().map_err(|UnknownPolicy| SettingsError::BadValue {
-                        key: FALLBACK_POLICY,
-                        value: printable(value, 64),
-                        rule: "Local or Fail".to_owned(),
-                    })?;
+                self.fallback_policy = value.trim().parse().map_err(|_| SettingsError::BadValue {
+                    key: FALLBACK_POLICY,
+                    value: printable(value, 64),
+                    rule: "Local or Fail".to_owned(),
+                })?;
             }
             OVERLAP_WEIGHT_PERCENT => {
                 let range = OVERLAP_WEIGHT_PERCENT_RANGE;
@@ -223,32 +211,6 @@ impl RouterSettings {
     /// The same settings as the text of a settings file.
     pub fn to_yaml(&self) -> String {
         self.to_pairs().map(|(key, value)| format!("{key}: {value}\n")).concat()
-    }
-}
-
-impl fmt::Display for FallbackPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Local => "Local",
-            Self::Fail => "Fail",
-        })
-    }
-}
-
-/// The name is none of a policy's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the policy must be Local or Fail")]
-pub struct UnknownPolicy;
-
-impl FromStr for FallbackPolicy {
-    type Err = UnknownPolicy;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "Local" => Ok(Self::Local),
-            "Fail" => Ok(Self::Fail),
-            _ => Err(UnknownPolicy),
-        }
     }
 }
 

@@ -10,8 +10,11 @@ use std::str::FromStr;
 
 use crate::ids::WorkerId;
 
-/// How decode workers are chosen.
+/// How workers are chosen: `kv` by what they have cached of the prompt and by their load, `least-loaded` by load alone,
+/// `round-robin` in turn, `random` at random. The default is `kv`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum RoutingStrategy {
     /// Longest cached prefix, weighed against load.
     #[default]
@@ -29,7 +32,7 @@ impl RoutingStrategy {
     pub const ALL: [Self; 4] = [Self::Kv, Self::LeastLoaded, Self::RoundRobin, Self::Random];
 
     /// The name used in flags, settings and metrics.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kv => "kv",
             Self::LeastLoaded => "least-loaded",
@@ -134,8 +137,8 @@ pub fn choose_decode(
     rank_decode(demand, strategy, weights, candidates).first().copied()
 }
 
-/// All candidates as indices, the one to choose first, so that a request that is refused can go on to the next.
-pub fn rank_decode(
+/// All candidates as indices, the one to choose at the front.
+fn rank_decode(
     demand: DecodeDemand,
     strategy: RoutingStrategy,
     weights: RoutingWeights,

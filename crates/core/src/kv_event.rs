@@ -17,6 +17,8 @@ pub enum KvEvent {
         /// Identity of the block.
         hash: BlockHash,
     },
-    /// Nothing that was stored before can be found any more.
+    /// Nothing that was stored before can be found any more. Part of the contract for workers that can empty their cache at
+    /// once, as other engines do; ours has no such operation and never tells this. Whoever follows the events has to take
+    /// it for what it says.
     AllBlocksCleared,
 }

@@ -1,5 +1,5 @@
 //! The rules of disaggregated serving, without anything that does I/O: names, block identity, KV events, the prefix
-//! index, placement, choice of workers, and the handoff machine.
+//! index, placement, choice of workers, the handoff machine, and the options that every part of a deployment shares.
 //!
 //! Invariant of this crate: no clock, no randomness, no async, no global state. Time and seeds are arguments, so
 //! every decision can be replayed from its inputs.
@@ -9,6 +9,7 @@ pub mod handoff;
 pub mod hash;
 pub mod ids;
 pub mod kv_event;
+pub mod options;
 pub mod placement;
 pub mod prefix_index;
 pub mod role;
@@ -18,6 +19,7 @@ pub use handoff::Handoff;
 pub use hash::BlockHasher;
 pub use ids::{BlockHash, BlockId, Epoch, HandoffId, KvCompat, ModelFingerprint, SequenceId, WorkerId};
 pub use kv_event::KvEvent;
+pub use options::{Dtype, LoadFormat};
 pub use placement::{FallbackPolicy, Placement, PlacementReason, PlacementSettings};
 pub use prefix_index::PrefixIndex;
 pub use role::Role;

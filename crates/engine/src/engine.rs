@@ -2,11 +2,14 @@
 //!
 //! Here is what every request needs; `step` computes, `handoff` is the part that two workers play together.
 
+#[cfg(test)]
+mod faults;
 mod handoff;
 mod step;
 mod types;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use disagg_core::hash::BlockHasher;
@@ -16,8 +19,9 @@ use crate::backend::Backend;
 use crate::kv::KvMemory;
 use crate::pool::BlockPool;
 use crate::request::{FinishReason, Request};
-use crate::scheduler::{Limits, Row, Scheduler, Sequences, Turn};
+use crate::scheduler::{Limits, Row, Scheduler, Turn};
 use crate::sequence::{Kind, Sequence, SequenceKey, State};
+use crate::sequences::Sequences;
 use handoff::AwaitingKv;
 
 pub use types::{
@@ -32,6 +36,9 @@ pub struct Engine<B: Backend> {
     pool: BlockPool,
     scheduler: Scheduler,
     sequences: Sequences,
+    /// Choices that each sequence still owes a `Finished`; those of requests for this worker's own callers. What has
+    /// been told its end is not in here, so no choice can end twice, and none is forgotten.
+    unfinished: BTreeMap<SequenceKey, Range<u32>>,
     /// Sequences whose prompt another worker prefills.
     awaiting: AwaitingKv,
     /// Prefills for other workers whose blocks are still needed.
@@ -63,7 +70,8 @@ impl<B: Backend> Engine<B> {
         Ok(Self {
             pool: BlockPool::new(backend.num_blocks(), layout.block_size),
             scheduler: Scheduler::new(limits),
-            sequences: BTreeMap::new(),
+            sequences: Sequences::default(),
+            unfinished: BTreeMap::new(),
             awaiting: AwaitingKv::default(),
             handoffs: HashMap::new(),
             launched: VecDeque::new(),
@@ -152,7 +160,7 @@ impl<B: Backend> Engine<B> {
     pub fn has_work(&self) -> bool {
         let turns = self.scheduler.turns();
         let ready = !turns.running().is_empty() || !turns.waiting().is_empty();
-        !self.launched.is_empty() || (ready && !self.stalled)
+        !self.launched.is_empty() || (ready && !self.stalled) || self.sequences.has_lost()
     }
 
     /// What has happened since the last call, in order.
@@ -174,11 +182,13 @@ impl<B: Backend> Engine<B> {
     /// Load now.
     pub fn load(&self) -> EngineLoad {
         let turns = self.scheduler.turns();
-        let is_prefill = |turn: &&Turn| self.sequences[&turn.key].kind != Kind::Generate;
+        let is_prefill = |turn: &&Turn| {
+            self.sequences.held(turn.key).is_some_and(|sequence| sequence.kind != Kind::Generate)
+        };
         let prefills = || turns.waiting().iter().chain(turns.running()).filter(is_prefill);
         let to_compute = |turn: &Turn| {
-            let sequence = &self.sequences[&turn.key];
-            sequence.prompt_len().saturating_sub(sequence.computed) as u64
+            let left = |sequence: &Sequence| sequence.prompt_len().saturating_sub(sequence.computed);
+            self.sequences.held(turn.key).map_or(0, left) as u64
         };
         EngineLoad {
             running: turns.running().len() as u32,
@@ -195,8 +205,10 @@ impl<B: Backend> Engine<B> {
 
     /// Requests that wait or are paused and of which nothing runs, without prefills for others.
     fn waiting_requests(&self) -> usize {
-        let own = |key: &SequenceKey| self.sequences[key].kind == Kind::Generate;
-        let sequences: Vec<_> = self.scheduler.turns().by_request().filter(|(key, _)| own(key)).collect();
+        let own = |key: SequenceKey| {
+            self.sequences.held(key).is_some_and(|sequence| sequence.kind == Kind::Generate)
+        };
+        let sequences: Vec<_> = self.scheduler.turns().by_request().filter(|(key, _)| own(*key)).collect();
         let requests = sequences.chunk_by(|(one, _), (other, _)| one.request == other.request);
         requests.filter(|choices| !choices.iter().any(|(_, runs)| *runs)).count()
     }
@@ -236,33 +248,61 @@ impl<B: Backend> Engine<B> {
     fn insert(&mut self, sequence: Sequence) {
         self.stalled = false;
         self.next_id += 1;
-        self.sequences.insert(sequence.key, sequence);
+        self.add(sequence);
+    }
+
+    /// Adds a sequence, and what it owes.
+    fn add(&mut self, sequence: Sequence) -> &mut Sequence {
+        if sequence.kind == Kind::Generate {
+            self.unfinished.insert(sequence.key, sequence.choices.clone());
+        }
+        self.sequences.insert(sequence)
     }
 
     /// Puts a sequence that was just inserted into the queue.
     fn enqueue(&mut self, key: SequenceKey) {
-        if let Some(sequence) = self.sequences.get_mut(&key) {
+        if let Some(sequence) = self.sequences.held_mut(key) {
             self.scheduler.enqueue(sequence);
         }
     }
 
     /// Ends a sequence and each choice it stands for.
     fn finish(&mut self, key: SequenceKey, reason: FinishReason) {
-        let Some(sequence) = self.sequences.get_mut(&key) else { return };
+        let Some(sequence) = self.sequences.held_mut(key) else { return };
         sequence.set_state(State::Finished);
         self.scheduler.remove(key);
         if let Kind::Prefill(push) = &sequence.kind {
             self.events.push(EngineEvent::PrefillFailed { handoff: push.handoff });
-        } else {
-            let ended = |choice| EngineEvent::Finished { sequence: key.request, choice, reason };
-            self.events.extend(sequence.choices.clone().map(ended));
         }
+        self.tell_end(key, reason);
         self.drop_if_unused(key);
+    }
+
+    /// The last event of each choice that a sequence stands for.
+    fn tell_end(&mut self, key: SequenceKey, reason: FinishReason) {
+        let choices = self.unfinished.remove(&key).unwrap_or_default();
+        let ended = |choice| EngineEvent::Finished { sequence: key.request, choice, reason };
+        self.events.extend(choices.map(ended));
+    }
+
+    /// Ends what was found to have no sequence any more, so that nobody waits for it. Its blocks, which only the sequence
+    /// knew, stay used.
+    fn end_lost(&mut self) {
+        for key in self.sequences.take_lost() {
+            self.scheduler.remove(key);
+            self.awaiting.forget(key);
+            let of_key = |(handoff, of): (&HandoffId, &SequenceKey)| (*of == key).then_some(*handoff);
+            if let Some(handoff) = self.handoffs.iter().find_map(of_key) {
+                self.handoffs.remove(&handoff);
+                self.events.push(EngineEvent::PrefillFailed { handoff });
+            }
+            self.tell_end(key, FinishReason::Error);
+        }
     }
 
     /// Frees the blocks of a sequence that has ended, once no step under way and no push uses them.
     fn drop_if_unused(&mut self, key: SequenceKey) {
-        let Some(sequence) = self.sequences.get_mut(&key) else { return };
+        let Some(sequence) = self.sequences.held_mut(key) else { return };
         if sequence.state() != State::Finished || sequence.in_flight > 0 {
             return;
         }
@@ -274,14 +314,14 @@ impl<B: Backend> Engine<B> {
         }
         self.stalled = false;
         self.pool.release(&sequence.take_blocks());
-        self.sequences.remove(&key);
+        self.sequences.remove(key);
     }
 
     /// Panics if an invariant of the pool does not hold, or if sequences and pool disagree about who holds what.
     /// Linear in the pool and the sequences: for tests.
     pub fn check(&self) {
         self.pool.check();
-        let mut held: Vec<_> = self.sequences.values().flat_map(|sequence| &sequence.blocks).collect();
+        let mut held: Vec<_> = self.sequences.iter().flat_map(|(_, sequence)| &sequence.blocks).collect();
         held.sort_unstable();
         held.dedup();
         assert_eq!(
@@ -289,7 +329,10 @@ impl<B: Backend> Engine<B> {
             self.pool.used(),
             "a block is held by nobody, or lost"
         );
-        for (key, sequence) in &self.sequences {
+        for (key, sequence) in self.sequences.iter() {
+            let owes = sequence.kind == Kind::Generate && sequence.state() != State::Finished;
+            let choices = owes.then_some(&sequence.choices);
+            assert_eq!(self.unfinished.get(key), choices, "{key:?} and what it owes its caller");
             let turns = self.scheduler.turns();
             let turn = turns.turn(*key);
             let waits = turn.is_some_and(|turn| turns.waiting().contains(&turn));
@@ -299,7 +342,8 @@ impl<B: Backend> Engine<B> {
             assert_eq!(turns.paused().contains(key), sequence.state() == State::Paused, "{key:?}");
         }
         for row in self.launched.iter().flatten() {
-            let covers = row.start + row.len <= self.sequences[&row.key].blocks.len() * self.block_size;
+            let blocks = self.sequences.held(row.key).map_or(0, |sequence| sequence.blocks.len());
+            let covers = row.start + row.len <= blocks * self.block_size;
             assert!(covers, "a step under way uses blocks that {:?} no longer holds", row.key);
         }
         assert!(self.scheduler.turns().running().len() <= self.config.max_num_seqs as usize);

@@ -25,17 +25,15 @@
 
 mod turns;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use disagg_core::{BlockId, SequenceId};
 
 use crate::pool::BlockPool;
 use crate::sequence::{Kind, Sequence, SequenceKey, State};
+use crate::sequences::Sequences;
 pub(crate) use turns::{Turn, Turns};
-
-/// All sequences of an engine, in order of arrival.
-pub(crate) type Sequences = BTreeMap<SequenceKey, Sequence>;
 
 /// Bounds of a step.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +107,7 @@ impl Scheduler {
         self.behind.insert(request);
         let keys: Vec<_> = self.turns.of_request(request).collect();
         for key in keys {
-            if let Some(sequence) = sequences.get_mut(&key) {
+            if let Some(sequence) = sequences.held_mut(key) {
                 self.pause_if_behind(sequence);
             }
         }
@@ -122,7 +120,7 @@ impl Scheduler {
         }
         let keys: Vec<_> = self.turns.of_request(request).collect();
         for key in keys {
-            if let Some(sequence) = sequences.get_mut(&key)
+            if let Some(sequence) = sequences.held_mut(key)
                 && sequence.state() == State::Paused
             {
                 sequence.set_state(State::Waiting);
@@ -191,10 +189,9 @@ impl Scheduler {
         let mut cursor = Bound::Unbounded;
         while let Some(&turn) = self.turns.running().range((cursor, Bound::Unbounded)).next() {
             cursor = Bound::Excluded(turn);
-            let sequence = &sequences[&turn.key];
-            if !self.can_launch(sequence) {
+            let Some(sequence) = sequences.held(turn.key).filter(|sequence| self.can_launch(sequence)) else {
                 continue;
-            }
+            };
             let missing = sequence.missing_blocks();
             while missing > pool.free() {
                 if self.preempt_paused(sequences, pool) {
@@ -206,9 +203,8 @@ impl Scheduler {
                 let Some(victim) = self.last_holder(sequences, turn) else { break };
                 self.preempt(victim, sequences, pool);
             }
-            let blocks = pool.allocate(missing);
-            let Some(sequence) = sequences.get_mut(&turn.key) else { continue };
-            match blocks {
+            let Some(sequence) = sequences.held_mut(turn.key) else { continue };
+            match pool.allocate(missing) {
                 Some(blocks) => sequence.blocks.extend(blocks),
                 None => self.step_aside(sequence),
             }
@@ -219,7 +215,7 @@ impl Scheduler {
     /// The sequence with the latest turn after `turn` whose blocks may be taken.
     fn last_holder(&self, sequences: &Sequences, turn: Turn) -> Option<SequenceKey> {
         let after = (Bound::Excluded(turn), Bound::Unbounded);
-        let holds = |other: &&Turn| may_be_preempted(&sequences[&other.key]);
+        let holds = |other: &&Turn| sequences.held(other.key).is_some_and(may_be_preempted);
         let running = self.turns.running().range(after).rev().find(holds);
         let waiting = self.turns.waiting().range(after).rev().find(holds);
         running.max(waiting).map(|turn| turn.key)
@@ -227,7 +223,8 @@ impl Scheduler {
 
     /// Takes the blocks of the latest arrived paused sequence that holds some. False if there is none.
     pub(crate) fn preempt_paused(&mut self, sequences: &mut Sequences, pool: &mut BlockPool) -> bool {
-        let holds = |key: &&SequenceKey| !sequences[*key].blocks.is_empty();
+        let holds =
+            |key: &&SequenceKey| sequences.held(**key).is_some_and(|sequence| !sequence.blocks.is_empty());
         let Some(&victim) = self.turns.paused().iter().rev().find(holds) else { return false };
         self.preempt(victim, sequences, pool);
         true
@@ -235,7 +232,7 @@ impl Scheduler {
 
     /// Takes a sequence's blocks; it will be computed again.
     fn preempt(&mut self, key: SequenceKey, sequences: &mut Sequences, pool: &mut BlockPool) {
-        let Some(sequence) = sequences.get_mut(&key) else { return };
+        let Some(sequence) = sequences.held_mut(key) else { return };
         pool.release(&sequence.take_blocks());
         if sequence.state() == State::Running {
             self.step_aside(sequence);
@@ -252,7 +249,7 @@ impl Scheduler {
     /// Adds the rows of running sequences with so many tokens to compute.
     fn plan_running(&self, sequences: &mut Sequences, step: &mut Step, wanted: impl Fn(usize) -> bool) {
         for Turn { key, .. } in self.turns.running() {
-            let sequence = &sequences[key];
+            let Some(sequence) = sequences.held(*key) else { continue };
             let ready = self.can_launch(sequence);
             if ready && wanted(sequence.remaining()) && !step.has(*key) && !step.add(sequence) {
                 break;
@@ -276,7 +273,7 @@ impl Scheduler {
             if full && outranked.is_none() {
                 break;
             }
-            let Some(sequence) = sequences.get_mut(&turn.key) else { continue };
+            let Some(sequence) = sequences.held_mut(turn.key) else { continue };
             let needs_blocks = sequence.missing_blocks() > 0;
             if needs_blocks && self.blocked {
                 continue;
@@ -295,7 +292,7 @@ impl Scheduler {
             if !self.make_way(turn, sequences, step)? {
                 break;
             }
-            let Some(sequence) = sequences.get_mut(&turn.key) else { continue };
+            let Some(sequence) = sequences.held_mut(turn.key) else { continue };
             if sequence.blocks.is_empty() {
                 pool.hold(&cached);
                 sequence.take_cached(cached);
@@ -325,7 +322,7 @@ impl Scheduler {
         if self.turns.running().len() < self.limits.sequences {
             return Ok(true);
         }
-        let Some(sequence) = self.outranked(turn).and_then(|key| sequences.get_mut(&key)) else {
+        let Some(sequence) = self.outranked(turn).and_then(|key| sequences.held_mut(key)) else {
             return Ok(false);
         };
         if sequence.in_flight > 0 {
@@ -353,7 +350,7 @@ impl Scheduler {
                 continue;
             }
             let Some(victim) = self.last_giver(sequences, turn) else { return Ok(false) };
-            if sequences[&victim].in_flight > 0 {
+            if sequences.held(victim).is_some_and(|sequence| sequence.in_flight > 0) {
                 return Err(StepUnderWay);
             }
             step.take_back(victim);
@@ -365,9 +362,10 @@ impl Scheduler {
     /// The sequence with the latest turn whose blocks a waiting one of `turn` may take.
     fn last_giver(&self, sequences: &Sequences, turn: Turn) -> Option<SequenceKey> {
         let after = (Bound::Excluded(turn), Bound::Unbounded);
-        let holds = |other: &&Turn| may_be_preempted(&sequences[&other.key]);
+        let holds = |other: &&Turn| sequences.held(other.key).is_some_and(may_be_preempted);
         let outranked = |other: &&Turn| other.rank > turn.rank;
-        let stuck = |other: &&Turn| sequences[&other.key].missing_blocks() > 0;
+        let stuck =
+            |other: &&Turn| sequences.held(other.key).is_some_and(|sequence| sequence.missing_blocks() > 0);
         let running = self.turns.running().range(after).rev().take_while(outranked).find(holds);
         let gives = |other: &&Turn| holds(other) && (outranked(other) || stuck(other));
         let waiting = self.turns.waiting().range(after).rev().find(gives);

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use disagg_api::crd::{
-    DisaggDeployment, DisaggDeploymentSpec, Dtype, EngineSpec, Images, Invalid, LoadFormat, ModelSource,
-    ModelSpec, MonitoringSpec, PodMonitorOptions, PodOverrides, Resources, RoleSpec, RouterService,
-    RouterSpec, Routing, SecretKey, ServiceType,
+    DisaggDeployment, DisaggDeploymentSpec, EngineSpec, Images, Invalid, ModelSource, ModelSpec,
+    MonitoringSpec, PodMonitorOptions, PodOverrides, Resources, RoleSpec, RouterService, RouterSpec,
+    SecretKey, ServiceType,
 };
 use disagg_api::kubernetes::Component;
+use disagg_core::{Dtype, LoadFormat, RoutingStrategy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource as _;
 
@@ -120,7 +121,7 @@ pub(crate) struct Router {
     pub max_in_flight: Option<i32>,
     pub request_timeout_seconds: Option<i32>,
     pub max_wait_for_worker_seconds: Option<i32>,
-    pub routing: Option<Routing>,
+    pub routing: Option<RoutingStrategy>,
     pub min_workers: Option<i32>,
     pub resources: Resources,
     pub pod: PodOverrides,

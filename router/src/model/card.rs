@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use disagg_core::ModelFingerprint;
+use disagg_proto::limits::{
+    CARD_BYTES_MAX, CARD_FILE_NAME_BYTES_MAX, CARD_FILES_MAX, SERVED_MODEL_NAME_BYTES_MAX,
+};
 use disagg_proto::v1;
-
-/// Limits of the wire contract.
-const FILES_MAX: usize = 32;
-const BYTES_MAX: u64 = 64 * 1024 * 1024;
-const NAME_BYTES_MAX: usize = 255;
 
 /// A worker's card cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +25,7 @@ pub(crate) enum CardError {
         /// What came.
         value: String,
         /// What is allowed.
-        rule: &'static str,
+        rule: String,
     },
     /// A payload for no announced file, or beyond its announced size.
     #[error("file {name:?} was not announced, or is longer than announced")]
@@ -142,11 +140,13 @@ impl CardAssembler {
 }
 
 fn check_header(header: v1::ModelCardHeader) -> Result<(Card, BTreeMap<String, u64>), CardError> {
-    let bad = |field, value: &dyn ToString, rule| {
-        Err(CardError::BadHeader { field, value: value.to_string(), rule })
+    let bad = |field, value: &dyn ToString, rule: &str| {
+        Err(CardError::BadHeader { field, value: value.to_string(), rule: rule.to_owned() })
     };
-    if header.served_model_name.is_empty() || header.served_model_name.len() > NAME_BYTES_MAX {
-        return bad("served_model_name", &header.served_model_name.len(), "1 to 255 bytes long");
+    let name_bytes = header.served_model_name.len();
+    if !(1..=SERVED_MODEL_NAME_BYTES_MAX).contains(&name_bytes) {
+        let rule = format!("1 to {SERVED_MODEL_NAME_BYTES_MAX} bytes long");
+        return bad("served_model_name", &name_bytes, &rule);
     }
     let Some(fingerprint) = header.model_fingerprint else {
         return bad("model_fingerprint", &"absent", "present");
@@ -157,15 +157,17 @@ fn check_header(header: v1::ModelCardHeader) -> Result<(Card, BTreeMap<String, u
     if header.vocab_size == 0 {
         return bad("vocab_size", &0, "over 0");
     }
-    if header.files.len() > FILES_MAX {
-        return bad("files", &header.files.len(), "at most 32");
+    if header.files.len() > CARD_FILES_MAX as usize {
+        return bad("files", &header.files.len(), &format!("at most {CARD_FILES_MAX}"));
     }
     let bytes = header.files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.size));
-    if bytes > BYTES_MAX {
-        return bad("files", &bytes, "at most 64 MiB in all");
+    if bytes > CARD_BYTES_MAX {
+        return bad("files", &bytes, &format!("at most {} MiB in all", CARD_BYTES_MAX >> 20));
     }
-    if header.files.iter().any(|file| file.name.is_empty() || file.name.len() > NAME_BYTES_MAX) {
-        return bad("files", &"a name of wrong length", "names of 1 to 255 bytes");
+    let named = |file: &v1::ModelCardFile| (1..=CARD_FILE_NAME_BYTES_MAX).contains(&file.name.len());
+    if !header.files.iter().all(named) {
+        let rule = format!("names of 1 to {CARD_FILE_NAME_BYTES_MAX} bytes");
+        return bad("files", &"a name of wrong length", &rule);
     }
     let sizes: BTreeMap<String, u64> =
         header.files.iter().map(|file| (file.name.clone(), file.size)).collect();

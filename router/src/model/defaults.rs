@@ -1,9 +1,7 @@
 //! What a model's own configuration says where a request is silent.
 
+use disagg_proto::limits::STOP_TOKENS_MAX;
 use serde_json::Value;
-
-/// The wire contract's limit on end-of-sequence tokens.
-const EOS_TOKENS_MAX: usize = 64;
 
 /// Sampling parameters of `generation_config.json`. Values out of range count as absent.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -47,7 +45,7 @@ pub(crate) fn eos_token_ids(
     ids.retain(|id| *id < vocab_size);
     ids.sort_unstable();
     ids.dedup();
-    ids.truncate(EOS_TOKENS_MAX);
+    ids.truncate(STOP_TOKENS_MAX as usize);
     ids
 }
 

@@ -7,7 +7,7 @@ use super::bounded::List;
 use super::completion::model;
 use super::content::Content;
 use super::fields::{self, Fields};
-use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
+use super::params::{Params, alternatives, n, stream};
 use super::{ApiError, Conversation, Endpoint, Input, Request};
 use crate::model::{FUNCTIONS, TemplateValue};
 
@@ -170,9 +170,9 @@ fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
 
 fn top_logprobs(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     let logprobs = fields.flag("logprobs")?;
-    let top = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX.into())?;
+    let top = alternatives(fields, "top_logprobs")?;
     match (logprobs, top) {
-        (true, top) => Ok(Some(top.and_then(|top| top.try_into().ok()).unwrap_or(0))),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
         (false, Some(top)) => {
             Err(ApiError::bad_value("top_logprobs", &top.to_string(), "absent unless 'logprobs' is true"))

@@ -1,14 +1,12 @@
 //! `POST /v1/completions`.
 
 use super::fields::Fields;
-use super::params::{Params, TOP_LOGPROBS_MAX, n, stream};
-use super::prompt::Prompts;
+use super::params::{Params, alternatives, n, stream};
+use super::prompt::{PROMPTS_MAX, Prompts};
 use super::{ApiError, Endpoint, Input, Request};
 
 /// Choices of all prompts of a request together.
 const TOTAL_CHOICES_MAX: usize = 256;
-
-const PROMPT_RULE: &str = "a string, a list of token ids, or a list of 1 to 256 of either";
 
 pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let model = model(fields)?;
@@ -28,8 +26,7 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
     let add_special_tokens = fields.take("add_special_tokens", "true or false")?.unwrap_or(true);
     let mut params = Params::take(fields)?;
     params.max_tokens = fields.count("max_tokens", 1)?;
-    let logprobs = fields.integer("logprobs", 0, TOP_LOGPROBS_MAX.into())?;
-    params.top_logprobs = logprobs.and_then(|count| count.try_into().ok());
+    params.top_logprobs = alternatives(fields, "logprobs")?;
     if echo && params.top_logprobs.is_some() {
         // It would have to tell those of the prompt, which workers do not compute.
         return Err(ApiError::unsupported_parameter("logprobs", " together with 'echo'"));
@@ -49,8 +46,9 @@ pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Request, ApiError> {
 }
 
 fn inputs(fields: &mut Fields<'_>) -> Result<Vec<Input>, ApiError> {
-    let Some(Prompts(inputs)) = fields.take("prompt", PROMPT_RULE)? else {
-        return Err(ApiError::missing("prompt", PROMPT_RULE));
+    let rule = format!("a string, a list of token ids, or a list of 1 to {PROMPTS_MAX} of either");
+    let Some(Prompts(inputs)) = fields.take("prompt", &rule)? else {
+        return Err(ApiError::missing("prompt", &rule));
     };
     let empty = inputs.iter().position(|input| matches!(input, Input::Tokens(ids) if ids.is_empty()));
     match empty {

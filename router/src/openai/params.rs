@@ -1,17 +1,19 @@
 //! Parameters that both endpoints share: how to draw tokens, and when to stop.
 
+use disagg_proto::limits::{
+    BIAS_MAX, CACHE_SALT_BYTES_MAX, CHOICES_MAX, LOGIT_BIAS_MAX, PENALTY_MAX, STOP_TOKENS_MAX,
+    TEMPERATURE_MAX, TOP_LOGPROBS_MAX,
+};
+
 use super::ApiError;
 use super::bounded::{List, Object, OneOrList};
 use super::fields::Fields;
 
-/// Limits of the wire contract, and of stop strings, which cost time for every token.
-const LOGIT_BIAS_MAX: usize = 1024;
-const STOP_TOKENS_MAX: usize = 64;
+/// Stop strings of a request, and bytes of one: each costs time for every token.
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
-const SALT_BYTES_MAX: usize = 128;
-/// The wire contract's limit on choices of one prompt.
-const CHOICES_MAX: i64 = 128;
+/// The largest `repetition_penalty` that means anything. The wire contract has no bound of its own.
+const REPETITION_PENALTY_MAX: f64 = 10.0;
 /// Fields of OpenAI's and vLLM's that neither endpoint implements, each with the values that ask for nothing.
 const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("response_format", &[r#"{"type":"text"}"#]),
@@ -39,9 +41,6 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("kv_transfer_params", &[]),
     ("vllm_xargs", &["{}"]),
 ];
-/// Most alternatives that logprobs show.
-pub(super) const TOP_LOGPROBS_MAX: u32 = 20;
-
 /// Checked parameters. `None` leaves the choice to the model's own defaults.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Params {
@@ -77,14 +76,14 @@ impl Params {
         // Says who asks; nothing here depends on it.
         fields.take::<String>("user", "a string")?;
         Ok(Self {
-            temperature: fields.number("temperature", 0.0, 2.0)?,
+            temperature: fields.number("temperature", 0.0, TEMPERATURE_MAX.into())?,
             top_p: positive(fields, "top_p", 1.0)?,
             // vLLM's clients turn it off with -1.
             top_k: fields.integer("top_k", -1, u32::MAX.into())?.map(|k| u32::try_from(k).unwrap_or(0)),
             min_p: fields.number("min_p", 0.0, 1.0)?,
-            presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-            frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-            repetition_penalty: positive(fields, "repetition_penalty", 10.0)?,
+            presence_penalty: penalty(fields, "presence_penalty")?,
+            frequency_penalty: penalty(fields, "frequency_penalty")?,
+            repetition_penalty: positive(fields, "repetition_penalty", REPETITION_PENALTY_MAX)?,
             logit_bias: logit_bias(fields)?,
             seed: fields.take::<i64>("seed", "a whole number of 64 bits")?.map(i64::cast_unsigned),
             top_logprobs: None,
@@ -102,7 +101,7 @@ impl Params {
 
 /// Takes `n`, the number of choices for each prompt.
 pub(super) fn n(fields: &mut Fields<'_>) -> Result<u32, ApiError> {
-    let n = fields.integer("n", 1, CHOICES_MAX)?;
+    let n = fields.integer("n", 1, CHOICES_MAX.into())?;
     Ok(n.and_then(|n| n.try_into().ok()).unwrap_or(1))
 }
 
@@ -121,6 +120,17 @@ pub(super) fn stream(fields: &mut Fields<'_>) -> Result<(bool, bool), ApiError> 
     Ok((stream, include_usage))
 }
 
+/// Takes the number of alternatives to show beside each token: `top_logprobs` of chats, `logprobs` of completions.
+pub(super) fn alternatives(fields: &mut Fields<'_>, name: &str) -> Result<Option<u32>, ApiError> {
+    let count = fields.integer(name, 0, TOP_LOGPROBS_MAX.into())?;
+    Ok(count.and_then(|count| count.try_into().ok()))
+}
+
+fn penalty(fields: &mut Fields<'_>, name: &str) -> Result<f32, ApiError> {
+    let max = f64::from(PENALTY_MAX);
+    Ok(fields.number(name, -max, max)?.unwrap_or(0.0))
+}
+
 /// A number over 0, up to `max`.
 fn positive(fields: &mut Fields<'_>, name: &str, max: f64) -> Result<Option<f32>, ApiError> {
     let rule = format!("a number over 0, at most {max}");
@@ -130,29 +140,33 @@ fn positive(fields: &mut Fields<'_>, name: &str, max: f64) -> Result<Option<f32>
 }
 
 fn logit_bias(fields: &mut Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
-    let rule = "an object of at most 1024 token ids, each with a number from -100 to 100";
-    let allowed = |map: &Object<f32, LOGIT_BIAS_MAX>| {
-        map.0.iter().all(|(id, bias)| id.parse::<u32>().is_ok() && (-100.0..=100.0).contains(bias))
+    let rule = format!(
+        "an object of at most {LOGIT_BIAS_MAX} token ids, each with a number from -{BIAS_MAX} to {BIAS_MAX}"
+    );
+    let allowed = |map: &Object<f32, { LOGIT_BIAS_MAX as usize }>| {
+        map.0.iter().all(|(id, bias)| id.parse::<u32>().is_ok() && (-BIAS_MAX..=BIAS_MAX).contains(bias))
     };
-    let map = fields.take_if("logit_bias", rule, allowed)?.map(|map| map.0).unwrap_or_default();
+    let map = fields.take_if("logit_bias", &rule, allowed)?.map(|map| map.0).unwrap_or_default();
     Ok(map.into_iter().filter_map(|(id, bias)| Some((id.parse().ok()?, bias))).collect())
 }
 
 fn stops(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
-    let rule = "a string or a list of at most 16, none of them empty or longer than 1024 bytes";
+    let rule = format!(
+        "a string or a list of at most {STOPS_MAX}, none of them empty or longer than {STOP_BYTES_MAX} bytes"
+    );
     let one = |stop: &String| (1..=STOP_BYTES_MAX).contains(&stop.len());
     let allowed = |stops: &OneOrList<STOPS_MAX>| stops.0.iter().all(one);
-    Ok(fields.take_if("stop", rule, allowed)?.map(|stops| stops.0).unwrap_or_default())
+    Ok(fields.take_if("stop", &rule, allowed)?.map(|stops| stops.0).unwrap_or_default())
 }
 
 fn stop_token_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, ApiError> {
-    let rule = "a list of at most 64 token ids";
-    let ids: Option<List<u32, STOP_TOKENS_MAX>> = fields.take("stop_token_ids", rule)?;
+    let rule = format!("a list of at most {STOP_TOKENS_MAX} token ids");
+    let ids: Option<List<u32, { STOP_TOKENS_MAX as usize }>> = fields.take("stop_token_ids", &rule)?;
     Ok(ids.map(|ids| ids.0).unwrap_or_default())
 }
 
 fn cache_salt(fields: &mut Fields<'_>) -> Result<String, ApiError> {
-    let rule = "a string of 1 to 128 bytes";
-    let allowed = |salt: &String| (1..=SALT_BYTES_MAX).contains(&salt.len());
-    Ok(fields.take_if("cache_salt", rule, allowed)?.unwrap_or_default())
+    let rule = format!("a string of 1 to {CACHE_SALT_BYTES_MAX} bytes");
+    let allowed = |salt: &String| (1..=CACHE_SALT_BYTES_MAX).contains(&salt.len());
+    Ok(fields.take_if("cache_salt", &rule, allowed)?.unwrap_or_default())
 }

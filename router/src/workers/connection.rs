@@ -30,12 +30,6 @@ const GONE_AFTER: Duration = Duration::from_secs(7);
 /// HTTP/2 pings, which notice a host that vanished without closing its connections.
 const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Events of one batch; a worker that sends more breaks the contract.
-const KV_EVENTS_MAX: usize = 4096;
-
-/// Peers of one load report; the rest is ignored, as the contract says.
-const TRANSFERS_MAX: usize = 256;
-
 /// HTTP/2 windows, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConnectionLimits {
@@ -120,7 +114,8 @@ async fn session(
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
         .connect_lazy();
-    let mut client = WorkerClient::new(control).max_decoding_message_size(disagg_proto::MAX_MESSAGE_BYTES);
+    let mut client =
+        WorkerClient::new(control).max_decoding_message_size(disagg_proto::limits::MESSAGE_BYTES_MAX);
 
     let hello = within(HELLO_TIMEOUT, "Hello", client.hello(v1::HelloRequest {})).await?.into_inner();
     let identity = Arc::new(Identity::from_wire(hello)?);
@@ -228,7 +223,7 @@ fn load(report: &v1::LoadReport) -> Load {
 
 fn transfers(reported: Vec<v1::PeerTransfer>) -> Transfers {
     let pair = |transfer: v1::PeerTransfer| (WorkerId::new(transfer.worker), transfer.bytes_per_second);
-    reported.into_iter().take(TRANSFERS_MAX).map(pair).collect()
+    reported.into_iter().map(pair).collect()
 }
 
 /// Keeps the prefix index up with the worker, subscribing again whenever the numbering breaks. The index is a hint, so
@@ -264,7 +259,7 @@ async fn subscribe(
     while let Some(batch) = batches.message().await.map_err(failed)? {
         let sent = batch.events.len();
         let events: Vec<KvEvent> = batch.events.into_iter().filter_map(wire::kv_event).collect();
-        if batch.epoch != identity.epoch.0 || events.len() != sent || sent > KV_EVENTS_MAX {
+        if batch.epoch != identity.epoch.0 || events.len() != sent {
             return Ok(());
         }
         let kind =

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use disagg_core::{Epoch, KvCompat, ModelFingerprint, Role, WorkerId};
+use disagg_proto::limits::WORKER_NAME_BYTES_MAX;
 use disagg_proto::v1;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
@@ -78,7 +79,7 @@ impl Identity {
     /// Checks a greeting.
     pub(crate) fn from_wire(hello: v1::HelloResponse) -> Result<Self, BadHello> {
         let worker = hello.worker.ok_or(BadHello("worker"))?;
-        if worker.name.is_empty() || worker.name.len() > 253 {
+        if !(1..=WORKER_NAME_BYTES_MAX).contains(&worker.name.len()) {
             return Err(BadHello("worker.name"));
         }
         if worker.epoch == 0 {

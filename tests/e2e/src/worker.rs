@@ -101,7 +101,8 @@ impl Worker {
 
     /// A client of its gRPC service.
     pub fn client(&self) -> WorkerClient<Channel> {
-        WorkerClient::new(self.channel.clone()).max_decoding_message_size(disagg_proto::MAX_MESSAGE_BYTES)
+        WorkerClient::new(self.channel.clone())
+            .max_decoding_message_size(disagg_proto::limits::MESSAGE_BYTES_MAX)
     }
 
     /// Waits until its health service says SERVING.

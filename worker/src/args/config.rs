@@ -3,11 +3,10 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use disagg_core::{Role, WorkerId};
+use disagg_core::{Dtype, LoadFormat, Role, WorkerId};
 
-use super::{Device, Dtype, GpuWait};
+use super::{Device, GpuWait};
 use crate::hub::ModelRef;
-use crate::model::LoadFormat;
 
 /// Size of the KV pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

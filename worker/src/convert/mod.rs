@@ -10,6 +10,7 @@ mod wire;
 use std::fmt;
 
 use disagg_core::{Epoch, HandoffId, KvCompat, ModelFingerprint, WorkerId};
+use disagg_proto::limits::{ADDRESS_BYTES_MAX, WORKER_NAME_BYTES_MAX};
 use disagg_proto::v1;
 use tonic::Status;
 
@@ -22,12 +23,6 @@ pub use wire::{
     card_header, handoff_to_wire, hash, kv_event, load_report, prompt_to_wire, role, sequence_event,
     token_to_wire, worker_ref_to_wire,
 };
-
-/// Longest worker name, in bytes.
-const WORKER_NAME_BYTES_MAX: usize = 253;
-
-/// Longest `host:port`, in bytes: a DNS name and a port.
-const ADDRESS_BYTES_MAX: usize = 253 + 6;
 
 /// A field of a message is outside its limits.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

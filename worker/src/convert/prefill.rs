@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use disagg_core::{Epoch, HandoffId, KvCompat, WorkerId};
 use disagg_engine::SampledToken;
-use disagg_proto::{MAX_CHUNK_BYTES, v1};
+use disagg_proto::limits::{CHUNK_BYTES_MAX, LEASE_MS};
+use disagg_proto::v1;
 
 use super::request::{PromptLimits, ValidPrompt, prompt};
 use super::{InvalidField, address, count_within, handoff_ref, kv_compat, required, within, worker_ref};
@@ -71,7 +72,7 @@ pub fn start_prefill(
         let allowed = format!("the decode worker's epoch is {}", decode_worker.epoch);
         return Err(InvalidField::new("handoff.epoch", handoff.epoch, allowed));
     }
-    let lease_ms = within("lease_ms", start.lease_ms, 100, 60_000)?;
+    let lease_ms = within("lease_ms", start.lease_ms, *LEASE_MS.start(), *LEASE_MS.end())?;
     Ok(StartPrefill {
         handoff,
         prefill_worker: worker_ref("prefill_worker", start.prefill_worker)?,
@@ -158,8 +159,8 @@ pub fn chunk_bytes(chunk: &v1::KvChunk, layer_block_bytes: usize) -> Result<usiz
         let allowed = format!("{} blocks have {wanted} bytes", chunk.block_count);
         return Err(InvalidField::new("chunk.payload_bytes", chunk.payload_bytes, allowed));
     }
-    if chunk.block_count > 1 && wanted > MAX_CHUNK_BYTES {
-        let allowed = format!("at most {MAX_CHUNK_BYTES} bytes in a chunk of several blocks");
+    if chunk.block_count > 1 && wanted > CHUNK_BYTES_MAX {
+        let allowed = format!("at most {CHUNK_BYTES_MAX} bytes in a chunk of several blocks");
         return Err(InvalidField::new("chunk.payload_bytes", wanted, allowed));
     }
     Ok(wanted)
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(chunk_bytes(&chunk(0, 0), 16).unwrap_err().field, "chunk.block_count");
         assert_eq!(chunk_bytes(&chunk(2, 31), 16).unwrap_err().field, "chunk.payload_bytes");
         // A block that alone is larger than the limit may come alone.
-        let large = MAX_CHUNK_BYTES + 1;
+        let large = CHUNK_BYTES_MAX + 1;
         assert_eq!(chunk_bytes(&chunk(1, large), large), Ok(large));
         assert!(chunk_bytes(&chunk(2, 2 * large), large).is_err());
     }

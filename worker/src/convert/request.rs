@@ -2,15 +2,15 @@
 
 use disagg_core::{FallbackPolicy, ModelFingerprint, PlacementReason};
 use disagg_engine::{Request, SamplingParams, StopRules};
-use disagg_proto::limits::{CANDIDATES_MAX, CHOICES_MAX, LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
+use disagg_proto::limits::{
+    BIAS_MAX, CACHE_SALT_BYTES_MAX, CANDIDATES_MAX, CHOICES_MAX, LOGIT_BIAS_MAX, PENALTY_MAX,
+    REQUEST_ID_BYTES_MAX, STOP_TOKENS_MAX, TEMPERATURE_MAX, TOP_LOGPROBS_MAX,
+};
 use disagg_proto::v1;
 
 use super::{
     InvalidField, Peer, address, bytes_within, count_within, fingerprint, required, within, worker_ref,
 };
-
-const REQUEST_ID_BYTES_MAX: usize = 128;
-const CACHE_SALT_BYTES_MAX: usize = 128;
 
 /// What a prompt may be on this worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,19 +126,24 @@ fn sampling(sampling: v1::Sampling, limits: PromptLimits) -> Result<SamplingPara
             let allowed = format!("token ids are below {}", limits.vocab_size);
             return Err(InvalidField::new("prompt.sampling.logit_bias.token_id", entry.token_id, allowed));
         }
-        Ok((entry.token_id, within("prompt.sampling.logit_bias.bias", entry.bias, -100.0, 100.0)?))
+        Ok((entry.token_id, within("prompt.sampling.logit_bias.bias", entry.bias, -BIAS_MAX, BIAS_MAX)?))
     });
     Ok(SamplingParams {
-        temperature: within("prompt.sampling.temperature", sampling.temperature, 0.0, 2.0)?,
+        temperature: within("prompt.sampling.temperature", sampling.temperature, 0.0, TEMPERATURE_MAX)?,
         top_p: within("prompt.sampling.top_p", sampling.top_p, SMALLEST, 1.0)?,
         top_k: sampling.top_k,
         min_p: within("prompt.sampling.min_p", sampling.min_p, 0.0, 1.0)?,
-        presence_penalty: within("prompt.sampling.presence_penalty", sampling.presence_penalty, -2.0, 2.0)?,
+        presence_penalty: within(
+            "prompt.sampling.presence_penalty",
+            sampling.presence_penalty,
+            -PENALTY_MAX,
+            PENALTY_MAX,
+        )?,
         frequency_penalty: within(
             "prompt.sampling.frequency_penalty",
             sampling.frequency_penalty,
-            -2.0,
-            2.0,
+            -PENALTY_MAX,
+            PENALTY_MAX,
         )?,
         repetition_penalty: within(
             "prompt.sampling.repetition_penalty",

@@ -2,7 +2,7 @@
 
 use disagg_core::{Epoch, HandoffId, KvEvent, Role, WorkerId};
 use disagg_engine::{FinishReason, SampledToken};
-use disagg_proto::v1;
+use disagg_proto::{limits, v1};
 
 use super::prefill::Peer;
 use super::request::ValidPrompt;
@@ -148,6 +148,10 @@ pub fn load_report(
         transfers: transfers.into_iter().map(transfer).collect(),
     }
 }
+
+// What a worker takes for the files of a card, a router accepts.
+const _: () = assert!(crate::model::card::CARD_BYTES_MAX == limits::CARD_BYTES_MAX);
+const _: () = assert!(crate::model::CARD_FILES.len() <= limits::CARD_FILES_MAX as usize);
 
 /// Head of the model card.
 pub fn card_header(card: &ModelCard, identity: &Identity) -> v1::ModelCardHeader {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use disagg_core::handoff::Attempt;
-use disagg_proto::MAX_MESSAGE_BYTES;
+use disagg_proto::limits::MESSAGE_BYTES_MAX;
 use disagg_proto::v1::prefill_client::PrefillClient;
 use disagg_proto::v1::{
     PrefillCancel, PrefillCommand, PrefillEvent, PrefillHeartbeat, PrefillStart, prefill_command,
@@ -80,8 +80,8 @@ pub(super) async fn run(
         }
     };
     let mut client = PrefillClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (commands, outgoing) = mpsc::channel(COMMANDS_MAX);
     let mut stream = Stream { attempt, peer, commands, reports, landed, accepted: false, choices, limits };
     stream.command(prefill_command::Command::Start(start));

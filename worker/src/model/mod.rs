@@ -17,19 +17,10 @@ use std::path::PathBuf;
 pub use built_in::BuiltIn;
 pub use card::{CARD_FILES, CardFile, ModelCard, OpenCard, kv_compat};
 pub use config::{Family, ModelConfig, WeightFormat};
+pub use disagg_core::LoadFormat;
 pub use error::ModelError;
 pub use rope::RopeScaling;
 pub use weights::{DummyWeights, SafetensorsFolder, Weights, WeightsDigest};
-
-/// Where the numbers come from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, clap::ValueEnum)]
-pub enum LoadFormat {
-    /// The folder's safetensors files.
-    #[default]
-    Auto,
-    /// Random weights of the shapes that `config.json` gives; for benchmarks.
-    Dummy,
-}
 
 /// Which model to load, and how.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use disagg_core::PlacementReason;
+use disagg_core::placement::exceeds_local_length;
 use disagg_engine::engine::BlockFate;
 use disagg_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -58,7 +59,7 @@ async fn place(worker: &Arc<WorkerState>, request: Generate, out: &Events) -> Re
             let overlap = worker.engine.overlap_tokens(tokens, prompt.request.cache_salt.clone()).await;
             let overlap = overlap.map_err(|error| Status::unavailable(error.to_string()))?;
             let net_new = (prompt.request.prompt.len() as u32).saturating_sub(overlap);
-            if net_new <= remote.max_local_prefill_length {
+            if !exceeds_local_length(net_new, remote.max_local_prefill_length) {
                 return place_locally(worker, prompt, PlacementReason::DecodeOverlap).await;
             }
             place_remotely(worker, prompt, remote, reason, out).await

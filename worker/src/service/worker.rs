@@ -3,8 +3,9 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use disagg_proto::limits::CHUNK_BYTES_MAX;
+use disagg_proto::v1;
 use disagg_proto::v1::worker_server::Worker;
-use disagg_proto::{MAX_CHUNK_BYTES, v1};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -74,8 +75,8 @@ impl Worker for WorkerService {
         let mut parts = vec![header];
         for file in &card.files {
             // Slices of one buffer; nothing is copied.
-            for begin in (0..file.bytes.len()).step_by(MAX_CHUNK_BYTES) {
-                let end = file.bytes.len().min(begin + MAX_CHUNK_BYTES);
+            for begin in (0..file.bytes.len()).step_by(CHUNK_BYTES_MAX) {
+                let end = file.bytes.len().min(begin + CHUNK_BYTES_MAX);
                 parts.push(v1::ModelCardPart {
                     header: None,
                     file: file.name.to_owned(),

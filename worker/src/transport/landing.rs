@@ -1,6 +1,6 @@
 //! Where pushed blocks land: for each handoff a zone of reserved blocks, written only while the zone is open.
 //!
-//! The fence of DESIGN.md ("Safety of KV memory"): once [`LandingRegistry::close`] has returned, nothing that
+//! Closing a zone is the fence of a handoff (docs/adr/0003): once [`LandingRegistry::close`] has returned, nothing that
 //! belongs to the handoff is written any more, so its blocks may be used or freed at once.
 
 use std::collections::HashMap;

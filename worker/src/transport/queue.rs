@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use disagg_core::{BlockId, HandoffId};
 use disagg_engine::{KvLayout, KvPush, KvTransport};
-use disagg_proto::MAX_CHUNK_BYTES;
+use disagg_proto::limits::CHUNK_BYTES_MAX;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -48,7 +48,7 @@ struct Queue {
 impl PushQueues {
     /// For a pool of this shape.
     pub fn new(layout: &KvLayout) -> Self {
-        let blocks_per_chunk = (MAX_CHUNK_BYTES / layout.layer_block_bytes()).max(1);
+        let blocks_per_chunk = (CHUNK_BYTES_MAX / layout.layer_block_bytes()).max(1);
         Self { blocks_per_chunk, layers: layout.layers, queues: Mutex::default() }
     }
 

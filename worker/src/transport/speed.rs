@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 /// Weight of the newest push in a pair's running mean.
 const WEIGHT: f64 = 0.3;
 
-/// Peers remembered; the wire contract's limit. The one pushed to longest ago is forgotten first.
-const PEERS_MAX: usize = 256;
+/// Peers remembered: as many as a load report holds. The one pushed to longest ago is forgotten first.
+const PEERS_MAX: usize = disagg_proto::limits::TRANSFERS_MAX as usize;
 
 /// A running mean for each peer.
 #[derive(Debug, Default)]

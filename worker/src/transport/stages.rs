@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use disagg_core::BlockId;
 use disagg_engine::{KvAccessError, KvMemory, KvStage};
-use disagg_proto::MAX_CHUNK_BYTES;
+use disagg_proto::limits::CHUNK_BYTES_MAX;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -68,7 +68,7 @@ impl Stages {
 
 /// Room for the largest chunk.
 fn stage_bytes(memory: &Arc<dyn KvMemory>) -> usize {
-    MAX_CHUNK_BYTES.max(memory.layout().layer_block_bytes())
+    CHUNK_BYTES_MAX.max(memory.layout().layer_block_bytes())
 }
 
 /// A stage outside any [`Stages`].

@@ -14,7 +14,7 @@ pub struct LandingToken([u8; Self::BYTES]);
 
 impl LandingToken {
     /// Length on the wire.
-    pub const BYTES: usize = 16;
+    pub const BYTES: usize = disagg_proto::limits::LANDING_TOKEN_BYTES;
 
     /// A new one, from the operating system.
     pub fn random() -> Result<Self, getrandom::Error> {

@@ -30,7 +30,7 @@ async fn hello_and_the_model_card_describe_the_worker() {
     assert_eq!(header.kv_compat, hello.kv_compat);
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     while let Some(part) = parts.message().await.unwrap() {
-        assert!(part.header.is_none() && part.payload.len() <= disagg_proto::MAX_CHUNK_BYTES);
+        assert!(part.header.is_none() && part.payload.len() <= disagg_proto::limits::CHUNK_BYTES_MAX);
         match files.last_mut() {
             Some((name, contents)) if *name == part.file => contents.extend_from_slice(&part.payload),
             _ => files.push((part.file, part.payload.to_vec())),

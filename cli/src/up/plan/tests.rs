@@ -1,13 +1,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use clap::Parser;
+use disagg_api::crd::Flag;
 use disagg_router::RouterArgs;
 use disagg_worker::WorkerArgs;
 use disagg_worker::args::{PoolSize, WorkerConfig};
-use disagg_worker::model::LoadFormat as WorkerLoadFormat;
 
 use super::*;
-use crate::up::args::Format;
 use crate::up::engine_args::EngineArgs;
 
 const FULL: &str = include_str!("../../../../deploy/samples/model-folder.yaml");
@@ -68,7 +67,7 @@ fn flags_override_the_file() {
         max_model_len: Some(4096),
         device: Some(Device::Cuda(3)),
         block_size: Some(16),
-        load_format: Some(Format::Dummy),
+        load_format: Some(LoadFormat::Dummy),
         ..UpArgs::default()
     };
     let plan = plan_of(FULL, &flags).unwrap();
@@ -143,7 +142,7 @@ fn every_engine_option_reaches_its_worker() {
         assert_eq!(config.model.served_model_name, "my-model");
         assert_eq!(config.model.max_model_len, Some(8192));
         assert_eq!(config.model.block_size, 64);
-        assert_eq!(config.model.load_format, WorkerLoadFormat::Auto);
+        assert_eq!(config.model.load_format, LoadFormat::Auto);
         assert_eq!(config.serve.listen, "127.0.0.1:20000");
         assert_eq!(config.metrics_listen.as_deref(), Some("127.0.0.1:20001"));
         assert_eq!(config.serve.drain.as_secs(), 10, "what neither flag nor file names has its default");
@@ -158,19 +157,102 @@ fn switches_reach_the_worker_both_ways() {
             "  decode:\n",
             &format!("  decode:\n    engine: {{enableChunkedPrefill: {on}, enablePrefixCaching: {on}}}\n"),
         );
-        let args = UpArgs {
-            load_format: Some(Format::Dummy),
-            dtype: Some(disagg_api::crd::Dtype::Float32),
-            ..UpArgs::default()
-        };
+        let args =
+            UpArgs { load_format: Some(LoadFormat::Dummy), dtype: Some(Dtype::Float32), ..UpArgs::default() };
         let plan = plan_of(&text, &args).unwrap();
         let config = worker_config(&plan, 1);
         assert_eq!(config.serve.limits.enable_chunked_prefill, on);
         assert_eq!(config.serve.limits.enable_prefix_caching, on);
         assert_eq!(config.model.block_size, 16);
-        assert_eq!(config.model.load_format, WorkerLoadFormat::Dummy);
-        assert_eq!(config.model.dtype, disagg_worker::args::Dtype::Float32);
-        assert_eq!(config.model.kv_cache_dtype, disagg_worker::args::Dtype::Float16);
+        assert_eq!(config.model.load_format, LoadFormat::Dummy);
+        assert_eq!(config.model.dtype, Dtype::Float32);
+        assert_eq!(config.model.kv_cache_dtype, Dtype::Float16);
+    }
+}
+
+/// Flags of a worker that no deployment sets, each with the reason.
+const NOT_OF_A_DEPLOYMENT: [(&str, &str); 8] = [
+    ("seed", "of dummy weights, which all workers of a deployment have to make alike: the default does"),
+    ("gpu-wait", "trades a core for microseconds; DISAGG_GPU_WAIT in podTemplate.env sets it for one role"),
+    ("max-waiting", "the router's maxInFlight bounds what can wait"),
+    (
+        "max-prefill-queue",
+        "the router's maxPrefillQueueDepth is the dial; this is the worker's own safety bound",
+    ),
+    ("no-enable-chunked-prefill", "enableChunkedPrefill says the same"),
+    (
+        "handoff-lease-ms",
+        "both ends of a handoff keep to the one that the decode worker names; the default suits any network",
+    ),
+    ("max-step-seconds", "a step that takes longer hangs on any hardware"),
+    ("threads", "one per core that the container may use"),
+];
+
+/// Everything that a deployment can say to a worker.
+fn everything() -> Vec<Flag> {
+    let engine = EngineSpec {
+        device: Some("cpu".to_owned()),
+        max_num_batched_tokens: Some(100),
+        max_num_seqs: Some(5),
+        kv_cache_bytes: Some(1 << 20),
+        num_blocks: Some(7),
+        gpu_memory_utilization_percent: Some(85),
+        enable_chunked_prefill: Some(false),
+        enable_prefix_caching: Some(false),
+    };
+    let all = WorkerFlags {
+        name: "prefill-0",
+        role: "prefill",
+        listen: "127.0.0.1:1",
+        advertise: Some("127.0.0.1:1"),
+        metrics_listen: "127.0.0.1:2",
+        model: "/m",
+        served_name: "m",
+        load_format: LoadFormat::Dummy,
+        dtype: Some(Dtype::Float32),
+        kv_cache_dtype: Some(Dtype::Float16),
+        max_length: Some(4096),
+        block_size: Some(16),
+        device: Some("cpu"),
+        engine: &engine,
+        drain_seconds: 3,
+        exit_with_stdin: true,
+    };
+    all.flags()
+}
+
+/// `disagg up` and the operator make a worker's command line with one function. This holds it to the worker's flags.
+#[test]
+fn every_flag_of_a_worker_is_of_the_deployment_or_there_is_a_reason() {
+    use clap::CommandFactory as _;
+    let made: Vec<&str> = everything().iter().map(|flag| flag.name).collect();
+    let unset: Vec<&str> = NOT_OF_A_DEPLOYMENT.iter().map(|(flag, _)| *flag).collect();
+    let command = AsWorker::command();
+    let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+    for flag in &known {
+        let (made, unset) = (made.contains(flag), unset.contains(flag));
+        assert!(
+            made != unset,
+            "--{flag}: either made by WorkerFlags ({made}) or listed with a reason ({unset})"
+        );
+    }
+    for flag in made.iter().chain(&unset) {
+        assert!(known.contains(flag), "a worker has no --{flag}");
+    }
+}
+
+#[test]
+fn a_worker_reads_every_flag_that_a_deployment_can_set() {
+    // Both size the pool, so no worker is given both.
+    for left_out in ["num-blocks", "kv-cache-bytes"] {
+        let flags = everything().into_iter().filter(|flag| flag.name != left_out);
+        let words = std::iter::once("worker".to_owned()).chain(flags.map(|flag| flag.word()));
+        let config = AsWorker::try_parse_from(words).unwrap().args.resolve().unwrap();
+        assert_eq!((config.model.seed, config.model.load_format), (0, LoadFormat::Dummy));
+        assert!((config.model.gpu_memory_utilization - 0.85).abs() < 1e-9);
+        assert_eq!((config.model.block_size, config.model.max_model_len), (16, Some(4096)));
+        assert_eq!((config.serve.limits.max_num_seqs, config.serve.drain.as_secs()), (5, 3));
+        assert!(!config.serve.limits.enable_prefix_caching && config.exit_with_stdin);
     }
 }
 
@@ -249,12 +331,12 @@ fn limits_of_router_and_drain_reach_the_processes() {
     );
     let flags = UpArgs {
         min_workers: Some(5),
-        routing: Some(Routing::Random),
+        routing: Some(RoutingStrategy::Random),
         prefill: Some(4),
         ..UpArgs::default()
     };
     let overridden = plan_of(&text, &flags).unwrap().router;
-    assert_eq!((overridden.routing, overridden.min_workers), (Some(Routing::Random), Some(5)));
+    assert_eq!((overridden.routing, overridden.min_workers), (Some(RoutingStrategy::Random), Some(5)));
     let plan = plan_of(&text, &UpArgs::default()).unwrap();
     let args = router_args(&plan, API, ADMIN, &["127.0.0.1:1".to_owned()], Path::new("/s.yaml"));
     let args = AsRouter::try_parse_from(args).unwrap().args;

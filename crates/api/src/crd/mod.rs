@@ -15,20 +15,20 @@ mod read;
 mod router;
 mod status;
 mod validate;
+mod worker_flags;
 mod workers;
 
-pub use model::{
-    BundledModel, Dtype, ImageSource, LoadFormat, ModelSource, ModelSpec, PvcSource, RandomModel, SecretKey,
-    UnknownDtype,
-};
+pub use model::{BundledModel, ImageSource, ModelSource, ModelSpec, PvcSource, RandomModel, SecretKey};
 pub use monitoring::{MonitoringSpec, PodMonitorOptions};
 pub use pod::{Amount, EnvVar, Images, ObjectName, PodOverrides, PullPolicy, Resources, VolumeMount};
 pub use read::ReadError;
-pub use router::{DisaggregationSpec, RouterService, RouterSpec, Routing, ServiceType};
+pub use router::{DisaggregationSpec, RouterService, RouterSpec, ServiceType};
 pub use status::{DisaggDeploymentStatus, RoleStatus, RouterStatus, SettingsStatus};
 pub use validate::{Invalid, Problem};
+pub use worker_flags::{Flag, WorkerFlags};
 pub use workers::{EngineSpec, NVIDIA_GPU, NVIDIA_PREFIX, RoleSpec};
 
+use disagg_core::Dtype;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,6 @@
 //! Where the model comes from and how it is loaded.
 
+use disagg_core::{Dtype, LoadFormat};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -172,76 +173,5 @@ impl SecretKey {
     /// The key, or its default.
     pub fn key(&self) -> &str {
         self.key.as_deref().unwrap_or("token")
-    }
-}
-
-/// The number format to compute in. `auto` is what the device of each worker computes in: float32 on a CPU; on a GPU float16
-/// for models published in it and bfloat16 for all others. A worker that would compute in another format than the one
-/// named here says so and does not start.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// What the device computes in.
-    #[default]
-    Auto,
-    /// 32 bits: workers on CPUs.
-    Float32,
-    /// 16 bits, 8 of them for the exponent: workers on GPUs.
-    Bfloat16,
-    /// 16 bits, 5 of them for the exponent: workers on GPUs, for models published in it.
-    Float16,
-}
-
-impl Dtype {
-    /// Every format.
-    pub const ALL: [Self; 4] = [Self::Auto, Self::Float32, Self::Bfloat16, Self::Float16];
-
-    /// The value of the worker's flags `--dtype` and `--kv-cache-dtype`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Float32 => "float32",
-            Self::Bfloat16 => "bfloat16",
-            Self::Float16 => "float16",
-        }
-    }
-}
-
-/// Text that names no [`Dtype`].
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is no number format: write auto, float32, bfloat16 or float16")]
-pub struct UnknownDtype(String);
-
-impl std::str::FromStr for Dtype {
-    type Err = UnknownDtype;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|dtype| dtype.as_str() == text)
-            .ok_or_else(|| UnknownDtype(text.to_owned()))
-    }
-}
-
-/// `auto` reads the weights of the source. `dummy` makes random weights of the shape that the source's config states,
-/// for benchmarks: it loads at once and answers nonsense. The default is `auto`.
-// The schema of an optional enum takes the type's description, not the field's.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum LoadFormat {
-    /// Read them from the model's folder.
-    #[default]
-    Auto,
-    /// Make random ones of the shape that the model's config states.
-    Dummy,
-}
-
-impl LoadFormat {
-    /// The value of the worker's flag `--load-format`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Dummy => "dummy",
-        }
     }
 }

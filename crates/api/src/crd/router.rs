@@ -1,16 +1,13 @@
 //! The OpenAI endpoint, and the settings that it begins with.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 
-use disagg_core::RoutingStrategy;
-use disagg_core::choice::UnknownRoutingStrategy;
+use disagg_core::{FallbackPolicy, RoutingStrategy};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limits;
 use super::pod::{PodOverrides, Resources, text_map};
-use crate::settings::FallbackPolicy;
 
 /// The OpenAI endpoint.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, PartialEq, Debug, Default)]
@@ -48,7 +45,7 @@ pub struct RouterSpec {
 
     /// How workers are chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub routing: Option<Routing>,
+    pub routing: Option<RoutingStrategy>,
 
     /// Workers, of any role, that have to be ready before a router is; requests wait until then. Later losses change
     /// nothing. The default is 1, and one of them always has to decode. Where both roles state their replicas, it is at
@@ -79,53 +76,6 @@ pub struct RouterService {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "text_map::<{ limits::VALUE_LENGTH }>")]
     pub annotations: BTreeMap<String, String>,
-}
-
-/// How workers are chosen: `kv` by what they have cached of the prompt and by their load, `least-loaded` by load alone,
-/// `round-robin` in turn, `random` at random. The default is `kv`.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Routing {
-    /// By cached prefix and load.
-    #[default]
-    Kv,
-    /// By load alone.
-    LeastLoaded,
-    /// In turn.
-    RoundRobin,
-    /// At random.
-    Random,
-}
-
-impl Routing {
-    /// The value of the router's flag `--routing`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Kv => "kv",
-            Self::LeastLoaded => "least-loaded",
-            Self::RoundRobin => "round-robin",
-            Self::Random => "random",
-        }
-    }
-}
-
-impl From<RoutingStrategy> for Routing {
-    fn from(strategy: RoutingStrategy) -> Self {
-        match strategy {
-            RoutingStrategy::Kv => Self::Kv,
-            RoutingStrategy::LeastLoaded => Self::LeastLoaded,
-            RoutingStrategy::RoundRobin => Self::RoundRobin,
-            RoutingStrategy::Random => Self::Random,
-        }
-    }
-}
-
-impl FromStr for Routing {
-    type Err = UnknownRoutingStrategy;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        name.parse::<RoutingStrategy>().map(Self::from)
-    }
 }
 
 /// Who reaches the Service: `ClusterIP` the cluster alone, `NodePort` every node's port too, `LoadBalancer` a load

@@ -9,9 +9,6 @@ use crate::ids::WorkerId;
 
 pub use reason::{FallbackPolicy, PlacementReason, UnknownFallbackPolicy, UnknownPlacementReason};
 
-/// The most prefill workers that are proposed for one request; also the limit of the wire contract.
-pub const MAX_PREFILL_CANDIDATES: usize = 8;
-
 /// Prefill speed, in tokens per second, assumed while no worker of the pool has measured its own.
 const ASSUMED_TOKENS_PER_SECOND: f64 = 1000.0;
 
@@ -132,8 +129,7 @@ pub fn place_prefill(net_new: u32, settings: &PlacementSettings, pool: &PrefillP
     }
 }
 
-/// The prefill workers that can take the prompt, the one to ask first at the front; at most
-/// [`MAX_PREFILL_CANDIDATES`].
+/// The prefill workers that can take the prompt, the one to ask first at the front.
 ///
 /// With [`RoutingStrategy::Kv`] that is the one that would deliver first, with [`RoutingStrategy::LeastLoaded`] the
 /// one with the shortest queue; the others go by name, beginning at the demand's draw.
@@ -143,7 +139,7 @@ pub fn rank_prefill(
     settings: &PlacementSettings,
     pool: &PrefillPool<'_>,
 ) -> Vec<WorkerId> {
-    let mut ranked = match strategy {
+    let ranked = match strategy {
         RoutingStrategy::Kv => by_delivery(demand, settings, pool),
         RoutingStrategy::LeastLoaded => {
             let mut workers = takers(settings, pool);
@@ -160,7 +156,6 @@ pub fn rank_prefill(
             workers
         }
     };
-    ranked.truncate(MAX_PREFILL_CANDIDATES);
     ranked.into_iter().map(|worker| worker.worker.clone()).collect()
 }
 

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What to do with a prompt that ought to be prefilled remotely when no prefill worker takes it.
+/// What becomes of a prompt that is worth a remote prefill when no prefill worker can take it: `Local` prefills it on
+/// the decode worker, `Fail` answers 503 with Retry-After. The default is `Local`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum FallbackPolicy {
     /// Prefill it on the decode worker.
     #[default]
@@ -15,7 +18,7 @@ pub enum FallbackPolicy {
 
 impl FallbackPolicy {
     /// The name used in settings.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Local => "Local",
             Self::Fail => "Fail",

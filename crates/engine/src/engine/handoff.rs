@@ -30,9 +30,19 @@ impl AwaitingKv {
         }
     }
 
-    fn remove(&mut self, key: SequenceKey, blocks: &[BlockId]) -> bool {
-        let there = self.sequences.remove(&key);
-        for block in blocks.iter().filter(|_| there) {
+    pub(super) fn contains(&self, key: SequenceKey) -> bool {
+        self.sequences.contains(&key)
+    }
+
+    /// Of a sequence that is lost, and the number of whose blocks nobody knows.
+    pub(super) fn forget(&mut self, key: SequenceKey) {
+        self.sequences.remove(&key);
+    }
+
+    /// Of a sequence that is here, with the blocks it came with.
+    fn remove(&mut self, key: SequenceKey, blocks: &[BlockId]) {
+        self.sequences.remove(&key);
+        for block in blocks {
             if let Some(holders) = self.blocks.get_mut(block) {
                 *holders -= 1;
                 if *holders == 0 {
@@ -40,7 +50,6 @@ impl AwaitingKv {
                 }
             }
         }
-        there
     }
 }
 
@@ -92,7 +101,7 @@ impl<B: Backend> Engine<B> {
         first_tokens: Vec<SampledToken>,
     ) -> Result<(), NotAwaitingKv> {
         let key = self.requeue_awaiting(sequence)?;
-        let Some(sequence) = self.sequences.get_mut(&key) else { return Ok(()) };
+        let Some(sequence) = self.sequences.held_mut(key) else { return Ok(()) };
         if first_tokens.len() < sequence.choices.len() {
             self.finish(key, FinishReason::Error);
             return Ok(());
@@ -115,7 +124,9 @@ impl<B: Backend> Engine<B> {
         if !self.leave_awaiting(key, blocks) {
             return Err(NotAwaitingKv(sequence));
         }
-        let mut sequence = self.sequences.remove(&key).ok_or(NotAwaitingKv(sequence))?;
+        let mut sequence = self.sequences.remove(key).ok_or(NotAwaitingKv(sequence))?;
+        // The caller has the request back and needs no event.
+        self.unfinished.remove(&key);
         self.scheduler.remove(key);
         self.pool.release(&sequence.take_blocks());
         Ok(Request::clone(&sequence.request))
@@ -124,16 +135,17 @@ impl<B: Backend> Engine<B> {
     /// Ends the wait for KV, if it waits. Blocks that a peer may still write go to quarantine; the sequence keeps the
     /// others.
     pub(super) fn leave_awaiting(&mut self, key: SequenceKey, fate: BlockFate) -> bool {
-        let Some(sequence) = self.sequences.get_mut(&key) else { return false };
-        let there = self.awaiting.remove(key, &sequence.blocks);
-        if there {
-            self.stalled = false;
-            if fate == BlockFate::Quarantine {
-                let reserved = sequence.blocks.split_off(sequence.computed / self.block_size);
-                self.pool.quarantine(key.request, reserved);
-            }
+        if !self.awaiting.contains(key) {
+            return false;
         }
-        there
+        let Some(sequence) = self.sequences.held_mut(key) else { return false };
+        self.awaiting.remove(key, &sequence.blocks);
+        self.stalled = false;
+        if fate == BlockFate::Quarantine {
+            let reserved = sequence.blocks.split_off(sequence.computed / self.block_size);
+            self.pool.quarantine(key.request, reserved);
+        }
+        true
     }
 
     /// From awaiting KV to the queue, with all its blocks.
@@ -142,7 +154,7 @@ impl<B: Backend> Engine<B> {
         if !self.leave_awaiting(key, BlockFate::Free) {
             return Err(NotAwaitingKv(sequence));
         }
-        if let Some(sequence) = self.sequences.get_mut(&key) {
+        if let Some(sequence) = self.sequences.held_mut(key) {
             sequence.set_state(State::Waiting);
             self.scheduler.enqueue(sequence);
         }
@@ -226,7 +238,7 @@ impl<B: Backend> Engine<B> {
     /// False if it is not known or already done.
     pub fn cancel_prefill(&mut self, handoff: HandoffId) -> bool {
         let Some(key) = self.handoffs.get(&handoff).copied() else { return false };
-        let Some(sequence) = self.sequences.get_mut(&key) else { return false };
+        let Some(sequence) = self.sequences.held_mut(key) else { return false };
         if sequence.state() == State::Finished {
             return false;
         }
@@ -240,7 +252,7 @@ impl<B: Backend> Engine<B> {
     /// or was cancelled; of one that still computes this is ignored, since more pushes are to come.
     pub fn push_drained(&mut self, handoff: HandoffId) {
         let Some(key) = self.handoffs.get(&handoff).copied() else { return };
-        let Some(sequence) = self.sequences.get_mut(&key) else { return };
+        let Some(sequence) = self.sequences.held_mut(key) else { return };
         if let (State::Finished, Kind::Prefill(push)) = (sequence.state(), &mut sequence.kind) {
             push.drained = true;
             self.drop_if_unused(key);

@@ -6,6 +6,7 @@ use crate::kv::{KvPush, KvTransport};
 use crate::request::FinishReason;
 use crate::scheduler::Row;
 use crate::sequence::{Kind, Sequence, SequenceKey, State};
+use crate::sequences::impossible;
 
 impl<B: Backend> Engine<B> {
     /// Computes one step: schedule, execute, postprocess. Does nothing when there is no work. On an error every
@@ -14,6 +15,7 @@ impl<B: Backend> Engine<B> {
     /// With a backend that can have two steps under way, this launches a step before it collects the one before, so
     /// that what a step draws comes out one call later.
     pub fn step(&mut self, transport: &mut dyn KvTransport) -> Result<(), BackendError> {
+        self.end_lost();
         let under_way = !self.launched.is_empty();
         let rows = self.scheduler.schedule(&mut self.sequences, &mut self.pool, under_way);
         let nothing_new = rows.is_empty();
@@ -29,8 +31,33 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
+    /// The rows that can be computed, which is all of them. One without its token would compute with that of another
+    /// sequence, and one without a block would write into another's: should there be such a row, its sequence ends with
+    /// an error and the others go on.
+    fn without_broken(&mut self, rows: Vec<Row>) -> Vec<Row> {
+        let (sound, broken): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| {
+            self.sequences.held(row.key).is_some_and(|sequence| {
+                let end = row.start + row.len;
+                end <= sequence.known() && end <= sequence.blocks.len() * self.block_size
+            })
+        });
+        for row in broken {
+            impossible(|| format!("{row:?} is planned without its tokens or blocks"));
+            self.finish(row.key, FinishReason::Error);
+        }
+        sound
+    }
+
     /// Builds the batch and starts it.
-    fn launch(&mut self, rows: Vec<Row>, transport: &mut dyn KvTransport) -> Result<(), BackendError> {
+    pub(super) fn launch(
+        &mut self,
+        rows: Vec<Row>,
+        transport: &mut dyn KvTransport,
+    ) -> Result<(), BackendError> {
+        let rows = self.without_broken(rows);
+        if rows.is_empty() {
+            return Ok(());
+        }
         let pushes: Vec<KvPush> = rows.iter().filter_map(|row| self.take_push(row)).collect();
         let launched = self.launch_batch(&rows, &pushes, transport);
         if launched.is_err() {
@@ -39,7 +66,7 @@ impl<B: Backend> Engine<B> {
         }
         let mut samples = 0;
         for row in &rows {
-            let Some(sequence) = self.sequences.get_mut(&row.key) else { continue };
+            let Some(sequence) = self.sequences.held_mut(row.key) else { continue };
             sequence.computed += row.len;
             sequence.in_flight += 1;
             if row.sample {
@@ -66,14 +93,13 @@ impl<B: Backend> Engine<B> {
         let mut samples = Vec::new();
         cu_seqlens.push(0);
         for (index, row) in rows.iter().enumerate() {
-            let sequence = &self.sequences[&row.key];
+            // `without_broken` has seen to it that there is one, with all its tokens and blocks.
+            let Some(sequence) = self.sequences.held(row.key) else { continue };
             let end = row.start + row.len;
+            input_ids.extend(inputs(sequence, row.start, end));
             for position in row.start..end {
                 let block = sequence.blocks[position / self.block_size];
                 debug_assert!(self.pool.is_writable(block), "{:?} would write to shared {block:?}", row.key);
-                let known = sequence.tokens.get(position).copied().map(TokenInput::Id);
-                // Beyond the known tokens there is one that the step under way draws.
-                input_ids.push(known.unwrap_or(TokenInput::Sampled(sequence.pending.unwrap_or_default())));
                 positions.push(position as u32);
                 slot_mapping.push(block.0 * self.block_size as u32 + (position % self.block_size) as u32);
             }
@@ -97,7 +123,7 @@ impl<B: Backend> Engine<B> {
 
     /// The blocks that a row completes for another worker. With the first row also those that were cached here.
     fn take_push(&mut self, row: &Row) -> Option<KvPush> {
-        let sequence = self.sequences.get_mut(&row.key)?;
+        let sequence = self.sequences.held_mut(row.key)?;
         let Kind::Prefill(push) = &mut sequence.kind else { return None };
         let end = row.start + row.len;
         // Nothing follows the prompt: its partial last block is complete with it.
@@ -114,7 +140,7 @@ impl<B: Backend> Engine<B> {
         let Some(rows) = self.launched.pop_front() else { return Ok(()) };
         let collected = self.backend.collect(transport);
         for row in &rows {
-            if let Some(sequence) = self.sequences.get_mut(&row.key) {
+            if let Some(sequence) = self.sequences.held_mut(row.key) {
                 sequence.in_flight -= 1;
             }
         }
@@ -128,7 +154,8 @@ impl<B: Backend> Engine<B> {
                 for row in rows {
                     let tokens = row.sample.then(|| drawn.next().unwrap_or_default());
                     self.settle(&row, tokens);
-                    if let Some(sequence) = self.sequences.get_mut(&row.key) {
+                    // It is gone if it has just ended.
+                    if let Some(sequence) = self.sequences.get_mut(row.key) {
                         self.scheduler.pause_if_behind(sequence);
                     }
                 }
@@ -140,15 +167,15 @@ impl<B: Backend> Engine<B> {
     /// Ends every sequence of a step that failed.
     fn fail(&mut self, rows: &[Row]) {
         for row in rows {
-            let ended =
-                self.sequences.get(&row.key).is_none_or(|sequence| sequence.state() == State::Finished);
+            let Some(sequence) = self.sequences.held(row.key) else { continue };
+            let ended = sequence.state() == State::Finished;
             if ended { self.drop_if_unused(row.key) } else { self.finish(row.key, FinishReason::Error) }
         }
     }
 
     /// Takes over what a collected step has computed for one sequence. `drawn` if it drew tokens.
     fn settle(&mut self, row: &Row, drawn: Option<Vec<SampledToken>>) {
-        let Some(sequence) = self.sequences.get_mut(&row.key) else { return };
+        let Some(sequence) = self.sequences.held_mut(row.key) else { return };
         if sequence.state() == State::Finished {
             // It ended while this step was under way; what was computed ahead is of no use.
             self.drop_if_unused(row.key);
@@ -185,7 +212,7 @@ impl<B: Backend> Engine<B> {
     /// Appends a token to each choice the sequence stands for. After the first token every choice goes its own way:
     /// the first keeps this sequence, the others share the prompt's full blocks and compute the rest of it again.
     pub(super) fn accept(&mut self, key: SequenceKey, drawn: Vec<SampledToken>) {
-        let Some(sequence) = self.sequences.get_mut(&key) else { return };
+        let Some(sequence) = self.sequences.held_mut(key) else { return };
         let choices = std::mem::replace(&mut sequence.choices, key.choice..key.choice + 1);
         let shared = sequence.prompt_len() / self.block_size;
         let mut forks = Vec::new();
@@ -201,9 +228,11 @@ impl<B: Backend> Engine<B> {
             }
         }
         let reason = sequence.finish_reason(self.max_len);
+        self.unfinished.insert(key, sequence.choices.clone());
         for fork in forks {
             let (key, reason) = (fork.key, fork.finish_reason(self.max_len));
-            self.scheduler.enqueue(self.sequences.entry(key).or_insert(fork));
+            self.unfinished.insert(key, fork.choices.clone());
+            self.scheduler.enqueue(self.sequences.insert(fork));
             if let Some(reason) = reason {
                 self.finish(key, reason);
             }
@@ -212,6 +241,13 @@ impl<B: Backend> Engine<B> {
             self.finish(key, reason);
         }
     }
+}
+
+/// The tokens `start..end` of a sequence. The last may be one that the step under way draws.
+fn inputs(sequence: &Sequence, start: usize, end: usize) -> impl Iterator<Item = TokenInput> + '_ {
+    let there = sequence.tokens.len();
+    let known = sequence.tokens[start.min(there)..end.min(there)].iter().copied().map(TokenInput::Id);
+    known.chain(sequence.pending.filter(|_| end > there).map(TokenInput::Sampled))
 }
 
 /// How the token after a sequence's known ones is drawn.

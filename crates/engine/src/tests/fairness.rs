@@ -11,8 +11,9 @@ use proptest::prelude::*;
 use super::harness::{Shape, Worker, request};
 use crate::pool::BlockPool;
 use crate::request::FinishReason;
-use crate::scheduler::{Limits, Scheduler, Sequences};
+use crate::scheduler::{Limits, Scheduler};
 use crate::sequence::{Kind, Sequence, SequenceKey, State};
+use crate::sequences::Sequences;
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -85,13 +86,12 @@ impl Real {
         asked.choices = choices;
         let hasher = BlockHasher::new(ModelFingerprint(1), 4, "");
         let sequence = Sequence::new(id, Arc::new(asked), Kind::Generate, State::Waiting, hasher, false);
-        let key = sequence.key;
-        self.scheduler.enqueue(self.sequences.entry(key).or_insert(sequence));
+        self.scheduler.enqueue(self.sequences.insert(sequence));
         id
     }
 
     fn end(&mut self, key: SequenceKey) {
-        let mut sequence = self.sequences.remove(&key).expect("it lives");
+        let mut sequence = self.sequences.remove(key).expect("it lives");
         sequence.set_state(State::Finished);
         self.scheduler.remove(key);
         self.pool.release(&sequence.take_blocks());
@@ -101,7 +101,7 @@ impl Real {
     fn step(&mut self, naive: &mut Naive, paused: &BTreeSet<SequenceId>) {
         let rows = self.scheduler.schedule(&mut self.sequences, &mut self.pool, false);
         let mut live = BTreeMap::<_, Vec<u32>>::new();
-        for key in self.sequences.keys() {
+        for (key, _) in self.sequences.iter() {
             live.entry(key.request).or_default().push(key.choice);
         }
         naive.schedule(&live, paused);
@@ -117,7 +117,7 @@ impl Real {
             }
         }
         for row in rows {
-            let Some(sequence) = self.sequences.get_mut(&row.key) else { continue };
+            let Some(sequence) = self.sequences.held_mut(row.key) else { continue };
             sequence.computed += row.len;
             assert!(row.sample);
             let choices = std::mem::replace(&mut sequence.choices, row.key.choice..row.key.choice + 1);
@@ -127,7 +127,7 @@ impl Real {
             for fork in forks {
                 let key = fork.key;
                 ended.extend(fork.finish_reason(64).map(|_| key));
-                self.scheduler.enqueue(self.sequences.entry(key).or_insert(fork));
+                self.scheduler.enqueue(self.sequences.insert(fork));
             }
             for key in ended {
                 self.end(key);
@@ -140,7 +140,7 @@ fn run(slots: usize, actions: &[Action]) {
     let limits = Limits { sequences: slots, tokens: 4096, chunked_prefill: true, max_len: 64 };
     let mut real = Real {
         scheduler: Scheduler::new(limits),
-        sequences: BTreeMap::new(),
+        sequences: Sequences::default(),
         pool: BlockPool::new(2048, 4),
         next: 1,
     };
@@ -160,7 +160,7 @@ fn run(slots: usize, actions: &[Action]) {
                 paused.remove(id);
             }
             Action::Pause(which) => {
-                let alive = |id: &&SequenceId| real.sequences.keys().any(|key| key.request == **id);
+                let alive = |id: &&SequenceId| real.sequences.iter().any(|(key, _)| key.request == **id);
                 if let Some(id) = ids.get(which).filter(alive) {
                     real.scheduler.pause(*id, &mut real.sequences);
                     naive.running.retain(|key| key.request != *id);
@@ -182,7 +182,7 @@ fn run(slots: usize, actions: &[Action]) {
     for _ in 0..40 * 8 * 12 {
         real.step(&mut naive, &paused);
     }
-    assert!(real.sequences.is_empty(), "somebody starves");
+    assert!(real.sequences.iter().next().is_none(), "somebody starves");
     assert_eq!(real.pool.used(), 0);
 }
 

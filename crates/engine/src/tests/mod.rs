@@ -6,6 +6,7 @@ mod fairness;
 mod faults;
 mod handoff;
 mod harness;
+mod impossible;
 mod pausing;
 mod pool;
 mod random;

@@ -1,6 +1,6 @@
 //! Prefill and decode workers: a StatefulSet and its headless Service for each role.
 
-use disagg_api::crd::EngineSpec;
+use disagg_api::crd::{Flag, WorkerFlags};
 use disagg_api::kubernetes::{
     WORKER_GRPC_PORT, WORKER_GRPC_PORT_NAME, WORKER_METRICS_PORT, WORKER_METRICS_PORT_NAME,
 };
@@ -105,53 +105,34 @@ pub(super) fn stateful_set(wanted: &Wanted, workers: &Workers) -> StatefulSet {
 }
 
 fn arguments(wanted: &Wanted, workers: &Workers) -> Vec<String> {
-    let mut args = vec![
-        "--name=$(POD_NAME)".to_owned(),
-        format!("--role={}", workers.component.as_str()),
-        // Every address, since the cluster's may be of either family; kubectl port-forward comes by the loopback.
-        format!("--listen=[::]:{WORKER_GRPC_PORT}"),
-        format!("--advertise=$(POD_IP):{WORKER_GRPC_PORT}"),
-    ];
-    // In one word each: a value may begin with a dash. From here on nothing is for the kubelet to expand.
-    let mut flag = |name: &str, value: String| args.push(format!("--{name}={}", literal(&value)));
-    flag("metrics-listen", format!("[::]:{WORKER_METRICS_PORT}"));
-    flag("model", model_argument(&wanted.model));
-    flag("served-model-name", wanted.served_name.clone());
-    flag("load-format", wanted.load_format.as_str().to_owned());
-    flag("drain-seconds", wanted.drain_seconds.to_string());
-    // Destructured without `..`, so that a new option has to be thought of here.
-    let EngineSpec {
-        max_num_batched_tokens,
-        max_num_seqs,
-        kv_cache_bytes,
-        num_blocks,
-        gpu_memory_utilization_percent,
-        enable_chunked_prefill,
-        enable_prefix_caching,
-        device,
-    } = &workers.engine;
     // With a GPU asked for, none is an error and not a slow start on the CPU.
     let default_device = if workers.on_gpu { "cuda:0" } else { "cpu" };
-    flag("device", device.clone().unwrap_or_else(|| default_device.to_owned()));
-    let mut option = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            flag(name, value);
-        }
+    let flags = WorkerFlags {
+        name: "$(POD_NAME)",
+        role: workers.component.as_str(),
+        // Every address, since the cluster's may be of either family; kubectl port-forward comes by the loopback.
+        listen: &format!("[::]:{WORKER_GRPC_PORT}"),
+        advertise: Some(&format!("$(POD_IP):{WORKER_GRPC_PORT}")),
+        metrics_listen: &format!("[::]:{WORKER_METRICS_PORT}"),
+        model: &model_argument(&wanted.model),
+        served_name: &wanted.served_name,
+        load_format: wanted.load_format,
+        dtype: wanted.dtype,
+        kv_cache_dtype: wanted.kv_cache_dtype,
+        max_length: wanted.max_length,
+        block_size: wanted.block_size,
+        device: Some(workers.engine.device.as_deref().unwrap_or(default_device)),
+        engine: &workers.engine,
+        drain_seconds: wanted.drain_seconds.unsigned_abs(),
+        // A container's standard input is closed from the start.
+        exit_with_stdin: false,
     };
-    option("dtype", wanted.dtype.map(|dtype| dtype.as_str().to_owned()));
-    let text = |value: &Option<i32>| value.map(|value| value.to_string());
-    option("max-model-len", text(&wanted.max_length));
-    option("block-size", text(&wanted.block_size));
-    option("kv-cache-dtype", wanted.kv_cache_dtype.map(|dtype| dtype.as_str().to_owned()));
-    option("max-num-batched-tokens", text(max_num_batched_tokens));
-    option("max-num-seqs", text(max_num_seqs));
-    option("kv-cache-bytes", kv_cache_bytes.map(|bytes| bytes.to_string()));
-    option("num-blocks", text(num_blocks));
-    let share = gpu_memory_utilization_percent.map(|percent| f64::from(percent) / 100.0);
-    option("gpu-memory-utilization", share.map(|share| share.to_string()));
-    option("enable-chunked-prefill", enable_chunked_prefill.map(|on| on.to_string()));
-    option("enable-prefix-caching", enable_prefix_caching.map(|on| on.to_string()));
-    args
+    // The kubelet fills in these two. In all others nothing is for it to expand.
+    let expanded = ["name", "advertise"];
+    let word = |flag: Flag| {
+        if expanded.contains(&flag.name) { flag.word() } else { literal(&flag.word()) }
+    };
+    flags.flags().into_iter().map(word).collect()
 }
 
 fn model_argument(model: &Model) -> String {

@@ -2,14 +2,12 @@
 
 use std::io;
 
+use disagg_proto::limits::PUSH_MESSAGE_BYTES_MAX;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// What a push connection begins with. Its first byte is none that HTTP or TLS begins with.
 pub const MAGIC: [u8; 8] = *b"\xd1disagg\x01";
-
-/// Bytes of a message, without a chunk's payload: names of workers are the longest part.
-const MESSAGE_BYTES_MAX: u32 = 4096;
 
 /// The message with its length in front.
 pub(super) fn framed(message: &impl Message) -> Vec<u8> {
@@ -28,8 +26,8 @@ pub(super) fn append(message: &impl Message, bytes: &mut Vec<u8>) {
 /// Reads one message. Not to be cancelled unless the connection is given up.
 pub(super) async fn read<M: Message + Default>(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<M> {
     let length = reader.read_u32_le().await?;
-    if length > MESSAGE_BYTES_MAX {
-        let why = format!("a message of {length} bytes; {MESSAGE_BYTES_MAX} are allowed");
+    if length > PUSH_MESSAGE_BYTES_MAX {
+        let why = format!("a message of {length} bytes; {PUSH_MESSAGE_BYTES_MAX} are allowed");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     let mut bytes = vec![0; length as usize];
@@ -55,8 +53,8 @@ mod tests {
 
     #[tokio::test]
     async fn lengths_and_bytes_that_are_no_message_are_refused() {
-        let mut long = (MESSAGE_BYTES_MAX + 1).to_le_bytes().to_vec();
-        long.resize(2 * MESSAGE_BYTES_MAX as usize, 0);
+        let mut long = (PUSH_MESSAGE_BYTES_MAX + 1).to_le_bytes().to_vec();
+        long.resize(2 * PUSH_MESSAGE_BYTES_MAX as usize, 0);
         for bytes in [long, vec![1, 0, 0, 0, 0xff]] {
             let error = read::<PushEnd>(&mut bytes.as_slice()).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
