@@ -21,7 +21,7 @@ use crate::{client, controller, observe};
 /// How long turns that have begun may go on after a shutdown.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 
-/// Why the operator cannot work, or does not any more.
+/// Why the operator cannot work, or has stopped working.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// No API server is configured, or it cannot be spoken to.
@@ -30,9 +30,9 @@ pub enum RunError {
     /// The address of health and metrics is not free.
     #[error("cannot listen on {address} (--listen): {source}")]
     Listen {
-        /// The address.
+        /// The address that `--listen` asks for.
         address: std::net::SocketAddr,
-        /// Why.
+        /// Why the system does not give it: most often another process has it.
         source: std::io::Error,
     },
     /// The Lease cannot be read or written.
@@ -42,7 +42,7 @@ pub enum RunError {
     #[error("cannot make an HTTP client: {0}")]
     Http(#[source] reqwest::Error),
     /// Another replica may lead: to go on would be two operators at once.
-    #[error("the Lease is lost; this replica ends, to begin anew")]
+    #[error("the Lease is lost; this replica ends, and its container starts again")]
     LeaseLost,
 }
 

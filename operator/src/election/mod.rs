@@ -41,11 +41,11 @@ pub enum ElectionError {
     /// Most often a right is missing, or the namespace.
     #[error("Lease {namespace}/{name}: {source}")]
     Refused {
-        /// Its namespace.
+        /// Namespace of the Lease.
         namespace: String,
-        /// Its name.
+        /// Name of the Lease (`--lease-name`).
         name: String,
-        /// What the API server said.
+        /// What the API server answered.
         source: kube::Error,
     },
 }

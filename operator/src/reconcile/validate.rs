@@ -85,7 +85,7 @@ pub(crate) enum Model {
     },
 }
 
-/// How many pods.
+/// How many pods a component has, and who decides it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Replicas {
     /// The resource says it.
@@ -94,7 +94,7 @@ pub(crate) enum Replicas {
     Free { initial: i32 },
 }
 
-/// The workers of a role.
+/// What the resource asks of the workers of one role.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Workers {
     pub component: Component,
@@ -106,7 +106,7 @@ pub(crate) struct Workers {
     pub pod: PodOverrides,
 }
 
-/// The routers.
+/// What the resource asks of its routers.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Router {
     pub replicas: Replicas,

@@ -27,7 +27,7 @@ pub(crate) enum BuildError {
     /// A limit of the API that our own rules should have kept us from.
     #[error("the name {name:?} of a child is longer than 63 characters")]
     NameTooLong {
-        /// The name.
+        /// The name that is too long.
         name: String,
     },
 }

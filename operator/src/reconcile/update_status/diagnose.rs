@@ -10,7 +10,7 @@ use super::trouble::Trouble;
 use crate::reconcile::dereference::Warning;
 use crate::text::short as quote;
 
-/// From so many restarts on, a container that ends does so again and again. Once may be a kill from outside.
+/// From this many restarts on, a container counts as crashing again and again. One restart may be a kill from outside.
 const CRASH_LOOP_RESTARTS: i32 = 2;
 
 /// The first trouble of a component, the gravest first.

@@ -5,9 +5,9 @@ pub(super) struct Finding {
     /// The condition's type.
     pub type_: &'static str,
     pub status: bool,
-    /// One word.
+    /// The condition's reason: one word in CamelCase.
     pub reason: String,
-    /// One sentence.
+    /// The condition's message, for a person.
     pub message: String,
 }
 

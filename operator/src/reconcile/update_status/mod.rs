@@ -30,11 +30,11 @@ use crate::memory::Memory;
 use routers::InForce;
 use write::{last_status, now, write};
 
-/// Looks again after so long, while children were made just now, or a router has yet to say that it applies the settings.
+/// How long until the next look while children were made just now, or a router has yet to say that it applies the settings.
 const SOON: Duration = Duration::from_secs(1);
-/// While something is not as it should be: pods may tell why without an event of a child.
+/// The same while something is not as it should be: pods may tell why without an event of a child.
 const LATER: Duration = Duration::from_secs(10);
-/// While all is well.
+/// The same while all is well.
 const RARELY: Duration = Duration::from_mins(5);
 
 /// Writes what is true of a resource that was applied, and says when to look again without being told of a change.

@@ -22,7 +22,7 @@ pub(crate) struct Reports {
 /// By the uid of the router's pod.
 type ByPod = BTreeMap<String, SettingsReport>;
 
-/// After so many questions in a row, a router is asked less often.
+/// After this many unanswered questions in a row, a router is asked less often.
 const PATIENCE: u32 = 30;
 
 /// What the ready routers apply.

@@ -15,7 +15,8 @@ const LEASE: Duration = Duration::from_secs(15);
 
 /// The image of the routers' Deployment, which each of the two operators has another default for.
 async fn image(namespace: &Namespace) -> Result<(String, i64), String> {
-    let found = namespace.api::<Deployment>().get_opt("shared-router").await.map_err(|error| error.to_string())?;
+    let found =
+        namespace.api::<Deployment>().get_opt("shared-router").await.map_err(|error| error.to_string())?;
     let found = found.ok_or("no Deployment")?;
     let template = found.spec.and_then(|spec| spec.template.spec).ok_or("no pods")?;
     let image = template.containers[0].image.clone().unwrap_or_default();
@@ -23,7 +24,8 @@ async fn image(namespace: &Namespace) -> Result<(String, i64), String> {
 }
 
 async fn image_is(namespace: &Namespace, ours: bool) -> i64 {
-    let what = if ours { "the image of the namespace's operator" } else { "the image of the chart's operator" };
+    let what =
+        if ours { "the image of the namespace's operator" } else { "the image of the chart's operator" };
     eventually(what, CONVERGE, async || {
         let (image, generation) = image(namespace).await?;
         if image.contains("not-there") == ours { Ok(generation) } else { Err(image) }
