@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 /// The router is near: what takes longer will not come.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// One router.
+/// Asks one router over its admin port.
 #[derive(Clone)]
 pub(crate) struct RouterClient {
     url: String,

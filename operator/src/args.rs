@@ -71,6 +71,13 @@ pub struct OperatorArgs {
     pub lease_seconds: u32,
 }
 
+impl OperatorArgs {
+    /// The namespace of the Lease.
+    pub(crate) fn home(&self) -> &str {
+        self.lease_namespace.as_deref().or(self.namespace.as_deref()).unwrap_or("default")
+    }
+}
+
 /// Images for containers of resources that name none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct DefaultImages {

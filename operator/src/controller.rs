@@ -8,8 +8,8 @@ use kube::runtime::controller::{self, Error, applier};
 use kube::runtime::reflector::ObjectRef;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Context;
-use crate::reconcile::{on_error, reconcile};
+use crate::memory::ResourceId;
+use crate::reconcile::{Reconciler, on_error, reconcile};
 use crate::stores::{Guarded, Triggers};
 use crate::text::short;
 
@@ -18,29 +18,29 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// Reconciles until `stop`, then finishes the turns that have begun.
 pub(crate) async fn run(
-    context: Arc<Context>,
+    reconciler: Arc<Reconciler>,
     triggers: Triggers,
     concurrency: u16,
     stop: CancellationToken,
 ) {
     let config = controller::Config::default().debounce(DEBOUNCE).concurrency(concurrency);
     let turns = applier(
-        |resource, context| reconcile(resource, context).boxed(),
+        |resource, reconciler| reconcile(resource, reconciler).boxed(),
         on_error,
-        Arc::clone(&context),
-        context.stores.resources.clone(),
+        Arc::clone(&reconciler),
+        reconciler.context.stores.resources.clone(),
         triggers.take_until(stop.cancelled_owned()),
         config,
     );
     turns
         .for_each(|turn| {
-            report(turn, &context);
+            report(turn, &reconciler);
             std::future::ready(())
         })
         .await;
 }
 
-fn report<E, Q>(turn: Result<(ObjectRef<Guarded>, controller::Action), Error<E, Q>>, context: &Context)
+fn report<E, Q>(turn: Result<(ObjectRef<Guarded>, controller::Action), Error<E, Q>>, reconciler: &Reconciler)
 where
     E: std::error::Error + 'static,
     Q: std::error::Error + 'static,
@@ -49,9 +49,10 @@ where
         Ok((resource, _)) => tracing::debug!(%resource, "reconciled"),
         // Its children were the last to change: it is gone.
         Err(Error::ObjectNotFound(resource)) => {
-            context.forget(resource.namespace.as_deref().unwrap_or_default(), &resource.name);
+            let namespace = resource.namespace.clone().unwrap_or_default();
+            reconciler.forget(&ResourceId { namespace, name: resource.name });
         }
-        // `on_error` has told of it.
+        // `on_error` has logged it.
         Err(Error::ReconcilerFailed(..)) => {}
         // The text of some errors has the whole answer of the API server in it.
         Err(Error::QueueError(error)) => {

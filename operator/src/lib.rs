@@ -11,6 +11,7 @@ mod client;
 mod context;
 mod controller;
 mod election;
+mod memory;
 mod metrics;
 mod observe;
 mod prometheus;

@@ -23,7 +23,7 @@ struct Outcome {
     outcome: &'static str,
 }
 
-/// All metrics.
+/// Every metric that the operator serves on `/metrics`.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,

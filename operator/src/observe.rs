@@ -11,7 +11,7 @@ use disagg_process::http::HttpOptions;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::election::Standing;
+use crate::election::Readiness;
 use crate::metrics::Metrics;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -20,7 +20,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 #[derive(Clone)]
 pub(crate) struct Served {
     pub metrics: Arc<Metrics>,
-    pub standing: Arc<Standing>,
+    pub readiness: Arc<Readiness>,
 }
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until `stop`. A replica that waits for the Lease is ready: it can take
@@ -36,7 +36,7 @@ pub(crate) async fn serve(listener: TcpListener, served: Served, stop: Cancellat
 }
 
 async fn ready(State(served): State<Served>) -> (StatusCode, String) {
-    match served.standing.why_not() {
+    match served.readiness.why_not_ready() {
         None => (StatusCode::OK, "ok".to_owned()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }

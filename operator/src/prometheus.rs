@@ -26,7 +26,7 @@ pub(crate) const GROUP_VERSION: &str = "monitoring.coreos.com/v1";
 )]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodMonitorSpec {
-    /// The pods.
+    /// Selects the pods, in the PodMonitor's namespace.
     pub selector: LabelSelector,
     /// Labels of pods that become labels of their series.
     pub pod_target_labels: Vec<String>,

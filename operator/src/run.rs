@@ -11,16 +11,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::OperatorArgs;
 use crate::context::Context;
-use crate::election::{ElectionError, Leadership, Standing};
+use crate::election::{Claims, ElectionError, Leadership, Readiness};
 use crate::metrics::Metrics;
 use crate::prometheus::Served;
+use crate::reconcile::Reconciler;
 use crate::stores::Stores;
 use crate::{client, controller, observe};
 
 /// How long turns that have begun may go on after a shutdown.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 
-/// Why the operator cannot work, or does not any more.
+/// Why the operator cannot work, or has stopped working.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// No API server is configured, or it cannot be spoken to.
@@ -29,9 +30,9 @@ pub enum RunError {
     /// The address of health and metrics is not free.
     #[error("cannot listen on {address} (--listen): {source}")]
     Listen {
-        /// The address.
+        /// The address that `--listen` asks for.
         address: std::net::SocketAddr,
-        /// Why.
+        /// Why the system does not give it: most often another process has it.
         source: std::io::Error,
     },
     /// The Lease cannot be read or written.
@@ -41,7 +42,7 @@ pub enum RunError {
     #[error("cannot make an HTTP client: {0}")]
     Http(#[source] reqwest::Error),
     /// Another replica may lead: to go on would be two operators at once.
-    #[error("the Lease is lost; this replica ends, to begin anew")]
+    #[error("the Lease is lost; this replica ends, and its container starts again")]
     LeaseLost,
 }
 
@@ -56,10 +57,10 @@ pub async fn run(args: OperatorArgs, shutdown: impl Future<Output = ()>) -> Resu
         tracing::info!(%address, "health and metrics");
     }
     let stop = CancellationToken::new();
-    let standing = Arc::new(Standing::default());
-    let served = observe::Served { metrics: Arc::clone(&metrics), standing: Arc::clone(&standing) };
+    let readiness = Arc::new(Readiness::default());
+    let served = observe::Served { metrics: Arc::clone(&metrics), readiness: Arc::clone(&readiness) };
     let observed = tokio::spawn(observe::serve(listener, served, stop.clone()));
-    let result = work(&args, identity, &metrics, &standing, shutdown).await;
+    let result = work(&args, identity, &metrics, &readiness, shutdown).await;
     stop.cancel();
     let _ = observed.await;
     result
@@ -69,7 +70,7 @@ async fn work(
     args: &OperatorArgs,
     identity: String,
     metrics: &Arc<Metrics>,
-    standing: &Standing,
+    readiness: &Readiness,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     tokio::pin!(shutdown);
@@ -78,17 +79,17 @@ async fn work(
         None
     } else {
         tokio::select! {
-            won = Leadership::win(client.clone(), args, &identity, standing) => Some(won?),
+            won = Leadership::win(client.clone(), args, &identity, readiness) => Some(won?),
             () = &mut shutdown => return Ok(()),
         }
     };
     metrics.leader.set(1);
     let pod_monitors = Served::default();
-    let (stores, triggers) = Stores::new(&client, args.namespace.as_deref(), &pod_monitors.once());
-    let context = Context::new(client, stores, pod_monitors, Arc::clone(metrics), args, identity);
-    let context = context.map_err(RunError::Http)?;
+    let (stores, triggers) = Stores::new(&client, args, &pod_monitors.once());
+    let context = Context::new(client, stores, pod_monitors, args, identity).map_err(RunError::Http)?;
+    let reconciler = Arc::new(Reconciler::new(context, Arc::clone(metrics), Claims::new(args)));
     let stop = CancellationToken::new();
-    let turns = controller::run(Arc::new(context), triggers, args.concurrency, stop.clone());
+    let turns = controller::run(reconciler, triggers, args.concurrency, stop.clone());
     tokio::pin!(turns);
     {
         let lost = async {

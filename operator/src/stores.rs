@@ -13,6 +13,7 @@ use disagg_api::kubernetes::LABEL_DEPLOYMENT;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -26,7 +27,9 @@ use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64;
 
+use crate::args::OperatorArgs;
 use crate::prometheus::PodMonitor;
 
 /// How long reconciles wait after the start for the first list of every watch.
@@ -54,6 +57,8 @@ pub(crate) struct Stores {
     pub network_policies: Store<PartialObjectMeta<NetworkPolicy>>,
     /// Empty until a resource asks for PodMonitors in a cluster that serves them.
     pub pod_monitors: Store<PartialObjectMeta<PodMonitor>>,
+    /// Leases of operators of one namespace. Nothing for such an operator itself, which asks nobody.
+    pub leases: Option<Store<DeserializeGuard<Lease>>>,
     /// Until when reconciles wait for a watch.
     ready_until: Instant,
 }
@@ -82,6 +87,15 @@ pub(crate) trait Child:
 {
     /// A child as the watch last showed it.
     fn known(stores: &Stores, namespace: &str, name: &str) -> Option<Found<Self>>;
+}
+
+/// The kind of a child, as manifests have it.
+pub(crate) fn kind<K: Child>() -> &'static str {
+    // The kinds of `k8s-openapi` are constants.
+    match K::kind(&()) {
+        std::borrow::Cow::Borrowed(kind) => kind,
+        std::borrow::Cow::Owned(_) => "object",
+    }
 }
 
 macro_rules! whole {
@@ -127,12 +141,17 @@ impl Stores {
     /// is cancelled.
     pub(crate) fn new(
         client: &Client,
-        namespace: Option<&str>,
+        args: &OperatorArgs,
         pod_monitors_served: &CancellationToken,
     ) -> (Self, Triggers) {
+        let namespace = args.namespace.as_deref();
         let (mut triggers, mut later) = (Vec::new(), Vec::new());
+        let resources = resources(scoped(client, namespace), &mut triggers);
         let stores = Self {
-            resources: resources(scoped(client, namespace), &mut triggers),
+            leases: namespace
+                .is_none()
+                .then(|| leases(Api::all(client.clone()), &args.lease_name, &resources, &mut triggers)),
+            resources,
             config_maps: watched(scoped(client, namespace), &mut triggers),
             stateful_sets: watched(scoped(client, namespace), &mut triggers),
             deployments: watched(scoped(client, namespace), &mut triggers),
@@ -168,9 +187,15 @@ impl Stores {
             disruption_budgets,
             network_policies,
             pod_monitors: _,
+            leases,
             ready_until,
         } = self;
+        let missing_leases = match leases {
+            Some(leases) => missing(leases, *ready_until).await,
+            None => None,
+        };
         let missing = [
+            missing_leases,
             missing(config_maps, *ready_until).await,
             missing(stateful_sets, *ready_until).await,
             missing(deployments, *ready_until).await,
@@ -183,6 +208,14 @@ impl Stores {
             missing(network_policies, *ready_until).await,
         ];
         missing.into_iter().flatten().collect()
+    }
+
+    /// The Lease of a namespace's own operator, if there is one and it is watched. Waits as long as [`Self::unwatched`].
+    pub(crate) async fn lease(&self, namespace: &str) -> Option<Lease> {
+        let leases = self.leases.as_ref()?;
+        let _ = missing(leases, self.ready_until).await;
+        let found = leases.find(|lease| lease.meta().namespace.as_deref() == Some(namespace))?;
+        found.0.as_ref().ok().cloned()
     }
 
     /// Pods of a namespace that `chosen` keeps.
@@ -226,6 +259,40 @@ fn resources(api: Api<Guarded>, triggers: &mut Vec<Triggers>) -> Store<Guarded> 
         .map_ok(|resource| ReconcileRequest::from(ObjectRef::from_obj(&resource)));
     triggers.push(changes.boxed());
     store
+}
+
+/// The Leases called `name` of all namespaces. One that changes hands triggers every resource of its namespace; one that
+/// is only renewed, as happens every few seconds, triggers none.
+fn leases(
+    api: Api<DeserializeGuard<Lease>>,
+    name: &str,
+    resources: &Store<Guarded>,
+    triggers: &mut Vec<Triggers>,
+) -> Store<DeserializeGuard<Lease>> {
+    let (store, writer) = reflector::store();
+    let resources = resources.clone();
+    let in_namespace_of = move |lease: DeserializeGuard<Lease>| {
+        let namespace = lease.meta().namespace.clone();
+        let all = resources.state().into_iter().filter(move |found| found.meta().namespace == namespace);
+        stream::iter(all.map(|resource| Ok(ReconcileRequest::from(ObjectRef::from_obj(&*resource)))))
+    };
+    let changes = watcher(api, watcher::Config::default().fields(&format!("metadata.name={name}")))
+        .default_backoff()
+        .modify(|lease| lease.meta_mut().managed_fields = None)
+        .reflect(writer)
+        .touched_objects()
+        .predicate_filter(tenure, kube::runtime::PredicateConfig::default())
+        .map_ok(in_namespace_of)
+        .try_flatten();
+    triggers.push(changes.boxed());
+    store
+}
+
+/// Tells apart who holds a Lease, and since when.
+fn tenure(lease: &DeserializeGuard<Lease>) -> Option<u64> {
+    let spec = lease.0.as_ref().ok()?.spec.as_ref()?;
+    let since = spec.acquire_time.as_ref().map(|time| time.0.to_string());
+    Some(xxh3_64(format!("{:?} {since:?}", spec.holder_identity).as_bytes()))
 }
 
 /// Whatever belongs to some resource. Not by `app.kubernetes.io/managed-by`, which policies of a cluster like to write;

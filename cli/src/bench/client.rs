@@ -29,7 +29,7 @@ pub(super) struct Dialect {
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     pub(super) http: reqwest::Client,
-    /// Without `/v1`.
+    /// Address of the server, without `/v1`.
     pub(super) base: String,
     pub(super) api_key: Option<String>,
     pub(super) model: String,

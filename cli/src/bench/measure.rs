@@ -17,7 +17,7 @@ use super::args::Slo;
 use super::client::Answer;
 use super::load::Sample;
 
-/// A distribution.
+/// Mean and percentiles of one measured quantity.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub(super) struct Stats {
     pub(super) count: usize,

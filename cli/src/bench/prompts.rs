@@ -51,7 +51,7 @@ const PREFIX: u64 = 3;
 pub(super) struct Prompts {
     costs: Costs,
     shape: Shape,
-    /// Whether so many tokens can be made of words.
+    /// Whether a prompt of this many tokens can be made of words.
     reachable: Vec<bool>,
 }
 
@@ -97,7 +97,8 @@ impl Prompts {
         text(words)
     }
 
-    /// Random words of so many tokens together, and that number; it is less when it can not be made exactly.
+    /// Random words that are this many tokens together, and their number of tokens, which is less when it cannot be met
+    /// exactly.
     fn fill(&self, random: &mut Random, tokens: u32) -> (Vec<&'static str>, u32) {
         let tokens = (0..=tokens).rev().find(|&tokens| self.can_make(tokens)).unwrap_or(0);
         let mut words = Vec::with_capacity(tokens as usize);

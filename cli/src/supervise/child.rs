@@ -35,11 +35,11 @@ pub(super) struct Child {
 
 /// How one life of a child ended.
 enum Life {
-    /// By itself.
+    /// It ended by itself, without being asked to.
     Died(Exit),
-    /// Because it was to be started again.
+    /// It ended because it was to be started again.
     Replaced,
-    /// Because it was told to.
+    /// It ended because it was told to.
     Stopped(Exit),
 }
 

@@ -120,7 +120,7 @@ enum Phase {
     Run,
     /// End, within [`Policy::stop_grace`].
     Stop,
-    /// End now.
+    /// End at once: it is killed, whatever it still does.
     Kill,
 }
 

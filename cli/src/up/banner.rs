@@ -96,7 +96,7 @@ fn short_request(url: &str, model: &str, example: Example) -> String {
     format!("curl -si {url}/v1/{path} -H 'Content-Type: application/json' -d '{body}'")
 }
 
-/// A prompt of so many words that it has more than `threshold` tokens with any tokenizer: a word is at least one token.
+/// A prompt with enough words that it has more than `threshold` tokens with any tokenizer: a word is at least one token.
 /// It begins with the time, so that a second try is not found in the prefix cache and prefilled locally.
 fn long_request(url: &str, model: &str, example: Example, threshold: u32) -> String {
     let model = shell_double_quoted_json(model);

@@ -55,7 +55,7 @@ pub(super) struct WorkerPorts {
     pub(super) probes: SocketAddr,
 }
 
-/// Free loopback ports for so many workers, which keep them over restarts unless somebody else takes them meanwhile.
+/// Free loopback ports for this many workers, which keep them over restarts unless somebody else takes them meanwhile.
 pub(super) fn worker_ports(count: usize) -> Result<Vec<WorkerPorts>, PortError> {
     let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     let ports = free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * count)?;

@@ -8,20 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-/// What the Lease says.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Record {
-    /// Nothing, if it was given back or has never been held.
-    pub holder: Option<String>,
-    /// When the holder renewed it, by the holder's clock: only told apart, never compared.
-    pub renewed: Option<String>,
-    /// How long others have to wait after a renewal.
-    pub duration: Option<Duration>,
-    /// Times that the holder has changed.
-    pub transitions: i32,
-    /// The version that a write is bound to.
-    pub version: String,
-}
+use super::sighting::{Record, Sighting};
 
 /// What to do after looking at the Lease.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,8 +24,8 @@ pub(super) enum Next {
 pub(super) struct Candidate {
     identity: String,
     duration: Duration,
-    /// The record, and when it was first seen with this holder and renewal.
-    seen: Option<(Record, Instant)>,
+    /// The Lease as it was read last.
+    seen: Option<Sighting>,
     /// While this replica leads: until when.
     until: Option<Instant>,
     /// While this replica leads: the version that it wrote last, unless somebody has written another.
@@ -62,7 +49,7 @@ impl Candidate {
 
     /// Who held it when it was read last.
     pub(super) fn holder(&self) -> Option<&str> {
-        self.seen.as_ref()?.0.holder.as_deref()
+        self.seen.as_ref()?.record.holder.as_deref()
     }
 
     /// The version to renew, while this replica leads and nobody else has written.
@@ -72,15 +59,13 @@ impl Candidate {
 
     /// The Lease was read; the answer came at `now`.
     pub(super) fn read(&mut self, record: Record, now: Instant) -> Next {
-        let known = self.seen.take().filter(|(seen, _)| {
-            (&seen.holder, &seen.renewed, seen.duration) == (&record.holder, &record.renewed, record.duration)
-        });
-        let since = known.map_or(now, |(_, since)| since);
+        let seen = Sighting::new(self.seen.take(), record, now);
+        let record = &seen.record;
         let free = match &record.holder {
             None => true,
             // A process of this name has written it: this one, or one that has ended in this pod.
             Some(holder) if *holder == self.identity => true,
-            Some(_) => now.duration_since(since) >= record.duration.unwrap_or(self.duration),
+            Some(_) => seen.left(now, self.duration).is_zero(),
         };
         let next = if free {
             let ours = record.holder.as_ref() == Some(&self.identity);
@@ -91,7 +76,7 @@ impl Candidate {
             (self.until, self.version) = (None, None);
             Next::Wait
         };
-        self.seen = Some((record, since));
+        self.seen = Some(seen);
         next
     }
 

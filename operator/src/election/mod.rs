@@ -1,12 +1,15 @@
 //! One replica works: the one that holds the Lease. There is one Lease for each scope, all namespaces or one of them,
-//! whatever the operators are called that look after it: a second release waits, says so and is not ready.
+//! whatever the operators are called that look after it: a second release waits, says so and is not ready. An operator of
+//! all namespaces leaves those alone that have an operator of their own ([`claims`]).
 //!
 //! [`candidate`] decides; this reads and writes the Lease as it says, and tells until when this replica leads. The
 //! controller is only polled before that time, so a replica that is cut off or was suspended stops before another one
 //! begins, and not when it notices.
 
 mod candidate;
+mod claims;
 mod rival;
+mod sighting;
 
 use std::time::{Duration, Instant};
 
@@ -23,9 +26,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::OperatorArgs;
 use crate::client::is_conflict;
-use candidate::{Candidate, Next, Record};
+use candidate::{Candidate, Next};
+pub(crate) use claims::{Claim, Claims};
+pub(crate) use rival::Readiness;
 use rival::Rivals;
-pub(crate) use rival::Standing;
+use sighting::Record;
 
 /// How long giving the Lease back may take.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
@@ -36,11 +41,11 @@ pub enum ElectionError {
     /// Most often a right is missing, or the namespace.
     #[error("Lease {namespace}/{name}: {source}")]
     Refused {
-        /// Its namespace.
+        /// Namespace of the Lease.
         namespace: String,
-        /// Its name.
+        /// Name of the Lease (`--lease-name`).
         name: String,
-        /// What the API server said.
+        /// What the API server answered.
         source: kube::Error,
     },
 }
@@ -54,14 +59,14 @@ pub(crate) struct Leadership {
 }
 
 impl Leadership {
-    /// Waits until this replica leads. As long as another release does, `standing` has it.
+    /// Waits until this replica leads. As long as another release does, `readiness` has it.
     pub(crate) async fn win(
         client: Client,
         args: &OperatorArgs,
         identity: &str,
-        standing: &Standing,
+        readiness: &Readiness,
     ) -> Result<Self, ElectionError> {
-        let namespace = args.lease_namespace.as_deref().or(args.namespace.as_deref()).unwrap_or("default");
+        let namespace = args.home();
         let duration = Duration::from_secs(args.lease_seconds.into());
         let name = args.lease_name.clone();
         let mut rivals = Rivals::new(client.clone(), args, identity, format!("{namespace}/{name}"));
@@ -89,10 +94,10 @@ impl Leadership {
             if keeper.candidate.leads_until().is_some_and(|until| Instant::now() < until) {
                 break;
             }
-            rivals.seen(keeper.candidate.holder(), standing).await;
+            rivals.seen(keeper.candidate.holder(), readiness).await;
             sleep(keeper.candidate.pause()).await;
         }
-        standing.set(None);
+        readiness.set(None);
         tracing::info!("leading");
         let (sender, until) = watch::channel(keeper.candidate.leads_until());
         let release = CancellationToken::new();
@@ -196,14 +201,14 @@ impl Keeper {
     /// The Lease as it is. Makes it, held by this replica, if there is none.
     async fn read(&mut self) -> Result<Option<Record>, kube::Error> {
         if let Some(lease) = self.api.get_opt(&self.name).await? {
-            return Ok(Some(record(&lease)));
+            return Ok(Some(Record::from(&lease)));
         }
         let sent = Instant::now();
         let new = json!({ "metadata": { "name": self.name }, "spec": self.spec() });
         let new = serde_json::from_value(new).map_err(kube::Error::SerdeError)?;
         match self.api.create(&PostParams::default(), &new).await {
             Ok(made) => {
-                self.candidate.wrote(record(&made).version, sent);
+                self.candidate.wrote(Record::from(&made).version, sent);
                 Ok(None)
             }
             // Somebody else made it meanwhile.
@@ -219,7 +224,7 @@ impl Keeper {
             PatchParams { field_manager: Some("disagg-operator".to_owned()), ..PatchParams::default() };
         match self.api.patch(&self.name, &params, &Patch::Merge(body)).await {
             Ok(now) => {
-                self.candidate.wrote(record(&now).version, sent);
+                self.candidate.wrote(Record::from(&now).version, sent);
                 Ok(true)
             }
             Err(error) if is_conflict(&error) => {
@@ -251,19 +256,6 @@ impl Keeper {
                 tracing::warn!(%error, "the Lease is not given back; another replica takes over when it expires");
             }
         }
-    }
-}
-
-fn record(lease: &Lease) -> Record {
-    let spec = lease.spec.as_ref();
-    let seconds =
-        spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
-    Record {
-        holder: spec.and_then(|spec| spec.holder_identity.clone()).filter(|holder| !holder.is_empty()),
-        renewed: spec.and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0.to_string()),
-        duration: seconds.map(Duration::from_secs),
-        transitions: spec.and_then(|spec| spec.lease_transitions).unwrap_or_default(),
-        version: lease.metadata.resource_version.clone().unwrap_or_default(),
     }
 }
 
@@ -312,17 +304,5 @@ mod tests {
         let (sender, mut leadership) = leading(Instant::now() + Duration::from_hours(1));
         drop(sender);
         leadership.lost().await;
-    }
-
-    #[test]
-    fn an_empty_lease_has_no_holder() {
-        let empty: Lease = serde_json::from_value(json!({
-            "metadata": { "name": "x", "resourceVersion": "7" },
-            "spec": { "holderIdentity": "" },
-        }))
-        .unwrap();
-        let nobody =
-            Record { holder: None, renewed: None, duration: None, transitions: 0, version: "7".to_owned() };
-        assert_eq!(record(&empty), nobody);
     }
 }

@@ -20,15 +20,15 @@ const EVENT_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why this replica does not work and will not before somebody does something. Nothing, while all is well.
 #[derive(Debug, Default)]
-pub(crate) struct Standing(Mutex<Option<String>>);
+pub(crate) struct Readiness(Mutex<Option<String>>);
 
-impl Standing {
+impl Readiness {
     pub(super) fn set(&self, why: Option<String>) {
         *self.0.lock() = why;
     }
 
     /// Why it does not work.
-    pub(crate) fn why_not(&self) -> Option<String> {
+    pub(crate) fn why_not_ready(&self) -> Option<String> {
         self.0.lock().clone()
     }
 }
@@ -76,8 +76,8 @@ impl Rivals {
         }
     }
 
-    /// The Lease has this holder: notes in `standing` whether it is of another release, and tells of it once.
-    pub(super) async fn seen(&mut self, holder: Option<&str>, standing: &Standing) {
+    /// The Lease has this holder: notes in `readiness` whether it is of another release, and tells of it once.
+    pub(super) async fn seen(&mut self, holder: Option<&str>, readiness: &Readiness) {
         let rival = holder.filter(|holder| release_of(holder) != self.release.as_deref());
         let why = rival.map(|rival| {
             format!(
@@ -87,7 +87,7 @@ impl Rivals {
                 self.lease
             )
         });
-        standing.set(why.clone());
+        readiness.set(why.clone());
         let rival = rival.map(|rival| release_of(rival).unwrap_or(rival).to_owned());
         if let Some(why) = why.filter(|_| rival != self.told) {
             tracing::error!("{why}");
@@ -139,29 +139,29 @@ mod tests {
     #[tokio::test]
     async fn a_replica_that_waits_for_another_release_says_so_and_for_its_own_does_not() {
         let mut rivals = rivals(Some("a/disagg"));
-        let standing = Standing::default();
+        let readiness = Readiness::default();
         assert_eq!(rivals.holder_identity(), "a/disagg/pod-1");
         for own in [None, Some("a/disagg/pod-1"), Some("a/disagg/pod-2")] {
-            rivals.seen(own, &standing).await;
-            assert_eq!(standing.why_not(), None, "{own:?}");
+            rivals.seen(own, &readiness).await;
+            assert_eq!(readiness.why_not_ready(), None, "{own:?}");
         }
         for other in ["b/disagg/pod-1", "a/disagg-2/pod-1", "pod-1"] {
-            rivals.seen(Some(other), &standing).await;
-            let why = standing.why_not().unwrap();
+            rivals.seen(Some(other), &readiness).await;
+            let why = readiness.why_not_ready().unwrap();
             assert!(why.contains(&format!("{other} holds the Lease default/disagg-operator")), "{why}");
         }
-        rivals.seen(None, &standing).await;
-        assert_eq!(standing.why_not(), None, "it is free");
+        rivals.seen(None, &readiness).await;
+        assert_eq!(readiness.why_not_ready(), None, "it is free");
     }
 
     #[tokio::test]
     async fn without_a_release_all_replicas_are_of_one() {
         let mut rivals = rivals(None);
-        let standing = Standing::default();
+        let readiness = Readiness::default();
         assert_eq!(rivals.holder_identity(), "pod-1");
-        rivals.seen(Some("pod-2"), &standing).await;
-        assert_eq!(standing.why_not(), None);
-        rivals.seen(Some("b/disagg/pod-1"), &standing).await;
-        assert!(standing.why_not().is_some());
+        rivals.seen(Some("pod-2"), &readiness).await;
+        assert_eq!(readiness.why_not_ready(), None);
+        rivals.seen(Some("b/disagg/pod-1"), &readiness).await;
+        assert!(readiness.why_not_ready().is_some());
     }
 }

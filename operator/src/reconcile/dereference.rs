@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use disagg_api::DisaggDeployment;
 use disagg_api::kubernetes::Component;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
-use kube::{Resource as _, ResourceExt as _};
 use tokio::time::timeout;
 
 use crate::context::Context;
+use crate::memory::ResourceId;
+use crate::reconcile::subject::Subject;
 use crate::stores::Child as _;
 use crate::text::short;
 
@@ -20,11 +21,6 @@ use crate::text::short;
 const WARNINGS: u32 = 50;
 /// How long asking for the Warnings of one object may take.
 const WARNINGS_WITHIN: Duration = Duration::from_secs(5);
-
-/// An object that no API server gives out.
-#[derive(Debug, thiserror::Error)]
-#[error("the resource has no namespace")]
-pub(crate) struct NoNamespace;
 
 /// What there is beside the children.
 #[derive(Clone, Debug, Default)]
@@ -45,26 +41,23 @@ pub(crate) struct Warning {
     pub message: String,
 }
 
-/// Looks at the pods of `resource`.
-pub(crate) async fn dereference(
-    resource: &DisaggDeployment,
-    context: &Context,
-) -> Result<Observed, NoNamespace> {
-    let namespace = resource.namespace().ok_or(NoNamespace)?;
-    let name = resource.name_any();
+/// Looks at the pods of `subject`.
+pub(crate) async fn dereference(subject: &Subject, context: &Context) -> Observed {
+    let ResourceId { namespace, name } = &subject.id;
     let stores = &context.stores;
     let unwatched = stores.unwatched().await;
-    let children = Component::ALL.map(|component| (component, component.child(&name)));
+    let children = Component::ALL.map(|component| (component, component.child(name)));
     let ours = |pod: &Pod| children.iter().any(|(component, child)| belongs_to(pod, *component, child));
-    let mut pods = stores.pods_where(&namespace, ours);
+    let mut pods = stores.pods_where(namespace, ours);
     pods.sort_by_key(|pod| pod.name_any());
-    let sets = [Component::Prefill, Component::Decode].into_iter().filter_map(|component| {
-        let known = StatefulSet::known(stores, &namespace, &component.child(&name))?;
-        known.whole.filter(|set| is_owned(&set.metadata, resource))
+    let roles = Component::ALL.into_iter().filter(|component| component.is_worker());
+    let sets = roles.filter_map(|role| {
+        let known = StatefulSet::known(stores, namespace, &role.child(name))?;
+        known.whole.filter(|set| subject.owns(&set.metadata))
     });
-    let warnings = warnings(sets, &pods, &namespace, context).await;
+    let warnings = warnings(sets, &pods, namespace, context).await;
     let watched = !unwatched.iter().any(|kind| kind == "pods");
-    Ok(Observed { pods: watched.then_some(pods), warnings, unwatched })
+    Observed { pods: watched.then_some(pods), warnings, unwatched }
 }
 
 /// `pod` was made for `child`, the StatefulSet or Deployment of `component`. Pods of a Deployment belong to a ReplicaSet
@@ -78,13 +71,6 @@ pub(crate) fn belongs_to(pod: &Pod, component: Component, child: &str) -> bool {
             owner.kind == "ReplicaSet" && hash.is_some_and(|hash| !hash.contains('-'))
         }
     })
-}
-
-/// `meta` is that of a child of `resource`.
-pub(crate) fn is_owned(meta: &kube::api::ObjectMeta, resource: &DisaggDeployment) -> bool {
-    let owners = meta.owner_references.iter().flatten();
-    let mut controllers = owners.filter(|owner| owner.controller == Some(true));
-    controllers.any(|owner| Some(&owner.uid) == resource.meta().uid.as_ref())
 }
 
 /// Warnings are only asked for where something is amiss that nothing else explains. Without them a status says less, and

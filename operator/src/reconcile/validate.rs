@@ -1,4 +1,4 @@
-//! Second call: the resource, checked, with every default filled in. Pure. Later calls never see the raw spec.
+//! Second call: the resource, checked, with every default filled in. Pure. No other step reads the spec.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use disagg_api::crd::{
 use disagg_api::kubernetes::Component;
 use disagg_core::{Dtype, LoadFormat, RoutingStrategy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Resource as _;
 
 use crate::args::DefaultImages;
+use crate::reconcile::subject::Subject;
 
 /// Routers when the resource leaves the number out.
 const ROUTERS_DEFAULT: i32 = 2;
@@ -32,9 +32,6 @@ pub(crate) enum ValidateError {
     /// Rules are broken that the API server should have held it to: the definition in the cluster is another one.
     #[error("{}", .0.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(#[from] Invalid),
-    /// An object that no API server gives out.
-    #[error("metadata.{0} is missing")]
-    Incomplete(&'static str),
 }
 
 /// What a resource asks for.
@@ -89,7 +86,7 @@ pub(crate) enum Model {
     },
 }
 
-/// How many pods.
+/// How many pods a component has, and who decides it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Replicas {
     /// The resource says it.
@@ -98,7 +95,7 @@ pub(crate) enum Replicas {
     Free { initial: i32 },
 }
 
-/// The workers of a role.
+/// What the resource asks of the workers of one role.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Workers {
     pub component: Component,
@@ -110,7 +107,7 @@ pub(crate) struct Workers {
     pub pod: PodOverrides,
 }
 
-/// The routers.
+/// What the resource asks of its routers.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Router {
     pub replicas: Replicas,
@@ -130,12 +127,10 @@ pub(crate) struct Router {
 /// Checks the resource and fills in defaults.
 pub(crate) fn validate(
     resource: &DisaggDeployment,
+    subject: &Subject,
     default_images: &DefaultImages,
 ) -> Result<Wanted, ValidateError> {
     let settings = resource.validate_in_cluster()?;
-    let name = resource.metadata.name.clone().ok_or(ValidateError::Incomplete("name"))?;
-    let namespace = resource.metadata.namespace.clone().ok_or(ValidateError::Incomplete("namespace"))?;
-    let owner = owner_reference(resource).ok_or(ValidateError::Incomplete("uid"))?;
     // Destructured without `..`, so that a new field has to be thought of here.
     let DisaggDeploymentSpec {
         model,
@@ -208,22 +203,9 @@ pub(crate) fn validate(
         pull_secrets: pull_secrets.into_iter().map(|secret| secret.name).collect(),
         drain_seconds: drain_seconds.unwrap_or(DRAIN_SECONDS_DEFAULT),
         progress_deadline: Duration::from_secs(progress_deadline.unsigned_abs().into()),
-        name,
-        namespace,
-        owner,
-    })
-}
-
-/// Marks children as controlled by `resource`. It does not block the owner's deletion, which would need a right on
-/// finalizers.
-fn owner_reference(resource: &DisaggDeployment) -> Option<OwnerReference> {
-    Some(OwnerReference {
-        api_version: DisaggDeployment::api_version(&()).into_owned(),
-        kind: DisaggDeployment::kind(&()).into_owned(),
-        name: resource.metadata.name.clone()?,
-        uid: resource.metadata.uid.clone()?,
-        controller: Some(true),
-        block_owner_deletion: None,
+        name: subject.id.name.clone(),
+        namespace: subject.id.namespace.clone(),
+        owner: subject.owner_reference(),
     })
 }
 
@@ -256,12 +238,13 @@ mod tests {
     /// It becomes a condition, an Event and a line of the log.
     #[test]
     fn all_that_is_wrong_takes_one_line() {
-        let text = "apiVersion: disagg.dev/v1alpha1\nkind: DisaggDeployment\nmetadata: {name: demo}\nspec: {model: {source: {}}, \
+        let text = "apiVersion: disagg.dev/v1alpha1\nkind: DisaggDeployment\nmetadata: {name: demo, namespace: ns, uid: u}\nspec: {model: {source: {}}, \
                     decode: {replicas: -1}}\n";
         let resource = DisaggDeployment::from_yaml(text).unwrap();
         let images =
             DefaultImages { router: String::new(), worker: String::new(), worker_gpu: String::new() };
-        let error = validate(&resource, &images).unwrap_err().to_string();
+        let subject = Subject::of(&resource).unwrap();
+        let error = validate(&resource, &subject, &images).unwrap_err().to_string();
         assert!(
             error.contains("spec.model.source: ") && error.contains("; spec.decode.replicas: "),
             "{error}"

@@ -107,14 +107,5 @@ fn sign(subject: &str, condition: &Condition, bad: &[&Condition], changing: bool
 
 /// The part whose condition this is.
 fn part_of(type_: &str) -> Option<Component> {
-    Component::ALL.into_iter().find(|part| type_.strip_suffix("Available") == Some(title(*part)))
-}
-
-/// How a part's condition begins.
-fn title(part: Component) -> &'static str {
-    match part {
-        Component::Prefill => "Prefill",
-        Component::Decode => "Decode",
-        Component::Router => "Router",
-    }
+    Component::ALL.into_iter().find(|part| part.condition() == type_)
 }

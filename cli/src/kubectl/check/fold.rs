@@ -24,24 +24,24 @@ pub(super) enum About {
     Settings,
     /// The pods of one part.
     Part(Component),
-    /// One pod.
+    /// One pod of a part, by its name.
     Pod(Component, String),
     /// Nothing that others depend on.
     Aside,
 }
 
-/// Whose trouble explains a sign.
+/// What explains a sign, if it is there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Follows {
-    /// This pod's.
+    /// What is wrong with this pod.
     Pod(String),
-    /// This part's.
+    /// What is wrong with this part.
     Part(Component),
-    /// That of workers of either role.
+    /// What is wrong with workers of either role.
     Workers,
-    /// That of the settings.
+    /// What is wrong with the settings.
     Settings,
-    /// Anybody's.
+    /// Whatever else is wrong.
     Any,
 }
 

@@ -55,7 +55,7 @@ pub(super) struct DeploymentSnapshot {
     pub(super) settings: Seen<ConfigMap>,
     /// All of the namespace.
     pub(super) policies: Seen<Vec<NetworkPolicy>>,
-    /// By pod.
+    /// What each router says, by the name of its pod.
     pub(super) routers: BTreeMap<String, RouterSnapshot>,
 }
 

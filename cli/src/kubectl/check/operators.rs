@@ -2,7 +2,7 @@
 
 use disagg_api::kubernetes::{Component, ROUTER_ADMIN_PORT};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 
@@ -57,9 +57,17 @@ pub(super) fn operators(operators: &Seen<Vec<Deployment>>, namespace: &str) -> V
         available.unwrap_or(0) > 0
     };
     let mut found = Vec::new();
-    if ours.len() > 1 {
+    // One of all namespaces leaves those alone in which another one holds a Lease.
+    let rivals: Vec<&Deployment> = ours
+        .iter()
+        .copied()
+        .filter(|it| {
+            watched(it).is_some() || !ours.iter().any(|other| watched(other).is_some() && elects(other))
+        })
+        .collect();
+    if rivals.len() > 1 {
         let all: Vec<String> =
-            ours.iter().map(|it| of(it)).map(|(name, home)| format!("{name} in {home}")).collect();
+            rivals.iter().map(|it| of(it)).map(|(name, home)| format!("{name} in {home}")).collect();
         found.push(Finding::error(
             format!("namespace/{namespace}"),
             format!(
@@ -70,7 +78,7 @@ pub(super) fn operators(operators: &Seen<Vec<Deployment>>, namespace: &str) -> V
              scope.watchNamespace)",
         ));
         // One that waits for another is not available, and should not be.
-        if ours.iter().any(|it| works(it)) {
+        if rivals.iter().any(|it| works(it)) {
             return found;
         }
     }
@@ -85,9 +93,22 @@ pub(super) fn operators(operators: &Seen<Vec<Deployment>>, namespace: &str) -> V
     found
 }
 
+/// The operator's container.
+fn container(operator: &Deployment) -> Option<&Container> {
+    operator.spec.as_ref()?.template.spec.as_ref()?.containers.first()
+}
+
+/// Whether an operator holds a Lease, by which others know of it.
+fn elects(operator: &Deployment) -> bool {
+    let Some(container) = container(operator) else { return false };
+    let off = |argument: &String| argument == "--no-leader-election";
+    !container.args.iter().flatten().any(off)
+        && !container.env.iter().flatten().any(|it| it.name == "DISAGG_NO_LEADER_ELECTION")
+}
+
 /// The one namespace that an operator is for; `None`: every one.
 fn watched(operator: &Deployment) -> Option<String> {
-    let container = operator.spec.as_ref()?.template.spec.as_ref()?.containers.first()?;
+    let container = container(operator)?;
     let args: Vec<&str> = container.args.iter().flatten().map(String::as_str).collect();
     let by_flag = args.iter().enumerate().find_map(|(at, argument)| {
         let value = argument.strip_prefix("--namespace=");

@@ -1,8 +1,8 @@
 //! Judges one pod: the one thing that is in its way, with what to do.
 
-use disagg_api::kubernetes::{Component, LABEL_ROLE};
+use disagg_api::kubernetes::{Component, LABEL_ROLE, is_own_container};
 use disagg_api::last_words::{is_usage_error, last_words};
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 
@@ -88,6 +88,10 @@ fn finding(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Option<Findi
     {
         return None;
     }
+    if let Some(sidecar) = unready_sidecar(status) {
+        let what = format!("{NOT_READY}: container {sidecar} is not");
+        return Some(Finding::error(subject, what, added_by_others(&name, sidecar, "logs")));
+    }
     let creating = statuses().any(|status| {
         waiting_reason(status)
             .is_some_and(|reason| reason == "ContainerCreating" || reason == "PodInitializing")
@@ -110,6 +114,14 @@ fn finding(pod: &Pod, events: &Seen<Vec<Event>>, now: Timestamp) -> Option<Findi
         ),
     };
     Some(Finding::error(subject, what, advice))
+}
+
+/// A container that somebody has added to a pod and that alone keeps it from being ready.
+fn unready_sidecar(status: &PodStatus) -> Option<&str> {
+    let mut unready = status.container_statuses.iter().flatten().filter(|container| !container.ready);
+    let first = unready.next()?;
+    let all_added = !is_own_container(&first.name) && unready.all(|other| !is_own_container(&other.name));
+    (all_added && first.state.as_ref()?.running.is_some()).then_some(first.name.as_str())
 }
 
 /// What to do about a message of the scheduler.
@@ -146,6 +158,14 @@ fn waiting(pod: &Pod, subject: &str, status: &ContainerStatus) -> Option<Finding
     let message = status.state.as_ref()?.waiting.as_ref()?.message.as_deref().unwrap_or_default();
     let container = &status.name;
     let advice = match reason {
+        "ContainerCreating" | "PodInitializing" => return None,
+        "CrashLoopBackOff" => {
+            let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+            let what = last.map_or_else(|| "it ends as soon as it starts".to_owned(), ended);
+            let advice = after_end(&pod.name_any(), status, last);
+            return Some(Finding::error(subject, format!("container {container} crashes: {what}"), advice));
+        }
+        _ if !is_own_container(container) => added_by_others(&pod.name_any(), container, "describe pod"),
         "ImagePullBackOff" | "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName"
         | "ImageInspectError" => {
             let (image, field) = image_of(pod, status, message);
@@ -160,12 +180,6 @@ fn waiting(pod: &Pod, subject: &str, status: &ContainerStatus) -> Option<Finding
         "CreateContainerError" | "RunContainerError" => {
             "the container runtime refuses it: check command, volume mounts and security of the pod template"
                 .to_owned()
-        }
-        "CrashLoopBackOff" => {
-            let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-            let what = last.map_or_else(|| "it ends as soon as it starts".to_owned(), ended);
-            let advice = after_end(&pod.name_any(), status, last);
-            return Some(Finding::error(subject, format!("container {container} crashes: {what}"), advice));
         }
         _ => return None,
     };
@@ -208,12 +222,8 @@ fn image_of<'a>(pod: &'a Pod, status: &'a ContainerStatus, message: &str) -> (&'
 fn after_end(pod: &str, status: &ContainerStatus, end: Option<&ContainerStateTerminated>) -> String {
     let ContainerStatus { name: container, image, .. } = status;
     let message = end.and_then(|end| end.message.as_deref()).unwrap_or_default();
-    // Ours have the names of the operator; others come from webhooks that add them.
-    if !["worker", "router"].contains(&container.as_str()) {
-        return format!(
-            "it is none of the operator's: see what adds it to the pod (a webhook of a service mesh, for one), and \
-             kubectl logs {pod} -c {container} --previous"
-        );
+    if !is_own_container(container) {
+        return added_by_others(pod, container, "logs --previous");
     }
     if end.is_some_and(|end| end.reason.as_deref() == Some("OOMKilled")) {
         return OUT_OF_MEMORY.to_owned();
@@ -224,6 +234,19 @@ fn after_end(pod: &str, status: &ContainerStatus, end: Option<&ContainerStateTer
         );
     }
     format!("kubectl logs {pod} -c {container} --previous: the last lines say why")
+}
+
+/// What to do about a container that the operator did not put there, which no field of the resource can repair. What it
+/// does is seen with `kubectl` and `verb`.
+fn added_by_others(pod: &str, container: &str, verb: &str) -> String {
+    let look = match verb {
+        "describe pod" => format!("kubectl describe pod {pod}"),
+        _ => format!("kubectl {verb} {pod} -c {container}"),
+    };
+    format!(
+        "{container} is not one of the operator's containers: repair or remove what adds it to the pod, most often the \
+         admission webhook of a service mesh or a secrets agent; {look} tells more"
+    )
 }
 
 /// How a container ended.

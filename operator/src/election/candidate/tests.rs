@@ -163,7 +163,7 @@ impl Lease {
 proptest! {
     #[test]
     fn never_do_two_lead(plan in exchanges()) {
-        // After so many milliseconds an answer is no more waited for.
+        // An answer is not waited for longer than this many milliseconds.
         const PATIENCE: u64 = 6_000;
         let start = Instant::now();
         let at = |time: u64| start + Duration::from_millis(time);

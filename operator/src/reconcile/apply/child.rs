@@ -3,12 +3,11 @@
 //! A child that is as it was left costs no request. A new one costs one: an apply that cannot change anything that is
 //! there already, so nobody has to look first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use disagg_api::DisaggDeployment;
 use futures::future::join_all;
 use kube::ResourceExt as _;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
@@ -17,12 +16,16 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::MANAGER;
 use super::problem::{Problem, Why};
 use crate::client::is_conflict;
-use crate::context::{Context, Key};
-use crate::reconcile::dereference::is_owned;
-use crate::stores::{Child, Found};
+use crate::context::Context;
+use crate::memory::Memory;
+use crate::reconcile::ownership::Held;
+use crate::reconcile::subject::Subject;
+use crate::stores::{Child, Found, kind};
+
+/// Field manager of what the operator applies.
+pub(crate) const MANAGER: &str = "disagg-operator";
 
 /// A version that no object has: the API server's store begins to count above it. An apply that is bound to it makes an
 /// object or is refused with a conflict.
@@ -32,52 +35,59 @@ const NO_VERSION: &str = "1";
 /// for 10 s, unless it is configured otherwise.
 const CHILD_WITHIN: Duration = Duration::from_secs(20);
 
-/// One resource's turn.
-pub(super) struct Run<'a> {
-    pub context: &'a Context,
-    pub resource: &'a DisaggDeployment,
-    pub namespace: &'a str,
-    /// A child was made.
-    pub made: AtomicBool,
-    /// A child is there that its watch does not show: it has to be asked for.
-    pub unseen: AtomicBool,
-    /// Children that had lost their owner, by kind and name.
-    pub adopted: Mutex<Vec<(&'static str, String)>>,
+/// What applying remembers of a resource.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    /// What was sent last, by kind and name of the child, so that equal objects are not sent again.
+    sent: HashMap<ChildKey, Sent>,
+    /// The settings as they were last seen, for a ConfigMap that is deleted with its annotations.
+    pub(super) settings: Option<Held>,
 }
+
+/// Kind and name of a child.
+pub(super) type ChildKey = (&'static str, String);
 
 /// What was sent last, and the mark of the object that came of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Sent {
+struct Sent {
     hash: u64,
     mark: String,
 }
 
-/// What is there under a child's name.
-pub(super) enum There<K> {
-    /// It was made just now.
-    New(Box<K>),
-    /// It was made before, and may have to be changed.
-    Ours(Box<Found<K>>),
+/// The apply of one resource's children.
+pub(super) struct Applying<'a> {
+    pub context: &'a Context,
+    pub subject: &'a Subject,
+    pub memory: &'a Memory<Remembered>,
+    pub noted: Noted,
 }
 
-impl<'a> Run<'a> {
-    pub(super) fn new(context: &'a Context, resource: &'a DisaggDeployment, namespace: &'a str) -> Self {
-        Self {
-            context,
-            resource,
-            namespace,
-            made: AtomicBool::default(),
-            unseen: AtomicBool::default(),
-            adopted: Mutex::default(),
-        }
-    }
+/// What was noticed on the way.
+#[derive(Default)]
+pub(super) struct Noted {
+    /// A child was made.
+    pub made: AtomicBool,
+    /// A child is there that its watch does not show: it has to be asked for.
+    pub unseen: AtomicBool,
+    /// Children that had lost their owner.
+    pub adopted: Mutex<Vec<ChildKey>>,
+}
 
-    pub(super) fn key<K: Child>(&self, name: &str) -> Key {
-        Key { kind: kind::<K>(), namespace: self.namespace.to_owned(), name: name.to_owned() }
+/// The object of a child's name, which was not there before or is this resource's.
+pub(super) enum MadeOrFound<K> {
+    /// It was made just now.
+    Made(Box<K>),
+    /// It was made before, and may have to be changed.
+    Found(Box<Found<K>>),
+}
+
+impl<'a> Applying<'a> {
+    pub(super) fn new(context: &'a Context, subject: &'a Subject, memory: &'a Memory<Remembered>) -> Self {
+        Self { context, subject, memory, noted: Noted::default() }
     }
 
     pub(super) fn api<K: Child>(&self) -> Api<K> {
-        Api::namespaced(self.context.client.clone(), self.namespace)
+        Api::namespaced(self.context.client.clone(), &self.subject.id.namespace)
     }
 
     /// Brings all of `desired` about, side by side: none waits for one that cannot be applied.
@@ -89,8 +99,8 @@ impl<'a> Run<'a> {
     pub(super) async fn apply<K: Child>(&self, desired: &K) -> Option<Problem> {
         let work = async {
             match self.find_or_make(desired).await? {
-                There::New(_) => Ok(()),
-                There::Ours(found) => self.update(desired, &found).await.map(drop),
+                MadeOrFound::Made(_) => Ok(()),
+                MadeOrFound::Found(found) => self.update(desired, &found).await.map(drop),
             }
         };
         // On the heap: a turn applies many children at once, and each takes several requests.
@@ -111,12 +121,12 @@ impl<'a> Run<'a> {
 
     /// Finds what has the name of `desired`, or makes it. The watches show only what has our label; what they lack, the
     /// API server knows.
-    pub(super) async fn find_or_make<K: Child>(&self, desired: &K) -> Result<There<K>, Problem> {
+    pub(super) async fn find_or_make<K: Child>(&self, desired: &K) -> Result<MadeOrFound<K>, Problem> {
         let name = desired.name_any();
-        if let Some(found) = K::known(&self.context.stores, self.namespace, &name)
-            && let Ok(ours) = self.whose(desired, found)
+        if let Some(found) = K::known(&self.context.stores, &self.subject.id.namespace, &name)
+            && let Ok(ours) = self.ours(desired, found)
         {
-            return Ok(ours);
+            return Ok(MadeOrFound::Found(Box::new(ours)));
         }
         // That something is somebody else's is not said by what may be out of date.
         let (body, hash) = body(desired)?;
@@ -125,15 +135,15 @@ impl<'a> Run<'a> {
         let mut sent = self.send::<K>(&name, &only_new, hash).await;
         if sent.as_ref().is_err_and(is_conflict) {
             if let Some(found) = self.ask(&name).await? {
-                self.unseen.store(true, Ordering::Relaxed);
-                return self.whose(desired, found);
+                self.noted.unseen.store(true, Ordering::Relaxed);
+                return self.ours(desired, found).map(|ours| MadeOrFound::Found(Box::new(ours)));
             }
             // It was something else that conflicted, a quota for one.
             sent = self.send::<K>(&name, &body, hash).await;
         }
         let made = sent.map_err(|error| Problem::of::<K>(&name, &error))?;
-        self.made.store(true, Ordering::Relaxed);
-        Ok(There::New(Box::new(made)))
+        self.noted.made.store(true, Ordering::Relaxed);
+        Ok(MadeOrFound::Made(Box::new(made)))
     }
 
     /// Asks the API server for a child.
@@ -142,9 +152,11 @@ impl<'a> Run<'a> {
         Ok(found.map_err(|error| Problem::of::<K>(name, &error))?.map(Found::whole))
     }
 
+    /// `found`, unless it is somebody else's.
+    ///
     /// An object of a child's name that belongs to nobody and has all labels of the child is the child, whose owner was
     /// deleted without it (`kubectl delete --cascade=orphan`): applying it makes it ours again.
-    fn whose<K: Child>(&self, desired: &K, found: Found<K>) -> Result<There<K>, Problem> {
+    fn ours<K: Child>(&self, desired: &K, found: Found<K>) -> Result<Found<K>, Problem> {
         let mut owners = found.meta.owner_references.iter().flatten().peekable();
         let labels = found.meta.labels.as_ref();
         let has_our_labels = desired
@@ -152,8 +164,8 @@ impl<'a> Run<'a> {
             .iter()
             .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
         let orphan = owners.peek().is_none() && has_our_labels;
-        if is_owned(&found.meta, self.resource) || orphan {
-            return Ok(There::Ours(Box::new(found)));
+        if self.subject.owns(&found.meta) || orphan {
+            return Ok(found);
         }
         let owner = owners.find(|owner| owner.controller == Some(true));
         let owner = owner.map(|owner| format!("{} {}", owner.kind, owner.name));
@@ -165,16 +177,14 @@ impl<'a> Run<'a> {
         let name = desired.name_any();
         let (body, hash) = body(desired)?;
         let unchanged = Sent { hash, mark: mark(&body, &found.meta) };
-        if self.context.sent.lock().get(&self.key::<K>(&name)) == Some(&unchanged) {
+        let key = (kind::<K>(), name.clone());
+        if self.memory.of(&self.subject.id, |of| of.sent.get(&key) == Some(&unchanged)) {
             return Ok(None);
         }
         match self.overwrite(&name, body.clone(), hash, found).await {
             // The watch is behind, or another object has come to the name: once more, over what is there now.
             Err(error) if is_conflict(&error) => match self.ask(&name).await? {
-                Some(now) => match self.whose(desired, now)? {
-                    There::Ours(now) => self.overwrite(&name, body, hash, &now).await,
-                    There::New(made) => Ok(*made),
-                },
+                Some(now) => self.overwrite(&name, body, hash, &self.ours(desired, now)?).await,
                 None => Err(error),
             },
             outcome => outcome,
@@ -193,8 +203,8 @@ impl<'a> Run<'a> {
         // Never over another object that has come to the name meanwhile.
         body["metadata"]["uid"] = json!(found.meta.uid);
         let now = self.send(name, &body, hash).await?;
-        if !is_owned(&found.meta, self.resource) {
-            self.adopted.lock().push((kind::<K>(), name.to_owned()));
+        if !self.subject.owns(&found.meta) {
+            self.noted.adopted.lock().push((kind::<K>(), name.to_owned()));
         }
         Ok(now)
     }
@@ -204,17 +214,10 @@ impl<'a> Run<'a> {
         let params = PatchParams::apply(MANAGER).force();
         let now = self.api::<K>().patch(name, &params, &Patch::Apply(body)).await?;
         let sent = Sent { hash, mark: mark(body, now.meta()) };
-        self.context.sent.lock().insert(self.key::<K>(name), sent);
+        let key = (kind::<K>(), name.to_owned());
+        self.memory.of(&self.subject.id, |of| of.sent.insert(key, sent));
         tracing::debug!(kind = kind::<K>(), name, "applied");
         Ok(now)
-    }
-}
-
-pub(super) fn kind<K: Child>() -> &'static str {
-    // The kinds of `k8s-openapi` are constants.
-    match K::kind(&()) {
-        std::borrow::Cow::Borrowed(kind) => kind,
-        std::borrow::Cow::Owned(_) => "object",
     }
 }
 

@@ -12,23 +12,22 @@ mod settings;
 
 use std::sync::Arc;
 
-use disagg_api::DisaggDeployment;
 use disagg_api::kubernetes::Component;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
 
-pub(crate) use child::Sent;
+pub(crate) use child::Remembered;
 pub(crate) use monitoring::MonitoringState;
 pub(crate) use problem::{Problem, Why};
 pub(crate) use settings::SettingsState;
 
 use super::build::{Children, pod_monitor_names};
 use super::dereference::{Observed, Warning, belongs_to};
+use super::subject::Subject;
 use super::validate::Wanted;
 use crate::context::Context;
-
-/// Field manager of what the operator applies.
-pub(crate) const MANAGER: &str = "disagg-operator";
+use crate::memory::Memory;
+use child::{Applying, Noted};
 
 /// The namespace is going away, and everything in it: there is nothing left to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,11 +69,12 @@ impl Applied {
 
 /// Applies `children`. Children that none other needs to be there first are applied side by side.
 pub(crate) async fn apply(
-    resource: &DisaggDeployment,
+    subject: &Subject,
     wanted: &Wanted,
     children: &Children,
     observed: Observed,
     context: &Context,
+    memory: &Memory<Remembered>,
 ) -> Result<Applied, NamespaceIsEnding> {
     // Destructured without `..`, so that a new child has to be thought of here.
     let Children {
@@ -90,23 +90,23 @@ pub(crate) async fn apply(
         router,
         pod_monitors,
     } = children;
-    let run = child::Run::new(context, resource, &wanted.namespace);
+    let applying = Applying::new(context, subject, memory);
     // The API server looks the Role up when it is bound.
-    let rights = async { [run.apply(role).await, run.apply(role_binding).await] };
+    let rights = async { [applying.apply(role).await, applying.apply(role_binding).await] };
     let (accounts, rights, settings, policy, budgets, services) = tokio::join!(
-        run.apply_all(service_accounts),
+        applying.apply_all(service_accounts),
         rights,
-        settings::apply(&run, wanted, settings),
-        run.apply(network_policy),
-        run.apply_all(disruption_budgets),
-        run.apply_all(services),
+        settings::apply(&applying, wanted, settings),
+        applying.apply(network_policy),
+        applying.apply_all(disruption_budgets),
+        applying.apply_all(services),
     );
     let (prefill, decode, router) = tokio::join!(
-        replicas::apply(&run, prefill, wanted.prefill.replicas),
-        replicas::apply(&run, decode, wanted.decode.replicas),
-        replicas::apply(&run, router, wanted.router.replicas),
+        replicas::apply(&applying, prefill, wanted.prefill.replicas),
+        replicas::apply(&applying, decode, wanted.decode.replicas),
+        replicas::apply(&applying, router, wanted.router.replicas),
     );
-    let monitoring = monitoring::apply(&run, pod_monitors, &pod_monitor_names(wanted)).await;
+    let monitoring = monitoring::apply(&applying, pod_monitors, &pod_monitor_names(wanted)).await;
     let mut problems = accounts;
     problems.extend(rights.into_iter().flatten());
     problems.extend(settings.problem);
@@ -118,7 +118,7 @@ pub(crate) async fn apply(
         return Err(NamespaceIsEnding);
     }
     let Observed { pods, warnings, unwatched } = observed;
-    let child::Run { made, unseen, adopted, .. } = run;
+    let Noted { made, unseen, adopted } = applying.noted;
     Ok(Applied {
         prefill: prefill.object,
         decode: decode.object,

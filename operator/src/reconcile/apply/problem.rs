@@ -1,7 +1,6 @@
 //! Why a child is not as it should be.
 
-use super::child::kind;
-use crate::stores::Child;
+use crate::stores::{Child, kind};
 use crate::text::short;
 
 /// A child that could not be applied.

@@ -10,8 +10,7 @@ use kube::ResourceExt as _;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use serde_json::json;
 
-use super::MANAGER;
-use super::child::{Run, There};
+use super::child::{Applying, MANAGER, MadeOrFound};
 use super::problem::Problem;
 use crate::reconcile::validate::Replicas;
 use crate::stores::Child;
@@ -37,61 +36,61 @@ impl Scaled for Deployment {
 }
 
 /// A child with a number of pods, as the API server has it after the apply.
-pub(super) struct Now<K> {
+pub(super) struct Outcome<K> {
     /// Nothing, if it could not be made.
     pub object: Option<K>,
     pub problem: Option<Problem>,
 }
 
 /// Applies `desired`, and the number as the rules have it.
-pub(super) async fn apply<K: Scaled>(run: &Run<'_>, desired: &K, number: Replicas) -> Now<K> {
+pub(super) async fn apply<K: Scaled>(applying: &Applying<'_>, desired: &K, number: Replicas) -> Outcome<K> {
     let name = desired.name_any();
     let mut object = None;
-    let work = Box::pin(bring_about(run, desired, number, &mut object));
-    let result = run.within::<K, _>(&name, work).await;
-    Now { object, problem: result.err() }
+    let work = Box::pin(bring_about(applying, desired, number, &mut object));
+    let result = applying.within::<K, _>(&name, work).await;
+    Outcome { object, problem: result.err() }
 }
 
 /// `object` is what there is after each step, so that it is known even if a later one fails.
 async fn bring_about<K: Scaled>(
-    run: &Run<'_>,
+    applying: &Applying<'_>,
     desired: &K,
     number: Replicas,
     object: &mut Option<K>,
 ) -> Result<(), Problem> {
     let name = desired.name_any();
-    let found = match run.find_or_make(desired).await? {
-        There::New(made) => {
+    let found = match applying.find_or_make(desired).await? {
+        MadeOrFound::Made(made) => {
             let meta = made.meta().clone();
             *object = Some(*made);
             if let Replicas::Free { initial } = number {
-                *object = Some(hold::<K>(run, &meta, initial).await?);
+                *object = Some(hold::<K>(applying, &meta, initial).await?);
             }
             return Ok(());
         }
-        There::Ours(found) => found,
+        MadeOrFound::Found(found) => found,
     };
     // Of one that could not be decoded the watch has no more than the metadata.
     let found = match found.whole {
         Some(_) => *found,
-        None => run.ask(&name).await?.unwrap_or(*found),
+        None => applying.ask(&name).await?.unwrap_or(*found),
     };
     object.clone_from(&found.whole);
     if let Replicas::Free { initial } = number {
         let owners = owners(&found.meta);
         if owners.is_empty() || owners.contains(&MANAGER) {
             let live = found.whole.as_ref().and_then(Scaled::replicas);
-            *object = Some(hold::<K>(run, &found.meta, live.unwrap_or(initial)).await?);
+            *object = Some(hold::<K>(applying, &found.meta, live.unwrap_or(initial)).await?);
         }
     }
-    if let Some(now) = run.update(desired, &found).await? {
+    if let Some(now) = applying.update(desired, &found).await? {
         *object = Some(now);
     }
     Ok(())
 }
 
 /// Lets the manager of nobody's numbers own it at `replicas`.
-async fn hold<K: Scaled>(run: &Run<'_>, meta: &ObjectMeta, replicas: i32) -> Result<K, Problem> {
+async fn hold<K: Scaled>(applying: &Applying<'_>, meta: &ObjectMeta, replicas: i32) -> Result<K, Problem> {
     let name = meta.name.as_deref().unwrap_or_default();
     let body = json!({
         "apiVersion": K::api_version(&()),
@@ -101,7 +100,7 @@ async fn hold<K: Scaled>(run: &Run<'_>, meta: &ObjectMeta, replicas: i32) -> Res
     });
     // By force: between reading and this an autoscaler may have written, and then keeps the ownership by its next write.
     let params = PatchParams::apply(INITIAL_MANAGER).force();
-    let held = run.api::<K>().patch(name, &params, &Patch::Apply(&body)).await;
+    let held = applying.api::<K>().patch(name, &params, &Patch::Apply(&body)).await;
     held.map_err(|error| Problem::of::<K>(name, &error))
 }
 

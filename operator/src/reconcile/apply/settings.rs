@@ -1,16 +1,17 @@
 //! The settings ConfigMap: metadata by server-side apply, data by a merge patch that is bound to what was read.
 
+use disagg_api::kubernetes::conditions::CHILDREN_APPLIED;
 use disagg_api::settings::KEYS;
-use disagg_api::{DisaggDeployment, RouterSettings, SettingsErrors};
+use disagg_api::{RouterSettings, SettingsErrors};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use kube::api::{Patch, PatchParams};
 
-use super::child::{Run, There};
+use super::child::{Applying, MadeOrFound};
 use super::problem::{Problem, Why};
 use crate::client::is_conflict;
 use crate::reconcile::ownership::{Held, Pairs, decide, patch};
-use crate::reconcile::update_status::CHILDREN_APPLIED;
+use crate::reconcile::subject::Subject;
 use crate::reconcile::validate::Wanted;
 
 /// Field manager of the data. Not that of what is applied, which would own the keys that a person edits.
@@ -28,35 +29,35 @@ pub(crate) struct SettingsState {
 
 /// What came of the settings.
 #[derive(Default)]
-pub(super) struct Now {
+pub(super) struct Outcome {
     /// Nothing, if the ConfigMap is not there or not ours.
     pub state: Option<SettingsState>,
     pub problem: Option<Problem>,
 }
 
 /// Applies metadata and data.
-pub(super) async fn apply(run: &Run<'_>, wanted: &Wanted, metadata: &ConfigMap) -> Now {
+pub(super) async fn apply(applying: &Applying<'_>, wanted: &Wanted, metadata: &ConfigMap) -> Outcome {
     let name = metadata.name_any();
     let mut state = None;
-    let work = Box::pin(bring_about(run, wanted, metadata, &mut state));
-    let result = run.within::<ConfigMap, _>(&name, work).await;
-    Now { state, problem: result.err() }
+    let work = Box::pin(bring_about(applying, wanted, metadata, &mut state));
+    let result = applying.within::<ConfigMap, _>(&name, work).await;
+    Outcome { state, problem: result.err() }
 }
 
 /// `state` is what there is, so that it is known even if it cannot be changed.
 async fn bring_about(
-    run: &Run<'_>,
+    applying: &Applying<'_>,
     wanted: &Wanted,
     metadata: &ConfigMap,
     state: &mut Option<SettingsState>,
 ) -> Result<(), Problem> {
     let name = metadata.name_any();
-    let mut live = match run.find_or_make(metadata).await? {
+    let mut live = match applying.find_or_make(metadata).await? {
         // There is nothing in it yet.
-        There::New(made) => Some(*made),
-        There::Ours(found) => {
+        MadeOrFound::Made(made) => Some(*made),
+        MadeOrFound::Found(found) => {
             *state = found.whole.as_ref().map(|live| as_it_is(&Held::of(live), live));
-            match run.update(metadata, &found).await? {
+            match applying.update(metadata, &found).await? {
                 Some(now) => Some(now),
                 None => found.whole,
             }
@@ -65,7 +66,7 @@ async fn bring_about(
     for _ in 0..ATTEMPTS {
         let current = match live.take() {
             Some(live) => live,
-            None => run.ask(&name).await?.and_then(|found| found.whole).ok_or_else(|| {
+            None => applying.ask(&name).await?.and_then(|found| found.whole).ok_or_else(|| {
                 Problem::new::<ConfigMap>(&name, Why::NotFound("it was deleted meanwhile".to_owned()))
             })?,
         };
@@ -73,20 +74,20 @@ async fn bring_about(
         let held = Held::of(&current);
         *state = Some(as_it_is(&held, &current));
         // Nothing was ever written into it: it is new, or its maker was killed before the data.
-        let begin = if held == Held::default() { remembered(run, &name, wanted) } else { held.clone() };
+        let begin = if held == Held::default() { remembered(applying, wanted) } else { held.clone() };
         let decision = decide(&begin, &wanted.settings);
         let decided =
             |resource_version| SettingsState { resource_version, verdict: decision.verdict.clone() };
         let Some(patch) = patch(&held, &decision.next, &version) else {
-            remember(run, &name, decision.next);
+            remember(applying, decision.next);
             *state = Some(decided(version));
             return Ok(());
         };
         let params =
             PatchParams { field_manager: Some(SETTINGS_MANAGER.to_owned()), ..PatchParams::default() };
-        match run.api::<ConfigMap>().patch(&name, &params, &Patch::Merge(&patch)).await {
+        match applying.api::<ConfigMap>().patch(&name, &params, &Patch::Merge(&patch)).await {
             Ok(now) => {
-                remember(run, &name, decision.next);
+                remember(applying, decision.next);
                 *state = Some(decided(now.resource_version().unwrap_or_default()));
                 return Ok(());
             }
@@ -105,24 +106,24 @@ fn as_it_is(held: &Held, config_map: &ConfigMap) -> SettingsState {
     SettingsState { resource_version, verdict: held.verdict() }
 }
 
-fn remember(run: &Run<'_>, name: &str, held: Held) {
-    run.context.held.lock().insert(run.key::<ConfigMap>(name), held);
+fn remember(applying: &Applying<'_>, held: Held) {
+    applying.memory.of(&applying.subject.id, |of| of.settings = Some(held));
 }
 
 /// What a new ConfigMap begins with: what was last seen in it, if it was there before. An operator
 /// that did not see it go finds what the routers last applied in the status, which it wrote itself.
-fn remembered(run: &Run<'_>, name: &str, wanted: &Wanted) -> Held {
-    let seen = run.context.held.lock().get(&run.key::<ConfigMap>(name)).cloned();
-    seen.map(Held::restored).or_else(|| from_status(run.resource, wanted)).unwrap_or_default()
+fn remembered(applying: &Applying<'_>, wanted: &Wanted) -> Held {
+    let seen = applying.memory.of(&applying.subject.id, |of| of.settings.clone());
+    seen.map(Held::restored).or_else(|| from_status(applying.subject, wanted)).unwrap_or_default()
 }
 
 /// With the resource as it was when the status was written, and every child applied, what it asks for has been written
 /// before.
-fn from_status(resource: &DisaggDeployment, wanted: &Wanted) -> Option<Held> {
-    let status = resource.status.as_ref()?;
+fn from_status(subject: &Subject, wanted: &Wanted) -> Option<Held> {
+    let status = subject.status.as_ref()?;
     let mut conditions = status.conditions.iter();
     let kept_back = conditions.any(|found| found.type_ == CHILDREN_APPLIED && found.status != "True");
-    if status.observed_generation != resource.metadata.generation || kept_back {
+    if status.observed_generation != subject.generation || kept_back {
         return None;
     }
     let applied = status.settings.as_ref()?;

@@ -15,9 +15,11 @@ use kube::runtime::{reflector, watcher};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use disagg_api::DisaggDeployment;
+
+use super::child::MANAGER;
 use super::*;
 use crate::args::OperatorArgs;
-use crate::metrics::Metrics;
 use crate::prometheus::Served;
 use crate::reconcile::build::build;
 use crate::reconcile::validate::{Replicas, validate};
@@ -116,7 +118,9 @@ fn merge(into: &mut Value, from: &Value) {
 struct Bench {
     server: Arc<Mutex<Server>>,
     context: Context,
+    memory: Memory<Remembered>,
     resource: DisaggDeployment,
+    subject: Subject,
     wanted: Wanted,
 }
 
@@ -149,21 +153,27 @@ impl Bench {
         let arguments = ["operator", "--router-image", "r", "--worker-image", "w"];
         let args = OperatorArgs::parse_from(arguments);
         let served = Served::default();
-        let (stores, _triggers) = Stores::new(&client, None, &served.once());
-        let metrics = Arc::new(Metrics::new());
-        let context = Context::new(client, stores, served, metrics, &args, "me".to_owned()).unwrap();
+        let (stores, _triggers) = Stores::new(&client, &args, &served.once());
+        let context = Context::new(client, stores, served, &args, "me".to_owned()).unwrap();
         let text = format!(
             "apiVersion: disagg.dev/v1alpha1\nkind: DisaggDeployment\nmetadata: {{name: demo}}\nspec: {spec}\n"
         );
         let mut resource = DisaggDeployment::from_yaml(&text).unwrap();
         resource.metadata.namespace = Some(NAMESPACE.to_owned());
         resource.metadata.uid = Some("owner".to_owned());
-        let wanted = validate(&resource, &(&args).into()).unwrap();
-        Self { server, context, resource, wanted }
+        let subject = Subject::of(&resource).unwrap();
+        let wanted = validate(&resource, &subject, &(&args).into()).unwrap();
+        Self { server, context, memory: Memory::default(), resource, subject, wanted }
     }
 
-    fn run(&self) -> child::Run<'_> {
-        child::Run::new(&self.context, &self.resource, NAMESPACE)
+    fn applying(&self) -> Applying<'_> {
+        Applying::new(&self.context, &self.subject, &self.memory)
+    }
+
+    /// The spec has changed.
+    fn validate_again(&mut self) {
+        let images = OperatorArgs::parse_from(["operator", "--router-image", "r", "--worker-image", "w"]);
+        self.wanted = validate(&self.resource, &self.subject, &(&images).into()).unwrap();
     }
 
     fn children(&self) -> Children {
@@ -173,7 +183,8 @@ impl Bench {
     /// A whole apply.
     async fn apply(&self) -> Applied {
         let children = self.children();
-        let applying = apply(&self.resource, &self.wanted, &children, Observed::default(), &self.context);
+        let (context, memory) = (&self.context, &self.memory);
+        let applying = apply(&self.subject, &self.wanted, &children, Observed::default(), context, memory);
         Box::pin(applying).await.unwrap()
     }
 
@@ -239,39 +250,39 @@ async fn somebody_elses_object_is_neither_changed_nor_taken() {
         "ownerReferences": [{ "apiVersion": "v1", "kind": "Shop", "name": "s", "uid": "x", "controller": true }],
     } });
     bench.put(SERVICE, theirs.clone());
-    let run = bench.run();
-    let problem = run.apply(service(&bench.children())).await;
+    let applying = bench.applying();
+    let problem = applying.apply(service(&bench.children())).await;
     let why = Why::Foreign { owner: Some("Shop s".to_owned()) };
     assert_eq!(problem, Some(Problem { kind: "Service", name: "demo-router".to_owned(), why }));
     assert_eq!(bench.object(SERVICE), theirs);
-    assert!(!run.made.into_inner());
+    assert!(!applying.noted.made.into_inner());
 }
 
 #[tokio::test]
 async fn what_the_watches_do_not_show_yet_is_not_sent_again() {
     let bench = Bench::new(SPEC);
     let children = bench.children();
-    assert_eq!(bench.run().apply(service(&children)).await, None);
+    assert_eq!(bench.applying().apply(service(&children)).await, None);
     let (made, _) = (bench.object(SERVICE), bench.requests());
-    let run = bench.run();
-    assert_eq!(run.apply(service(&children)).await, None);
+    let applying = bench.applying();
+    assert_eq!(applying.apply(service(&children)).await, None);
     assert_eq!(bench.object(SERVICE), made);
     assert_eq!(
         bench.requests(),
         ["PATCH services/demo-router by disagg-operator", "GET services/demo-router"]
     );
-    assert!(!run.made.into_inner(), "it was there");
-    assert!(run.unseen.into_inner(), "and is looked at again before long");
+    assert!(!applying.noted.made.into_inner(), "it was there");
+    assert!(applying.noted.unseen.into_inner(), "and is looked at again before long");
 }
 
 #[tokio::test]
 async fn what_is_as_it_was_applied_costs_nothing_and_an_edit_is_put_back() {
     let mut bench = Bench::new(SPEC);
     let children = bench.children();
-    assert_eq!(bench.run().apply(service(&children)).await, None);
+    assert_eq!(bench.applying().apply(service(&children)).await, None);
     bench.requests();
     bench.context.stores.services = showing([typed(bench.object(SERVICE))]);
-    assert_eq!(bench.run().apply(service(&children)).await, None);
+    assert_eq!(bench.applying().apply(service(&children)).await, None);
     assert_eq!(bench.requests(), [""; 0], "nothing has changed");
 
     // Somebody edits it.
@@ -281,7 +292,7 @@ async fn what_is_as_it_was_applied_costs_nothing_and_an_edit_is_put_back() {
     edited["metadata"]["generation"] = json!(900);
     bench.put(SERVICE, edited.clone());
     bench.context.stores.services = showing([typed(edited)]);
-    assert_eq!(bench.run().apply(service(&children)).await, None);
+    assert_eq!(bench.applying().apply(service(&children)).await, None);
     assert_eq!(bench.requests(), ["PATCH services/demo-router by disagg-operator"]);
     assert_eq!(bench.object(SERVICE)["spec"]["selector"]["disagg.dev/role"], "router");
 }
@@ -290,13 +301,13 @@ async fn what_is_as_it_was_applied_costs_nothing_and_an_edit_is_put_back() {
 async fn a_child_that_was_replaced_meanwhile_is_not_written_over() {
     let mut bench = Bench::new(SPEC);
     let children = bench.children();
-    assert_eq!(bench.run().apply(service(&children)).await, None);
+    assert_eq!(bench.applying().apply(service(&children)).await, None);
     let mut old = bench.object(SERVICE);
     old["metadata"]["generation"] = json!(900);
     bench.context.stores.services = showing([typed(old)]);
     let theirs = json!({ "metadata": { "name": "demo-router", "uid": "another" } });
     bench.put(SERVICE, theirs.clone());
-    let problem = bench.run().apply(service(&children)).await.unwrap();
+    let problem = bench.applying().apply(service(&children)).await.unwrap();
     assert_eq!(problem.why, Why::Foreign { owner: None });
     assert_eq!(bench.object(SERVICE), theirs);
 }
@@ -305,9 +316,9 @@ async fn a_child_that_was_replaced_meanwhile_is_not_written_over() {
 async fn a_conflict_that_is_not_about_the_object_is_tried_again() {
     let bench = Bench::new(SPEC);
     bench.server.lock().refusal = Some((409, "Operation cannot be fulfilled on resourcequotas"));
-    let run = bench.run();
-    assert_eq!(run.apply(service(&bench.children())).await, None);
-    assert!(run.made.into_inner());
+    let applying = bench.applying();
+    assert_eq!(applying.apply(service(&bench.children())).await, None);
+    assert!(applying.noted.made.into_inner());
 }
 
 #[tokio::test]
@@ -315,8 +326,8 @@ async fn a_number_of_nobody_is_held_by_a_manager_of_its_own() {
     let bench = Bench::new(SPEC);
     let children = bench.children();
     let number = Replicas::Free { initial: 2 };
-    let run = bench.run();
-    let now = replicas::apply::<Deployment>(&run, &children.router, number).await;
+    let applying = bench.applying();
+    let now = replicas::apply::<Deployment>(&applying, &children.router, number).await;
     assert_eq!(now.problem, None);
     assert_eq!(now.object.unwrap().spec.unwrap().replicas, Some(2), "as the API server has it now");
     assert_eq!(
@@ -356,7 +367,7 @@ async fn a_number_that_leaves_the_resource_is_taken_over_as_it_is() {
         bench.put(DECODE, live.clone());
         bench.context.stores.stateful_sets = showing([typed(live)]);
         let number = Replicas::Free { initial: 1 };
-        let now = replicas::apply::<StatefulSet>(&bench.run(), &free, number).await;
+        let now = replicas::apply::<StatefulSet>(&bench.applying(), &free, number).await;
         assert_eq!(now.problem, None);
         let expected: Vec<_> =
             requests.iter().map(|by| format!("PATCH statefulsets/demo-decode by {by}")).collect();
@@ -370,12 +381,12 @@ async fn settings_that_somebody_else_writes_meanwhile_are_read_again() {
     let bench = Bench::new(SPEC);
     bench.server.lock().refusal = None;
     let children = bench.children();
-    settings::apply(&bench.run(), &bench.wanted, &children.settings).await.state.unwrap();
+    settings::apply(&bench.applying(), &bench.wanted, &children.settings).await.state.unwrap();
     assert_eq!(bench.requests().len(), 2, "the object, then its data");
     let mut edited = bench.object(SETTINGS);
     edited["data"]["maxLocalPrefillLength"] = json!("64");
     bench.put(SETTINGS, edited);
-    let state = settings::apply(&bench.run(), &bench.wanted, &children.settings).await.state.unwrap();
+    let state = settings::apply(&bench.applying(), &bench.wanted, &children.settings).await.state.unwrap();
     assert_eq!(bench.object(SETTINGS)["data"]["maxLocalPrefillLength"], "64", "a direct edit stands");
     assert_eq!(state.verdict.unwrap().max_local_prefill_length, 64);
 }
@@ -387,7 +398,7 @@ async fn pod_monitors_are_asked_for_only_where_a_resource_wants_them() {
     let state = async |bench: &Bench| {
         let monitors = bench.children().pod_monitors;
         let names = pod_monitor_names(&bench.wanted);
-        monitoring::apply(&bench.run(), &monitors, &names).await
+        monitoring::apply(&bench.applying(), &monitors, &names).await
     };
     assert_eq!(state(&bench).await, Some(MonitoringState::NotServed));
     assert_eq!(bench.requests(), ["GET monitoring.coreos.com/v1"]);
@@ -417,7 +428,7 @@ async fn pod_monitors_are_asked_for_only_where_a_resource_wants_them() {
         observed_generation: None,
         last_transition_time: Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
     };
-    bench.resource.status.get_or_insert_default().conditions = vec![condition];
+    bench.subject.status.get_or_insert_default().conditions = vec![condition];
     // One of the two has been somebody else's since. As long as ours cannot be deleted, the condition stays.
     let router_monitor = MONITOR.replace("worker", "router");
     bench.put(&router_monitor, json!({ "metadata": { "name": "demo-router", "uid": "theirs" } }));
@@ -435,20 +446,20 @@ async fn an_orphan_with_all_our_labels_is_adopted_and_told_once() {
     orphan["metadata"]["ownerReferences"] = json!([]);
     bench.put(SERVICE, orphan.clone());
     bench.context.stores.services = showing([typed(orphan.clone())]);
-    let run = bench.run();
-    assert_eq!(run.apply(service(&children)).await, None);
-    assert_eq!(*run.adopted.lock(), [("Service", "demo-router".to_owned())]);
+    let applying = bench.applying();
+    assert_eq!(applying.apply(service(&children)).await, None);
+    assert_eq!(*applying.noted.adopted.lock(), [("Service", "demo-router".to_owned())]);
     assert_eq!(bench.object(SERVICE)["metadata"]["ownerReferences"][0]["uid"], "owner");
     bench.context.stores.services = showing([typed(bench.object(SERVICE))]);
-    let again = bench.run();
+    let again = bench.applying();
     assert_eq!(again.apply(service(&children)).await, None);
-    assert_eq!(*again.adopted.lock(), [], "told once");
+    assert_eq!(*again.noted.adopted.lock(), [], "told once");
 
     // One label is another: it is not a child of ours that was lost.
     orphan["metadata"]["labels"]["app.kubernetes.io/managed-by"] = json!("somebody");
     bench.put(SERVICE, orphan.clone());
     bench.context.stores.services = showing([typed(orphan)]);
-    let why = bench.run().apply(service(&children)).await.unwrap().why;
+    let why = bench.applying().apply(service(&children)).await.unwrap().why;
     assert_eq!(why, Why::Foreign { owner: None });
 }
 
@@ -459,8 +470,7 @@ async fn the_sets_are_told_as_they_are_after_the_apply() {
     let before = bench.object(DECODE);
     bench.context.stores.stateful_sets = showing([typed(before.clone())]);
     bench.resource.spec.drain_seconds = Some(7);
-    let images = OperatorArgs::parse_from(["operator", "--router-image", "r", "--worker-image", "w"]);
-    bench.wanted = validate(&bench.resource, &(&images).into()).unwrap();
+    bench.validate_again();
     let applied = bench.apply().await;
     let generation = applied.decode.unwrap().metadata.generation;
     assert_eq!(generation, bench.object(DECODE)["metadata"]["generation"].as_i64());

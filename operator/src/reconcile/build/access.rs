@@ -1,6 +1,6 @@
 //! Who the pods are, and what a router may do.
 
-use disagg_api::kubernetes::{Component, settings_config_map};
+use disagg_api::kubernetes::{Component, settings_config_map, shared_by_workers};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 
@@ -9,7 +9,7 @@ use crate::reconcile::validate::Wanted;
 
 /// The account of the workers. They speak to no API server.
 pub(super) fn worker_account(wanted: &Wanted) -> String {
-    format!("{}-worker", wanted.name)
+    shared_by_workers(&wanted.name)
 }
 
 /// The account of the routers, and the name of their role.

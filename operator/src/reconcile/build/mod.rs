@@ -9,6 +9,7 @@ mod policy;
 mod router;
 mod workers;
 
+use disagg_api::kubernetes::Component;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -26,7 +27,7 @@ pub(crate) enum BuildError {
     /// A limit of the API that our own rules should have kept us from.
     #[error("the name {name:?} of a child is longer than 63 characters")]
     NameTooLong {
-        /// The name.
+        /// The name that is too long.
         name: String,
     },
 }
@@ -56,11 +57,13 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Children, BuildError> {
         role: access::role(wanted),
         role_binding: access::role_binding(wanted),
         settings: router::settings(wanted),
-        services: vec![
-            workers::service(wanted, &wanted.prefill),
-            workers::service(wanted, &wanted.decode),
-            router::service(wanted),
-        ],
+        services: Component::ALL
+            .map(|component| match component {
+                Component::Prefill => workers::service(wanted, &wanted.prefill),
+                Component::Decode => workers::service(wanted, &wanted.decode),
+                Component::Router => router::service(wanted),
+            })
+            .into(),
         network_policy: policy::network_policy(wanted),
         disruption_budgets: policy::disruption_budgets(wanted),
         prefill: workers::stateful_set(wanted, &wanted.prefill),

@@ -2,6 +2,7 @@
 
 use disagg_api::kubernetes::{
     Component, LABEL_DEPLOYMENT, LABEL_ROLE, WORKER_GRPC_PORT_NAME, WORKER_METRICS_PORT_NAME,
+    shared_by_workers,
 };
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
@@ -31,12 +32,13 @@ pub(super) fn disruption_budgets(wanted: &Wanted) -> Vec<PodDisruptionBudget> {
 
 /// Selects the pods of the workers of both roles.
 pub(super) fn workers(wanted: &Wanted) -> LabelSelector {
+    let roles = Component::ALL.into_iter().filter(|component| component.is_worker());
     LabelSelector {
         match_labels: Some([(LABEL_DEPLOYMENT.to_owned(), wanted.name.clone())].into()),
         match_expressions: Some(vec![LabelSelectorRequirement {
             key: LABEL_ROLE.to_owned(),
             operator: "In".to_owned(),
-            values: Some([Component::Prefill, Component::Decode].map(|role| role.as_str().to_owned()).into()),
+            values: Some(roles.map(|role| role.as_str().to_owned()).collect()),
         }]),
     }
 }
@@ -52,7 +54,7 @@ pub(super) fn network_policy(wanted: &Wanted) -> NetworkPolicy {
     };
     let of_this = [(LABEL_DEPLOYMENT.to_owned(), wanted.name.clone())].into();
     NetworkPolicy {
-        metadata: metadata(wanted, format!("{}-worker", wanted.name), None),
+        metadata: metadata(wanted, shared_by_workers(&wanted.name), None),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(workers(wanted)),
             policy_types: Some(vec!["Ingress".to_owned()]),

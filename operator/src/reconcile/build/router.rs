@@ -90,7 +90,7 @@ pub(super) fn deployment(wanted: &Wanted) -> Deployment {
     option("min-workers", router.min_workers);
     args.extend(router.routing.map(|routing| format!("--routing={}", routing.as_str())));
     let container = Container {
-        name: "router".to_owned(),
+        name: Component::Router.container().to_owned(),
         image: Some(router.image.clone()),
         args: Some(args),
         env: Some(vec![
@@ -135,6 +135,8 @@ pub(super) fn deployment(wanted: &Wanted) -> Deployment {
                 }),
             }),
             template: template(wanted, parts),
+            // Must exceed minReadySeconds, which is not set, and so 0.
+            progress_deadline_seconds: i32::try_from(wanted.progress_deadline.as_secs()).ok(),
             ..DeploymentSpec::default()
         }),
         ..Deployment::default()

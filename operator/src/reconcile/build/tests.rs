@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::*;
 use crate::args::DefaultImages;
+use crate::reconcile::subject::Subject;
 use crate::reconcile::validate::validate;
 
 fn images() -> DefaultImages {
@@ -20,7 +21,8 @@ fn children(yaml: &str) -> Children {
     let mut resource = DisaggDeployment::from_yaml(yaml).unwrap();
     resource.metadata.namespace = Some("ns".to_owned());
     resource.metadata.uid = Some("00000000-0000-0000-0000-000000000001".to_owned());
-    build(&validate(&resource, &images()).unwrap()).unwrap()
+    let subject = Subject::of(&resource).unwrap();
+    build(&validate(&resource, &subject, &images()).unwrap()).unwrap()
 }
 
 fn with_spec(spec: &str) -> Children {

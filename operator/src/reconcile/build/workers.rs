@@ -57,7 +57,7 @@ pub(super) fn stateful_set(wanted: &Wanted, workers: &Workers) -> StatefulSet {
     volumes.push(empty_dir("cache"));
     mounts.push(mount("cache", CACHE_FOLDER));
     let container = Container {
-        name: "worker".to_owned(),
+        name: workers.component.container().to_owned(),
         image: Some(workers.image.clone()),
         args: Some(arguments(wanted, workers)),
         env: Some(environment(&wanted.model)),

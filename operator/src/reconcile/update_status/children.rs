@@ -1,13 +1,10 @@
 //! What is told of children that cannot be applied. Pure.
 
-use super::conditions::Finding;
+use disagg_api::kubernetes::conditions::{CHILDREN_APPLIED, MONITORING_AVAILABLE};
+
+use super::finding::Finding;
 use crate::prometheus::GROUP_VERSION;
 use crate::reconcile::apply::{Applied, MonitoringState, Problem, Why};
-
-/// Every child is as it should be.
-pub(crate) const CHILDREN_APPLIED: &str = "ChildrenApplied";
-/// Only there while the resource asks for PodMonitors.
-pub(crate) const MONITORING_AVAILABLE: &str = "MonitoringAvailable";
 
 /// The most children that a message tells of in full; the others are counted.
 const TOLD: usize = 4;

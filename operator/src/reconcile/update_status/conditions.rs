@@ -1,54 +1,23 @@
 //! The status of a resource, from what the API server holds after the apply. Pure: time is an argument.
 
-use disagg_api::DisaggDeployment;
 use disagg_api::crd::{DisaggDeploymentStatus, RoleStatus, RouterStatus};
 use disagg_api::kubernetes::Component;
+use disagg_api::kubernetes::conditions::{PROGRESSING, READY, RECONCILING, SETTINGS_VALID, STALLED};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::children::{children_applied, describe, gravest, monitoring};
-use super::diagnose::{Trouble, diagnose, missing_pods};
+use super::diagnose::{diagnose, missing_pods};
+use super::finding::Finding;
 use super::init::waiting_for;
 use super::numbers::{Numbers, of_deployment, of_set, serving};
 use super::progress::{Facts, progress};
 use super::routers::InForce;
+use super::trouble::Trouble;
 use crate::reconcile::apply::{Applied, Problem, SettingsState};
 use crate::reconcile::build::url;
 use crate::reconcile::dereference::Warning;
 use crate::reconcile::validate::Wanted;
-
-/// Requests are served.
-pub(crate) const READY: &str = "Ready";
-/// A change is under way, or fewer pods serve than are wanted.
-pub(super) const PROGRESSING: &str = "Progressing";
-pub(crate) const SETTINGS_VALID: &str = "SettingsValid";
-/// What tools that know no more of a resource than the conventions of Kubernetes look for (kstatus, and so Flux). Only
-/// there while they are True.
-const RECONCILING: &str = "Reconciling";
-const STALLED: &str = "Stalled";
-
-/// Type of a component's condition.
-const fn available(component: Component) -> &'static str {
-    match component {
-        Component::Prefill => "PrefillAvailable",
-        Component::Decode => "DecodeAvailable",
-        Component::Router => "RouterAvailable",
-    }
-}
-
-/// A condition without its time.
-pub(super) struct Finding {
-    pub type_: &'static str,
-    pub status: bool,
-    pub reason: String,
-    pub message: String,
-}
-
-impl Finding {
-    pub(super) fn new(type_: &'static str, status: bool, reason: &str, message: impl Into<String>) -> Self {
-        Self { type_, status, reason: reason.to_owned(), message: message.into() }
-    }
-}
 
 /// A component, judged.
 struct Judged {
@@ -59,27 +28,25 @@ struct Judged {
 
 /// The status of a resource that was applied. `before` is the one that was written last.
 pub(super) fn status(
-    resource: &DisaggDeployment,
+    generation: Option<i64>,
     wanted: &Wanted,
     applied: &Applied,
     in_force: InForce,
     before: Option<&DisaggDeploymentStatus>,
     now: &Time,
 ) -> DisaggDeploymentStatus {
-    let judged = Component::ALL.map(|component| judge(component, wanted, applied));
-    let generation = resource.metadata.generation;
+    let [prefill, decode, router] = Component::ALL.map(|component| judge(component, wanted, applied));
     // What nothing is served without comes first.
-    let trouble = [&judged[1], &judged[2], &judged[0]].into_iter().find_map(|of| of.trouble.as_ref());
+    let trouble = [&decode, &router, &prefill].into_iter().find_map(|of| of.trouble.as_ref());
     let facts = Facts {
         generation,
         problems: &applied.problems,
-        components: [&judged[0].numbers, &judged[1].numbers, &judged[2].numbers],
+        components: [&prefill.numbers, &decode.numbers, &router.numbers],
         trouble: trouble.map(|trouble| (trouble.reason, trouble.message.as_str())),
         settings_pending: in_force.pending,
         deadline: wanted.progress_deadline,
     };
     let (progressing, last_progress) = progress(&facts, before, now);
-    let [prefill, decode, router] = judged;
     let mut findings = vec![readiness(&applied.problems, [&decode, &router, &prefill], &wanted.namespace)];
     let role = |component: Component, numbers: &Numbers| RoleStatus {
         replicas: numbers.exist,
@@ -113,12 +80,11 @@ pub(super) fn status(
 
 /// The status of a resource that cannot be applied at all. What is known of its children stays.
 pub(super) fn invalid_status(
-    resource: &DisaggDeployment,
+    generation: Option<i64>,
     why: &str,
     before: Option<&DisaggDeploymentStatus>,
     now: &Time,
 ) -> DisaggDeploymentStatus {
-    let generation = resource.metadata.generation;
     let mut status = before.cloned().unwrap_or_default();
     status.observed_generation = generation;
     let new = conditions(
@@ -167,7 +133,7 @@ fn availability(
     trouble: Option<&Trouble>,
     waits: Option<String>,
 ) -> Finding {
-    let type_ = available(component);
+    let type_ = component.condition();
     let Numbers { created, wanted, ready, .. } = *numbers;
     let count = format!("{ready} of {wanted} ready");
     let serves = ready > 0;

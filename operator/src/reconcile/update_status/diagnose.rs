@@ -1,25 +1,17 @@
 //! Why pods are missing or not ready, in words that tell a person what to do. Pure.
 
-use disagg_api::kubernetes::Component;
+use disagg_api::kubernetes::{Component, is_own_container};
 use disagg_api::last_words::{is_usage_error, last_words};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
 use super::init;
+use super::trouble::Trouble;
 use crate::reconcile::dereference::Warning;
 use crate::text::short as quote;
 
-/// From so many restarts on, a container that ends does so again and again. Once may be a kill from outside.
+/// From this many restarts on, a container counts as crashing again and again. One restart may be a kill from outside.
 const CRASH_LOOP_RESTARTS: i32 = 2;
-
-/// One thing that keeps a component from its pods.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Trouble {
-    /// One word, for a condition's reason.
-    pub reason: &'static str,
-    /// What is so, and what to do.
-    pub message: String,
-}
 
 /// The first trouble of a component, the gravest first.
 pub(super) fn diagnose<'a>(
@@ -166,8 +158,40 @@ fn image_of<'a>(pod: &'a Pod, container: &'a ContainerStatus, why: &str) -> (&'a
     }
 }
 
+/// A container that somebody has added to the pod, most often an admission webhook: no field of ours repairs it.
+fn of_added_container(pod: &str, container: &ContainerStatus, namespace: &str) -> Option<Trouble> {
+    let ContainerStatus { name, state, last_state, restart_count, ready, .. } = container;
+    let waiting = state.as_ref()?.waiting.as_ref();
+    let reason = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
+    let last = last_state.as_ref().and_then(|last| last.terminated.as_ref());
+    let ended = state.as_ref()?.terminated.as_ref().or(last.filter(|_| *restart_count > 0 && !ready));
+    let (reason, what) = match ended {
+        _ if !["ContainerCreating", "PodInitializing", "CrashLoopBackOff", ""].contains(&reason) => {
+            let why = quote(waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or_default());
+            ("ContainerNotStarted", format!("does not start: {reason}: {why}"))
+        }
+        Some(ended) if ended.exit_code != 0 || waiting.is_some() => {
+            let said = quote(&last_words(ended.message.as_deref().unwrap_or_default()));
+            let said = if said.is_empty() { "it left no message".to_owned() } else { said };
+            let code = ended.exit_code;
+            ("CrashLoop", format!("ended with code {code} (restarts: {restart_count}): {said}"))
+        }
+        _ => return None,
+    };
+    Some(Trouble {
+        reason,
+        message: format!(
+            "the container {name} of pod {pod} {what}. It is not one of the operator's: repair or remove what adds it to \
+             the pod, most often an admission webhook; more with kubectl -n {namespace} logs {pod} -c {name} --previous."
+        ),
+    })
+}
+
 fn of_container(pod: &Pod, container: &ContainerStatus, field: &str, namespace: &str) -> Option<Trouble> {
     let name = &pod.name_any();
+    if !is_own_container(&container.name) {
+        return of_added_container(name, container, namespace);
+    }
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref().unwrap_or_default();
@@ -232,11 +256,7 @@ fn of_container(pod: &Pod, container: &ContainerStatus, field: &str, namespace: 
     let said = quote(&last_words(log));
     let said = if said.is_empty() { "it left no message".to_owned() } else { said };
     let (code, restarts) = (ended.exit_code, container.restart_count);
-    // Ours have the names of the operator; others come from webhooks that add them.
-    let ours = ["worker", "router"].contains(&container.name.as_str());
-    let (reason, advice) = if !ours {
-        ("CrashLoop", "It is not one of the operator's: see what adds it to the pod".to_owned())
-    } else if is_usage_error(log) {
+    let (reason, advice) = if is_usage_error(log) {
         let image = &container.image;
         let advice = format!(
             "The image {image} does not know the operator's arguments: use images and operator of one version \
@@ -291,6 +311,35 @@ mod tests {
         json!({ "conditions": [
             { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message }
         ]})
+    }
+
+    #[test]
+    fn a_container_that_somebody_added_is_blamed_on_no_field() {
+        let of = |state: Value, last: Value| {
+            let mut status = ended(state, last);
+            status["containerStatuses"][0]["name"] = json!("proxy");
+            trouble(status)
+        };
+        let oom = json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } });
+        let waiting = |reason: &str| json!({ "waiting": { "reason": reason, "message": "no such thing" } });
+        for (found, reason, says) in [
+            (of(waiting("ErrImagePull"), Value::Null), "ContainerNotStarted", "ErrImagePull: no such thing"),
+            (of(waiting("CreateContainerConfigError"), Value::Null), "ContainerNotStarted", "no such thing"),
+            (
+                of(oom.clone(), Value::Null),
+                "CrashLoop",
+                "ended with code 137 (restarts: 3): it left no message",
+            ),
+            (of(waiting("CrashLoopBackOff"), oom), "CrashLoop", "ended with code 137"),
+        ] {
+            assert_eq!(found.reason, reason, "{found:?}");
+            assert!(found.message.contains("the container proxy of pod demo-decode-0"), "{}", found.message);
+            assert!(found.message.contains(says) && !found.message.contains("spec."), "{}", found.message);
+        }
+        let running = json!({ "containerStatuses": [{
+            "name": "proxy", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": { "running": {} },
+        }]});
+        assert_eq!(diagnose(Component::Decode, [&pod(running)].into_iter(), &[], "ns"), None);
     }
 
     #[test]

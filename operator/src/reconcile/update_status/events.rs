@@ -1,11 +1,12 @@
 //! Which changes of the status deserve an Event. Pure: one for each change, none for a reconcile that changes nothing.
 
 use disagg_api::crd::DisaggDeploymentStatus;
+use disagg_api::kubernetes::Component;
+use disagg_api::kubernetes::conditions::{
+    CHILDREN_APPLIED, MONITORING_AVAILABLE, PROGRESSING, READY, SETTINGS_VALID,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
-
-use super::children::{CHILDREN_APPLIED, MONITORING_AVAILABLE};
-use super::conditions::{PROGRESSING, READY, SETTINGS_VALID};
 
 /// Characters of an Event's text that the API server takes.
 const NOTE: usize = 1000;
@@ -84,7 +85,7 @@ fn of_condition(was: Option<&Condition>, now: &Condition) -> Option<Event> {
             let news = was.is_none_or(|was| was.reason != now.reason || was.message != now.message);
             news.then(|| event(EventType::Warning, &now.reason, "Apply", &now.message))
         }
-        "PrefillAvailable" | "DecodeAvailable" | "RouterAvailable" => {
+        type_ if Component::ALL.iter().any(|component| component.condition() == type_) => {
             let news = was.is_none_or(|was| was.reason != now.reason);
             (news && !USUAL.contains(&now.reason.as_str()))
                 .then(|| event(EventType::Warning, &now.reason, "RunPods", &now.message))
@@ -102,6 +103,15 @@ pub(super) fn of_adoption(adopted: &[(&'static str, String)]) -> Option<Event> {
         names.join(", ")
     );
     (!names.is_empty()).then(|| event(EventType::Normal, "ChildAdopted", "Apply", &note))
+}
+
+/// A resource that an operator of all namespaces leaves to the one of its namespace.
+pub(super) fn of_left_alone(namespace: &str, holder: &str) -> Event {
+    let note = format!(
+        "{holder} holds a Lease in {namespace}, and so looks after the resources of this namespace alone; the operator of \
+         all namespaces does nothing here until that one is gone"
+    );
+    event(EventType::Normal, "LeftToAnotherOperator", "Reconcile", &note)
 }
 
 /// A resource that cannot be decoded.

@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
-use super::diagnose::Trouble;
+use super::trouble::Trouble;
 use crate::text::short;
 
 /// The first init container of `pod` that fails, and why.

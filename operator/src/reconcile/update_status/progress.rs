@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use disagg_api::crd::DisaggDeploymentStatus;
+use disagg_api::kubernetes::conditions::PROGRESSING;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::{Finding, PROGRESSING};
+use super::finding::Finding;
 use super::numbers::Numbers;
 use crate::reconcile::apply::Problem;
 
@@ -96,17 +97,29 @@ fn last_progress(facts: &Facts<'_>, before: Option<&DisaggDeploymentStatus>, now
         let was_at_rest = was.is_none_or(|was| AT_REST.contains(&was.reason.as_str()));
         let under_way = !facts.complete() && facts.blocked() == 0;
         let begun = before.observed_generation != facts.generation || (was_at_rest && under_way);
-        let (mut ready, mut updated) = (0, 0);
-        for role in [&before.prefill, &before.decode].into_iter().flatten() {
-            (ready, updated) = (ready + role.ready_replicas, updated + role.updated_replicas);
-        }
-        if let Some(router) = &before.router {
-            (ready, updated) = (ready + router.ready_replicas, updated + router.updated_replicas);
-        }
+        let (ready, updated) = pods(before);
         let more = facts.sum(|n| n.ready) > ready || facts.sum(|n| n.updated) > updated;
         before.last_progress_time.clone().filter(|_| !begun && !more)
     };
     before.and_then(since).unwrap_or_else(|| now.clone())
+}
+
+/// The pods of all components that were ready, and those that were as the resource asked.
+fn pods(before: &DisaggDeploymentStatus) -> (i32, i32) {
+    // Destructured without `..`, so that a new component has to be thought of here.
+    let DisaggDeploymentStatus {
+        prefill,
+        decode,
+        router,
+        observed_generation: _,
+        conditions: _,
+        settings: _,
+        last_progress_time: _,
+    } = before;
+    let roles = [prefill, decode].into_iter().flatten();
+    let roles = roles.map(|role| (role.ready_replicas, role.updated_replicas));
+    let routers = router.iter().map(|router| (router.ready_replicas, router.updated_replicas));
+    roles.chain(routers).fold((0, 0), |sum, pods| (sum.0 + pods.0, sum.1 + pods.1))
 }
 
 /// How long until a change that goes on as it is counts as stuck.

@@ -8,9 +8,8 @@ use futures::future::join_all;
 use kube::ResourceExt as _;
 
 use super::numbers::is_serving;
-use crate::context::{Context, Key};
+use crate::context::Context;
 use crate::reconcile::apply::Applied;
-use crate::reconcile::validate::Wanted;
 
 /// What the routers of a resource said last.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +22,7 @@ pub(crate) struct Reports {
 /// By the uid of the router's pod.
 type ByPod = BTreeMap<String, SettingsReport>;
 
-/// After so many questions in a row, a router is asked less often.
+/// After this many unanswered questions in a row, a router is asked less often.
 const PATIENCE: u32 = 30;
 
 /// What the ready routers apply.
@@ -34,21 +33,21 @@ pub(super) struct InForce {
     pub pending: bool,
 }
 
-/// Asks the ready routers that have not reported on `resource_version` yet.
+/// Asks the ready routers of `deployment` that have not reported on `resource_version` yet. `reports` is what they said
+/// last; what they say now is given back.
 pub(super) async fn ask(
-    wanted: &Wanted,
+    deployment: &str,
     applied: &Applied,
     resource_version: &str,
+    reports: Reports,
     context: &Context,
-) -> InForce {
-    let key = Key { kind: "reports", namespace: wanted.namespace.clone(), name: wanted.name.clone() };
+) -> (InForce, Reports) {
     let ready: BTreeMap<String, String> = applied
-        .pods_of(Component::Router, &wanted.name)
+        .pods_of(Component::Router, deployment)
         .filter(|pod| is_serving(pod))
         .filter_map(|pod| Some((pod.uid()?, pod.status.as_ref()?.pod_ip.clone()?)))
         .collect();
-    let Reports { by_pod: mut reports, unanswered } =
-        context.reports.lock().get(&key).cloned().unwrap_or_default();
+    let Reports { by_pod: mut reports, unanswered } = reports;
     reports.retain(|uid, _| ready.contains_key(uid));
     let up_to_date = |report: &SettingsReport| report.resource_version.as_deref() == Some(resource_version);
     let asked = ready.iter().filter(|(uid, _)| !reports.get(*uid).is_some_and(up_to_date));
@@ -66,8 +65,8 @@ pub(super) async fn ask(
     let pending = reports.len() < ready.len() || !reports.values().all(up_to_date);
     let settings = common(&reports, ready.len());
     let unanswered = if pending { unanswered.saturating_add(1) } else { 0 };
-    context.reports.lock().insert(key, Reports { by_pod: reports, unanswered });
-    InForce { settings, pending: pending && unanswered < PATIENCE }
+    let in_force = InForce { settings, pending: pending && unanswered < PATIENCE };
+    (in_force, Reports { by_pod: reports, unanswered })
 }
 
 /// The settings that all of `routers` report.

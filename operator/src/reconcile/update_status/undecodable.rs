@@ -2,15 +2,17 @@
 //! version, and let in what this one does not know.
 
 use disagg_api::DisaggDeployment;
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Resource as _;
+use disagg_api::kubernetes::conditions::{PROGRESSING, READY};
 use kube::api::{Api, DynamicObject, ObjectMeta, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::core::error_boundary::InvalidObject;
 use serde_json::json;
 
-use super::{UpdateStatusError, conditions, events, now, publish};
-use crate::context::{Context, Key};
+use super::write::{Remembered, UpdateStatusError, now, publish};
+use super::{conditions, events};
+use crate::context::Context;
+use crate::memory::{Memory, ResourceId};
+use crate::reconcile::subject::object_reference;
 use crate::text::short;
 
 /// Field manager of these conditions. Not that of the status, which would take away all else that was known: the number
@@ -24,23 +26,22 @@ const ADVICE: &str =
 pub(crate) async fn update_undecodable_status(
     invalid: &InvalidObject,
     context: &Context,
+    memory: &Memory<Remembered>,
 ) -> Result<(), UpdateStatusError> {
     let ObjectMeta { name, namespace, uid, generation, .. } = &invalid.metadata;
     let (name, namespace) = (name.clone().unwrap_or_default(), namespace.clone().unwrap_or_default());
-    let key = Key { kind: "undecodable", namespace: namespace.clone(), name: name.clone() };
+    let id = ResourceId { namespace: namespace.clone(), name: name.clone() };
     let why = format!("this operator cannot read the resource: {}", short(&invalid.error));
     let told = (*generation, why.clone());
-    if context.undecodable.lock().get(&key) == Some(&told) {
+    if memory.of(&id, |of| of.undecodable.as_ref() == Some(&told)) {
         return Ok(());
     }
     tracing::warn!(namespace, name, why, "a resource is left as it is");
     let findings = conditions::not_reconciled("Undecodable", &why, ADVICE);
     let event = events::of_undecodable(&findings[0].message);
     // Those that every status has, so that they are taken over when the resource can be read again.
-    let findings: Vec<_> = findings
-        .into_iter()
-        .filter(|finding| [conditions::READY, conditions::PROGRESSING].contains(&finding.type_))
-        .collect();
+    let findings: Vec<_> =
+        findings.into_iter().filter(|finding| [READY, PROGRESSING].contains(&finding.type_)).collect();
     let conditions = conditions::conditions(*generation, findings, None, &now());
     let resource = ApiResource::erase::<DisaggDeployment>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &namespace, &resource);
@@ -65,15 +66,8 @@ pub(crate) async fn update_undecodable_status(
         Err(kube::Error::Api(error)) if error.code == 404 => return Ok(()),
         Err(error) => return Err(UpdateStatusError::Write(error)),
     }
-    context.undecodable.lock().insert(key, told);
-    let about = ObjectReference {
-        api_version: Some(DisaggDeployment::api_version(&()).into_owned()),
-        kind: Some(DisaggDeployment::kind(&()).into_owned()),
-        name: Some(name),
-        namespace: Some(namespace),
-        uid: uid.clone(),
-        ..ObjectReference::default()
-    };
+    memory.of(&id, |of| of.undecodable = Some(told));
+    let about = object_reference(&id, uid.clone());
     publish(&[event], &about, context).await;
     Ok(())
 }

@@ -9,6 +9,7 @@
 mod admission;
 mod install;
 mod model_change;
+mod neighbour;
 mod plugin;
 mod removal;
 mod rollout;

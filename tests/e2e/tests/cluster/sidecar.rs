@@ -110,7 +110,7 @@ async fn pods_with_an_added_container_serve_and_one_that_crashes_is_named() {
         let findings = plugin.findings("mesh");
         let first = findings.first().cloned().unwrap_or_default();
         let named = first.starts_with("error: pod/mesh-decode-0: container proxy crashes: ")
-            && first.contains("it is none of the operator's")
+            && first.contains("is not one of the operator's containers")
             && first.contains("DecodeAvailable is False");
         if named { Ok(()) } else { Err(format!("{findings:#?}")) }
     })

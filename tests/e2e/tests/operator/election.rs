@@ -11,8 +11,8 @@ use serde_json::json;
 use super::converge::{all_children, events, force_reconcile, settled_children, trouble_is_told, versions};
 use super::{SOON, cluster, no_workers, no_workers_with};
 
-/// The shortest that the operator takes.
-const LEASE_TIME: Duration = Duration::from_secs(5);
+/// The default. A shorter one is lost, as it should be, when a loaded machine stalls for two thirds of it.
+const LEASE_TIME: Duration = Duration::from_secs(15);
 
 /// Beyond the Lease's time, for a loaded machine.
 const SLACK: Duration = Duration::from_secs(15);

@@ -48,7 +48,7 @@ async fn pod_monitors_follow_the_resource_and_what_the_cluster_knows() {
     namespace.kubectl(&["apply", "--server-side", "--filename", file]).expect("the definition");
     namespace.condition("watched", "MonitoringAvailable", "True", NOTICED).await;
     let monitors = pod_monitors(&namespace);
-    for (child, port) in [("watched-worker", "metrics"), ("watched-router", "http")] {
+    for (child, port) in [("watched-worker", "metrics"), ("watched-router", "admin")] {
         let found = monitors.get(child).await.expect("a PodMonitor");
         assert_eq!(found.data["spec"]["podMetricsEndpoints"][0]["port"], port);
         assert_eq!(found.metadata.labels.unwrap_or_default()["release"], "p");

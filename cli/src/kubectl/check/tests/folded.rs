@@ -276,9 +276,31 @@ containerStatuses:
     let told = waiting(&parts, |it| push(it, "demo-decode-0", status));
     let cause = [
         "container proxy crashes: ended with Error, exit code 1: no control plane",
-        "it is none of the operator's",
+        "proxy is not one of the operator's containers",
     ];
     assert_told_once(told, &cause, &["RouterAvailable is False"]);
+}
+
+#[test]
+fn no_field_is_blamed_for_a_container_that_a_webhook_adds() {
+    for (state, says) in [
+        ("waiting: { reason: ErrImagePull, message: no such image }", "cannot start: ErrImagePull"),
+        ("waiting: { reason: CreateContainerConfigError, message: no secret }", "no secret"),
+        ("running: {}", "it runs and is not ready: container proxy is not"),
+    ] {
+        let status = format!(
+            "phase: Running
+conditions: [{{ type: PodScheduled, status: 'True' }}, {{ type: Ready, status: 'False' }}]
+containerStatuses:
+- {{ name: worker, image: i, imageID: '', ready: true, restartCount: 0, state: {{ running: {{}} }} }}
+- {{ name: proxy, image: mesh, imageID: '', ready: false, restartCount: 0, state: {{ {state} }} }}
+"
+        );
+        let parts = [("Ready", "Starting", "x"), ("DecodeAvailable", "Starting", "x"), ROUTER_WAITS];
+        let told = waiting(&parts, |it| push(it, "demo-decode-0", &status));
+        let cause = [says, "proxy is not one of the operator's containers"];
+        assert_told_once(told, &cause, &["RouterAvailable is False"]);
+    }
 }
 
 #[test]

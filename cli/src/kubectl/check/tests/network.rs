@@ -22,6 +22,8 @@ fn one_operator_looks_after_the_namespace_and_no_more() {
     for fine in [
         vec![operator("a", all)],
         vec![operator("a", ours), operator("b", theirs), operator("c", by_variable)],
+        // The one for all namespaces sees the other's Lease, and leaves this namespace to it.
+        vec![operator("a", all), operator("b", ours)],
     ] {
         assert_eq!(with(fine), []);
     }
@@ -29,10 +31,14 @@ fn one_operator_looks_after_the_namespace_and_no_more() {
     unused.spec.as_mut().unwrap().replicas = Some(0);
     assert_eq!(with(vec![operator("a", all), unused]), []);
 
-    let found = with(vec![operator("a", all), operator("b", ours)]);
-    assert_eq!(found.len(), 1, "{found:?}");
-    let what = "one alone may work there: disagg in a, disagg in b";
-    assert_finding(&found[0], Severity::Error, "namespace/llm", what, "uninstall all but one");
+    let no_lease = "args: ['--namespace=llm', '--no-leader-election']";
+    for other in [no_lease, ours] {
+        let first = if other == ours { ours } else { all };
+        let found = with(vec![operator("a", first), operator("b", other)]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let what = "one alone may work there: disagg in a, disagg in b";
+        assert_finding(&found[0], Severity::Error, "namespace/llm", what, "uninstall all but one");
+    }
 
     // One that waits for the other is not available.
     let mut waits = operator("b", all);

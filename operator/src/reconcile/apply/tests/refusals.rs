@@ -70,7 +70,7 @@ async fn every_refusal_of_every_kind_is_told_and_hinders_no_other_child() {
             let case = format!("{refusal:?} of {plural}");
             assert_eq!(others(&bench, plural), others(&whole, plural), "{case}");
 
-            let status = status_for_tests(&bench.resource, &bench.wanted, &applied);
+            let status = status_for_tests(&bench.subject, &bench.wanted, &applied);
             // PodMonitors have a condition of their own: nothing is served less without them.
             let told = if kind == "PodMonitor" { "MonitoringAvailable" } else { "ChildrenApplied" };
             let told = condition(&status, told);
@@ -92,7 +92,7 @@ async fn every_refusal_of_every_kind_is_told_and_hinders_no_other_child() {
             bench.server.lock().refused.clear();
             let applied = bench.apply().await;
             assert_eq!(applied.problems, [], "{case}: it has gone");
-            let status = status_for_tests(&bench.resource, &bench.wanted, &applied);
+            let status = status_for_tests(&bench.subject, &bench.wanted, &applied);
             assert_eq!(condition(&status, "ChildrenApplied").status, "True", "{case}");
             assert_eq!(condition(&status, "MonitoringAvailable").status, "True", "{case}");
         }
@@ -105,14 +105,13 @@ async fn settings_that_cannot_be_written_are_told_and_those_in_force_are_judged(
     bench.apply().await;
     bench.context.stores.config_maps = showing([typed(bench.object(SETTINGS))]);
     bench.resource.spec.disaggregation.max_local_prefill_length = Some(64);
-    let images = OperatorArgs::parse_from(["operator", "--router-image", "r", "--worker-image", "w"]);
-    bench.wanted = validate(&bench.resource, &(&images).into()).unwrap();
+    bench.validate_again();
     let refusal = Refusal::Code(422, "data: Forbidden: field is immutable when `immutable` is set");
     bench.server.lock().refused.insert("configmaps", refusal);
     let applied = bench.apply().await;
     let settings = applied.settings.clone().unwrap();
     assert_eq!(settings.verdict.unwrap().max_local_prefill_length, 512, "what routers go on with");
-    let status = status_for_tests(&bench.resource, &bench.wanted, &applied);
+    let status = status_for_tests(&bench.subject, &bench.wanted, &applied);
     let told = condition(&status, "ChildrenApplied");
     assert_eq!(told.reason, "ImmutableField");
     assert!(told.message.ends_with("kubectl -n ns delete configmap demo-router"), "{}", told.message);
@@ -125,6 +124,7 @@ async fn a_namespace_that_goes_away_ends_the_turn() {
         Refusal::Code(403, "unable to create new content in namespace ns because it is being terminated");
     bench.server.lock().refused.insert("services", ending);
     let children = bench.children();
-    let ended = apply(&bench.resource, &bench.wanted, &children, Observed::default(), &bench.context).await;
+    let (context, memory) = (&bench.context, &bench.memory);
+    let ended = apply(&bench.subject, &bench.wanted, &children, Observed::default(), context, memory).await;
     assert_eq!(ended, Err(NamespaceIsEnding));
 }

@@ -8,9 +8,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::json;
 
+use disagg_api::DisaggDeployment;
+
 use super::*;
 use crate::args::DefaultImages;
 use crate::reconcile::apply::{MonitoringState, Why};
+use crate::reconcile::subject::Subject;
 use crate::reconcile::validate::validate;
 
 fn at(second: i64) -> Time {
@@ -97,9 +100,10 @@ fn status_at(
     now: i64,
 ) -> DisaggDeploymentStatus {
     let images = DefaultImages { router: "r".into(), worker: "w".into(), worker_gpu: "g".into() };
-    let wanted = validate(resource, &images).unwrap();
+    let subject = Subject::of(resource).unwrap();
+    let wanted = validate(resource, &subject, &images).unwrap();
     let in_force = InForce { settings: None, pending };
-    status(resource, &wanted, applied, in_force, resource.status.as_ref(), &at(now))
+    status(subject.generation, &wanted, applied, in_force, resource.status.as_ref(), &at(now))
 }
 
 fn status_of(resource: &DisaggDeployment, applied: &Applied, now: i64) -> DisaggDeploymentStatus {
@@ -364,7 +368,8 @@ fn monitoring_is_told_of_where_it_is_asked_for_and_keeps_nothing_from_serving() 
 fn an_invalid_resource_keeps_what_is_known_of_its_children() {
     let mut resource = resource();
     resource.status = Some(status_of(&resource, &applied((1, 1), (2, 1), (2, 2)), 1));
-    let status = invalid_status(&resource, "spec.x: is wrong", resource.status.as_ref(), &at(9));
+    let status =
+        invalid_status(resource.metadata.generation, "spec.x: is wrong", resource.status.as_ref(), &at(9));
     assert_eq!(
         shown(&status)[..3],
         ["Ready=False InvalidSpec", "Progressing=False InvalidSpec", "Stalled=True InvalidSpec"]

@@ -1,12 +1,15 @@
-//! Names that the operator writes into a cluster and that router, CLI and users look for: children, labels,
-//! annotations, ports and environment variables.
+//! Names that the operator writes into a cluster and that router, CLI and users look for: children, conditions, labels,
+//! annotations, ports, environment variables and the Lease.
 //!
 //! Text alone and no Kubernetes type, so that this module costs a router without a cluster nothing.
 
-use std::collections::BTreeMap;
+mod component;
+pub mod conditions;
 
 use disagg_core::FallbackPolicy;
 use serde::{Deserialize, Serialize};
+
+pub use component::{Component, is_own_container, settings_config_map, shared_by_workers};
 
 use crate::settings::{DEFAULT_OVERLAP_WEIGHT_PERCENT, RouterSettings};
 
@@ -65,50 +68,6 @@ pub const WORKERS_PATH: &str = "/internal/workers";
 
 /// The path on [`ROUTER_ADMIN_PORT`] on which a router says what settings it applies: a [`SettingsReport`] as JSON.
 pub const SETTINGS_PATH: &str = "/internal/settings";
-
-/// The parts of a deployment that are pods of their own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Component {
-    /// Prefill workers.
-    Prefill,
-    /// Decode workers.
-    Decode,
-    /// Routers.
-    Router,
-}
-
-impl Component {
-    /// Every component, in the order in which they are applied.
-    pub const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Router];
-
-    /// The value of [`LABEL_ROLE`], and the end of the children's names.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-            Self::Router => "router",
-        }
-    }
-
-    /// Name of the StatefulSet or Deployment of this component, of its Service, PodDisruptionBudget and
-    /// NetworkPolicy. Each name ends in its component, so no two deployments of a namespace share one.
-    pub fn child(self, deployment: &str) -> String {
-        format!("{deployment}-{}", self.as_str())
-    }
-
-    /// The labels that select the pods of this component, and never change.
-    pub fn selector(self, deployment: &str) -> BTreeMap<String, String> {
-        BTreeMap::from([
-            (LABEL_DEPLOYMENT.to_owned(), deployment.to_owned()),
-            (LABEL_ROLE.to_owned(), self.as_str().to_owned()),
-        ])
-    }
-}
-
-/// Name of the ConfigMap with the router settings of a deployment.
-pub fn settings_config_map(deployment: &str) -> String {
-    Component::Router.child(deployment)
-}
 
 /// The answer to [`SETTINGS_PATH`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
