@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::kernels::products;
 use super::simd::{Isa, Kernel, Lanes};
 use super::tensors::rows;
+use super::weights::Linear;
 use crate::backend::pool::Rows;
-use crate::model::weights::Linear;
 
 /// Rows of the input in one task: they stay in the cache while weights stream by.
 const TASK_ROWS: usize = 64;

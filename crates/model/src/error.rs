@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use disagg_process::file::{self, FileError};
+use disagg_files::{self as file, FileError};
 
 /// A model folder cannot be used. The message names the file, and what in it.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +70,9 @@ pub enum ModelError {
         /// What is wrong with it.
         message: String,
     },
-    /// The tensor library refused something.
-    #[error("tensor library: {0}")]
-    Candle(#[from] candle_core::Error),
+    /// A backend cannot keep a tensor.
+    #[error("weights cannot be kept: {0}")]
+    Backend(String),
     /// The small model's tokenizer could not be built.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -80,7 +80,7 @@ pub enum ModelError {
 
 impl ModelError {
     /// For `map_err` on file operations.
-    pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
     }
@@ -90,7 +90,7 @@ impl ModelError {
         match self {
             Self::File(error) => error.is_final(),
             // Reading what was there a moment ago; memory or a disk.
-            Self::Io { .. } | Self::Candle(_) => false,
+            Self::Io { .. } | Self::Backend(_) => false,
             Self::Missing { .. }
             | Self::Json { .. }
             | Self::Config { .. }
@@ -103,6 +103,6 @@ impl ModelError {
 }
 
 /// Reads a whole regular file of at most `limit` bytes.
-pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
     Ok(file::read(path, limit)?)
 }

@@ -2,8 +2,28 @@
 
 use rayon::prelude::*;
 
-use crate::model::config::WeightFormat;
-use crate::model::error::ModelError;
+use crate::error::ModelError;
+
+/// Number format of stored weights. `config.json` names the one to compute in; each tensor on disk has its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WeightFormat {
+    /// 32-bit float, or nothing is said.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit float.
+    F16,
+}
+
+impl WeightFormat {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
 
 /// Elements that one task reads and converts: enough that a read is worth its call, few enough that all cores get some
 /// of a small tensor.
@@ -23,7 +43,7 @@ pub trait TensorSource: Sync {
 }
 
 /// Fills `out` with all elements of a tensor of `shape`, in parallel.
-pub(super) fn read_f32(
+pub fn read_f32(
     source: &dyn TensorSource,
     name: &str,
     shape: &[usize],

@@ -2,9 +2,8 @@
 
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
-use super::TensorSource;
-use crate::model::config::WeightFormat;
-use crate::model::error::ModelError;
+use super::{TensorSource, WeightFormat};
+use crate::error::ModelError;
 
 /// Standard deviation of matrices; what models are initialised with.
 const STANDARD_DEVIATION: f32 = 0.02;
@@ -29,12 +28,12 @@ impl DummyWeights {
     }
 
     /// Where a tensor's random numbers begin: the state of its generator.
-    pub(crate) fn stream(self, name: &str) -> u64 {
+    pub fn stream(self, name: &str) -> u64 {
         xxh3_64_with_seed(name.as_bytes(), self.seed)
     }
 
     /// Matrices are uniform over `(-width, width)`, whose standard deviation is `width / sqrt(3)`.
-    pub(crate) fn width(self) -> f32 {
+    pub fn width(self) -> f32 {
         self.standard_deviation * 3_f32.sqrt()
     }
 

@@ -6,11 +6,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use disagg_process::file;
+use disagg_files as file;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::error::ModelError;
-use super::tiny;
+use crate::error::ModelError;
+use crate::tiny;
 
 /// Name of the demo model.
 pub const DEMO_NAME: &str = "disagg-tiny";
@@ -158,7 +158,7 @@ fn digest(files: &[(&str, &[u8])]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Family, LoadFormat, LoadedModel, ModelSource};
+    use crate::{Family, ModelSource, OpenModel};
 
     #[test]
     fn each_is_written_once_and_whole() {
@@ -246,8 +246,9 @@ mod tests {
     fn the_demo_model_loads_and_is_small() {
         let cache = tempfile::tempdir().unwrap();
         let path = BuiltIn::Demo.write(cache.path()).unwrap().path;
-        let source = ModelSource { path, format: LoadFormat::Auto, seed: 0, served_model_name: None };
-        assert_eq!(LoadedModel::load(&source).unwrap().config.family, Family::Llama);
+        let model = OpenModel::open(&ModelSource::of(path)).unwrap();
+        assert_eq!(model.spec.family, Family::Llama);
+        model.card.finish().unwrap();
         let bytes: usize = DEMO_FILES.iter().map(|(_, content)| content.len()).sum();
         assert!(bytes <= 8_000_000, "{bytes} bytes");
     }

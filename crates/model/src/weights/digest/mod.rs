@@ -4,6 +4,8 @@
 //! mistake them. Hashing takes about as long as reading, so it runs beside the loading, and what was hashed once is
 //! kept ([`DigestCache`]) until the file changes.
 
+mod cache;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,8 +16,9 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::digest_cache::{DigestCache, Stamp};
-use crate::model::error::ModelError;
+use crate::error::ModelError;
+pub(super) use cache::DigestCache;
+use cache::Stamp;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 4 << 20;
@@ -139,5 +142,4 @@ fn hash(file: &WeightFile, stamp: &Stamp, cache: Option<&DigestCache>) -> Result
 }
 
 #[cfg(test)]
-#[path = "digest_tests.rs"]
 mod tests;

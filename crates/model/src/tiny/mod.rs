@@ -12,9 +12,10 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-use super::config::{CONFIG_FILE, ModelConfig};
-use super::error::ModelError;
-use super::weights::{DummyWeights, SINGLE_FILE, TensorSource, expected_tensors};
+use crate::config::CONFIG_FILE;
+use crate::error::ModelError;
+use crate::spec::{ModelSpec, Slot};
+use crate::weights::{DummyWeights, SINGLE_FILE, TensorSource};
 
 pub use tokenizer::VOCAB_SIZE;
 
@@ -29,17 +30,17 @@ pub fn write(dir: &Path, seed: u64) -> Result<(), ModelError> {
 }
 
 /// Names and contents of the folder's files.
-pub(super) fn files(seed: u64) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
+pub(crate) fn files(seed: u64) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
     let config = config_json();
     let mut files = vec![(CONFIG_FILE, pretty(&config).into_bytes())];
     files.extend(tokenizer_files().map(|(name, content)| (name, content.into_bytes())));
-    let config = ModelConfig::parse(Path::new(CONFIG_FILE), config.to_string().as_bytes())?;
-    files.push((SINGLE_FILE, weights(&config, seed)?));
+    let spec = ModelSpec::parse(Path::new(CONFIG_FILE), config.to_string().as_bytes())?;
+    files.push((SINGLE_FILE, weights(&spec, seed)?));
     Ok(files)
 }
 
 /// Writes these files into `dir`, which is made if it is not there.
-pub(super) fn write_files(dir: &Path, files: &[(&str, impl AsRef<[u8]>)]) -> Result<(), ModelError> {
+pub(crate) fn write_files(dir: &Path, files: &[(&str, impl AsRef<[u8]>)]) -> Result<(), ModelError> {
     std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
     for (name, content) in files {
         let path = dir.join(name);
@@ -86,27 +87,27 @@ fn pretty(value: &Value) -> String {
 }
 
 /// The bytes of `model.safetensors`.
-fn weights(config: &ModelConfig, seed: u64) -> Result<Vec<u8>, ModelError> {
+fn weights(spec: &ModelSpec, seed: u64) -> Result<Vec<u8>, ModelError> {
     let source = DummyWeights::new(seed).with_standard_deviation(STANDARD_DEVIATION);
     let mut tensors = BTreeMap::new();
-    for (name, shape) in expected_tensors(config) {
-        let mut bytes = vec![0; shape.iter().product::<usize>() * size_of::<f32>()];
-        source.read(&name, 0, &mut bytes)?;
-        tensors.insert(name, (shape, bytes));
-    }
-    if let Some((_, head)) = tensors.get_mut("lm_head.weight") {
-        // A row of zeros gives the logit 0, which is never the largest of so many and rarely drawn: the text is words,
-        // and its length is what the request asks for, since the end-of-sequence tokens have such rows too.
-        let spoken = tokenizer::spoken();
-        for (token, row) in head.chunks_exact_mut(config.hidden_size * size_of::<f32>()).enumerate() {
-            if !spoken.contains(&token) {
-                row.fill(0);
+    for tensor in spec.tensors() {
+        let mut bytes = vec![0; tensor.elements() * size_of::<f32>()];
+        source.read(&tensor.name, 0, &mut bytes)?;
+        if tensor.slot == Slot::Head {
+            // A row of zeros gives the logit 0, which is never the largest of this many and rarely drawn: the text is
+            // words, and its length is what the request asks for, since the end-of-sequence tokens have such rows too.
+            let spoken = tokenizer::spoken();
+            for (token, row) in bytes.chunks_exact_mut(spec.hidden_size * size_of::<f32>()).enumerate() {
+                if !spoken.contains(&token) {
+                    row.fill(0);
+                }
             }
         }
+        tensors.insert(&tensor.name, (&tensor.shape, bytes));
     }
     let views = tensors
         .iter()
-        .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, (*shape).clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
     let file = views.and_then(|views| safetensors::serialize(views, None));
     file.map_err(|error| ModelError::WeightsFile { path: SINGLE_FILE.into(), message: error.to_string() })
@@ -115,11 +116,11 @@ fn weights(config: &ModelConfig, seed: u64) -> Result<Vec<u8>, ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{LoadFormat, LoadedModel, ModelSource};
+    use crate::card::ModelCard;
+    use crate::open::{ModelSource, OpenModel, WeightsChoice};
 
-    fn load(dir: &Path, format: LoadFormat) -> Result<LoadedModel, ModelError> {
-        let path = dir.to_owned();
-        LoadedModel::load(&ModelSource { path, format, seed: 7, served_model_name: None })
+    fn load(dir: &Path, weights: WeightsChoice) -> Result<ModelCard, ModelError> {
+        OpenModel::open(&ModelSource { weights, ..ModelSource::of(dir) })?.card.finish()
     }
 
     #[test]
@@ -128,11 +129,11 @@ mod tests {
         for (dir, seed) in dirs.iter().zip([1, 1, 2]) {
             write(dir.path(), seed).expect("written");
         }
-        let models: Vec<_> =
-            dirs.iter().map(|dir| load(dir.path(), LoadFormat::Auto).expect("loads")).collect();
-        assert_eq!(models[0].card.fingerprint, models[1].card.fingerprint);
+        let cards: Vec<_> =
+            dirs.iter().map(|dir| load(dir.path(), WeightsChoice::Files).expect("loads")).collect();
+        assert_eq!(cards[0].fingerprint, cards[1].fingerprint);
         // Equal headers, other numbers.
-        assert_ne!(models[0].card.fingerprint, models[2].card.fingerprint);
+        assert_ne!(cards[0].fingerprint, cards[2].fingerprint);
         // Two fine-tunes that differ in a bit, not at the beginning, the middle or the end of a tensor.
         let weights = dirs[1].path().join("model.safetensors");
         let mut bytes = std::fs::read(&weights).expect("there");
@@ -144,19 +145,19 @@ mod tests {
         assert!(end - start > 100_000);
         bytes[8 + header + start + (end - start) / 4] ^= 1;
         std::fs::write(&weights, bytes).expect("written");
-        let changed = load(dirs[1].path(), LoadFormat::Auto).expect("loads").card.fingerprint;
-        assert_ne!(models[0].card.fingerprint, changed);
-        assert_eq!(models[0].card.vocab_size as usize, VOCAB_SIZE);
-        assert_eq!(models[0].card.max_model_len, 8192);
-        assert!(models[0].card.file("tokenizer.json").is_some());
-        let dummy = load(dirs[0].path(), LoadFormat::Dummy).expect("loads");
-        assert_ne!(dummy.card.fingerprint, models[0].card.fingerprint);
+        let changed = load(dirs[1].path(), WeightsChoice::Files).expect("loads").fingerprint;
+        assert_ne!(cards[0].fingerprint, changed);
+        assert_eq!(cards[0].vocab_size as usize, VOCAB_SIZE);
+        assert_eq!(cards[0].max_model_len, 8192);
+        assert!(cards[0].file("tokenizer.json").is_some());
+        let dummy = load(dirs[0].path(), WeightsChoice::Dummy { seed: 7 }).expect("loads");
+        assert_ne!(dummy.fingerprint, cards[0].fingerprint);
     }
 
     #[test]
     fn damaged_folders_are_refused_by_name() {
         let dir = tempfile::tempdir().expect("a folder");
-        let error = || load(dir.path(), LoadFormat::Auto).expect_err("refused").to_string();
+        let error = || load(dir.path(), WeightsChoice::Files).expect_err("refused").to_string();
         assert!(error().contains("config.json"), "{}", error());
         write(dir.path(), 1).expect("written");
 

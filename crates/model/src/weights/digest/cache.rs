@@ -51,7 +51,7 @@ impl From<&Metadata> for Stamp {
 
 /// The folder of known hashes.
 #[derive(Clone, Debug)]
-pub(super) struct DigestCache {
+pub(in crate::weights) struct DigestCache {
     folder: PathBuf,
     settled_after: Duration,
 }
@@ -67,7 +67,7 @@ struct Entry {
 impl DigestCache {
     /// `disagg/weights` in `XDG_CACHE_HOME` or `~/.cache`; `None` without either, since a folder that others may write
     /// to would let them say what a model is.
-    pub(super) fn of_user() -> Option<Self> {
+    pub(in crate::weights) fn of_user() -> Option<Self> {
         let absolute =
             |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::config::{CONFIG_FILE, ModelConfig};
-use super::error::ModelError;
+use crate::config::CONFIG_FILE;
+use crate::error::ModelError;
+use crate::spec::ModelSpec;
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -40,12 +41,12 @@ fn left_in(group: &Path) -> Option<u64> {
 
 /// Refuses a model whose weights, as the CPU backend keeps them, and KV pool are more than `available` bytes.
 pub fn check_fits(
-    config: &ModelConfig,
+    spec: &ModelSpec,
     folder: &Path,
     kv_bytes: u64,
     available: Option<u64>,
 ) -> Result<(), ModelError> {
-    let parameters = config.parameters();
+    let parameters = spec.parameters();
     let weights = parameters.saturating_mul(size_of::<f32>() as u64);
     let Some(available) = available.filter(|&available| weights.saturating_add(kv_bytes) > available) else {
         return Ok(());
@@ -96,13 +97,12 @@ mod tests {
             "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
             "max_position_embeddings": 64}"#;
         let folder = Path::new("/m");
-        let config = ModelConfig::parse(folder, text).expect("valid");
+        let spec = ModelSpec::parse(folder, text).expect("valid");
         // Embedding and output 160; q and o 128, k and v 64, MLP 384, three norms 24.
-        assert_eq!(config.parameters(), 160 + 128 + 64 + 384 + 24);
-        check_fits(&config, folder, 100, Some(760 * 4 + 100)).expect("it fits");
-        check_fits(&config, folder, 100, None).expect("nobody knows");
-        let error =
-            check_fits(&config, folder, 100, Some(760 * 4 + 99)).expect_err("a byte short").to_string();
+        assert_eq!(spec.parameters(), 160 + 128 + 64 + 384 + 24);
+        check_fits(&spec, folder, 100, Some(760 * 4 + 100)).expect("it fits");
+        check_fits(&spec, folder, 100, None).expect("nobody knows");
+        let error = check_fits(&spec, folder, 100, Some(760 * 4 + 99)).expect_err("a byte short").to_string();
         assert!(error.starts_with("/m/config.json: num_hidden_layers, hidden_size"), "{error}");
     }
 }

@@ -10,9 +10,11 @@ use disagg_tokenizer::{ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_FIL
 use disagg_tokenizer::{CONFIG_FILE as TOKENIZER_CONFIG_FILE, Files};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use super::config::{CONFIG_FILE, ModelConfig};
-use super::error::{ModelError, read_bounded};
-use super::{LoadFormat, ModelSource, WeightsDigest};
+use crate::config::CONFIG_FILE;
+use crate::error::{ModelError, read_bounded};
+use crate::open::{ModelSource, WeightsChoice};
+use crate::spec::ModelSpec;
+use crate::weights::WeightsDigest;
 
 /// Of all files of a card together.
 pub const CARD_BYTES_MAX: u64 = 64 << 20;
@@ -66,12 +68,12 @@ pub struct OpenCard {
 
 impl OpenCard {
     /// Reads and checks the card's files. `weights` stands for the weights.
-    pub(super) fn read(
+    pub(crate) fn read(
         source: &ModelSource,
-        config: &ModelConfig,
+        spec: &ModelSpec,
         weights: WeightsDigest,
     ) -> Result<Self, ModelError> {
-        let card = ModelCard::read(source, config)?;
+        let card = ModelCard::read(source, spec)?;
         card.check(&source.path)?;
         Ok(Self { card, weights })
     }
@@ -90,7 +92,7 @@ impl OpenCard {
 
 impl ModelCard {
     /// Reads the card's files. The fingerprint is that of the files, without weights.
-    fn read(source: &ModelSource, config: &ModelConfig) -> Result<Self, ModelError> {
+    fn read(source: &ModelSource, spec: &ModelSpec) -> Result<Self, ModelError> {
         let mut files = Vec::new();
         let mut left = CARD_BYTES_MAX;
         for name in CARD_FILES {
@@ -103,7 +105,7 @@ impl ModelCard {
             }
         }
         // Dummy weights serve benchmarks with token ids, for which a lone config.json will do.
-        if source.format == LoadFormat::Auto && !files.iter().any(|file| file.name == TOKENIZER_FILE) {
+        if source.weights == WeightsChoice::Files && !files.iter().any(|file| file.name == TOKENIZER_FILE) {
             return Err(ModelError::Missing {
                 path: source.path.clone(),
                 message: format!(
@@ -114,8 +116,8 @@ impl ModelCard {
         Ok(Self {
             served_model_name: source.served_model_name.clone().unwrap_or_else(|| folder_name(&source.path)),
             fingerprint: fingerprint(&files, 0),
-            max_model_len: config.max_model_len,
-            vocab_size: config.vocab_size as u32,
+            max_model_len: spec.max_model_len,
+            vocab_size: spec.vocab_size as u32,
             created_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
             files,
         })

@@ -9,21 +9,20 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use disagg_process::file;
+use disagg_files as file;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::TensorSource;
-use super::digest::{WeightFile, WeightsDigest};
-use super::digest_cache::DigestCache;
-use crate::model::config::WeightFormat;
-use crate::model::error::{ModelError, read_bounded};
+use super::WeightFormat;
+use super::digest::{DigestCache, WeightFile, WeightsDigest};
+use crate::error::{ModelError, read_bounded};
 
 /// The weights, if they are one file.
-pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+pub const SINGLE_FILE: &str = "model.safetensors";
 /// What names the files of the weights, if they are several.
-pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Of a header; the format's own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -92,7 +91,7 @@ impl SafetensorsFolder {
 
 /// Names of the files that hold the weights in `folder`, sorted. Whether those that an index names are there is not
 /// looked at.
-pub(crate) fn weight_files(folder: &Path) -> Result<Vec<String>, ModelError> {
+pub fn weight_files(folder: &Path) -> Result<Vec<String>, ModelError> {
     let index = folder.join(INDEX_FILE);
     // What is there and no file is refused when it is opened.
     if folder.join(SINGLE_FILE).exists() {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use disagg_worker::model::{LoadFormat, ModelSource, OpenModel, memory, tiny};
+use disagg_model::{ModelSource, OpenModel, WeightsChoice, memory, tiny};
 use serde_json::{Value, json};
 
 const WEIGHTS: &str = "model.safetensors";
@@ -316,7 +316,7 @@ fn bytes_of_header(file: &[u8]) -> usize {
 }
 
 fn source(folder: &Path) -> ModelSource {
-    ModelSource { path: folder.to_owned(), format: LoadFormat::Auto, seed: 0, served_model_name: None }
+    ModelSource::of(folder)
 }
 
 fn copy_of(good: &Path) -> tempfile::TempDir {
@@ -435,7 +435,7 @@ fn a_tensor_too_many_is_refused_if_answers_could_depend_on_it() {
 fn a_head_that_differs_from_the_embedding_unties_them() {
     let folder = tempfile::tempdir().unwrap();
     tiny::write(folder.path(), 0).unwrap();
-    let tied = |folder: &Path| OpenModel::open(&source(folder)).unwrap().config.tie_word_embeddings;
+    let tied = |folder: &Path| OpenModel::open(&source(folder)).unwrap().spec.head.is_none();
     assert!(!tied(folder.path()));
     Set(CONFIG, "tie_word_embeddings", json!(true)).apply(folder.path());
     assert!(!tied(folder.path()), "the file has a head of its own");
@@ -467,9 +467,9 @@ fn a_model_too_large_for_this_machine_is_refused_before_it_is_loaded() {
         Set(CONFIG, key, json!(value)).apply(folder.path());
     }
     // With dummy weights nothing but the machine is in the way.
-    let source = ModelSource { format: LoadFormat::Dummy, ..source(folder.path()) };
+    let source = ModelSource { weights: WeightsChoice::Dummy { seed: 0 }, ..source(folder.path()) };
     let model = OpenModel::open(&source).unwrap();
-    let error = memory::check_fits(&model.config, folder.path(), 0, Some(available)).unwrap_err().to_string();
+    let error = memory::check_fits(&model.spec, folder.path(), 0, Some(available)).unwrap_err().to_string();
     assert!(
         error.contains("config.json: num_hidden_layers, hidden_size") && error.contains("GiB as f32"),
         "{error}"

@@ -6,8 +6,8 @@
 
 use serde::Deserialize;
 
-use super::config::Checker;
-use super::error::ModelError;
+use crate::config::Checker;
+use crate::error::ModelError;
 
 const THETA_DEFAULT: f64 = 10_000.0;
 
@@ -34,9 +34,41 @@ pub enum RopeScaling {
     },
 }
 
+/// Rotary position embedding: which angle each pair of a head's elements turns by, for each position.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f32,
+    /// How they are stretched.
+    pub scaling: RopeScaling,
+}
+
+impl Rope {
+    /// Frequencies of the pairs of a head, `[head_dim / 2]`, in radians per position.
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
+        let theta = f64::from(self.theta);
+        let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
+        match self.scaling {
+            RopeScaling::None => plain.collect(),
+            RopeScaling::Linear { factor } => plain.map(|frequency| frequency / f64::from(factor)).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
+                let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+                plain
+                    .map(|frequency| {
+                        // Turns that the pair makes within the original context.
+                        let turns = f64::from(original_max_position) * frequency / std::f64::consts::TAU;
+                        let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                        (1.0 - keep) * frequency / f64::from(factor) + keep * frequency
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
 /// `rope_scaling` or `rope_parameters`.
 #[derive(Deserialize)]
-pub(super) struct RawRope {
+pub(crate) struct RawRope {
     rope_type: Option<String>,
     /// The former name of `rope_type`.
     r#type: Option<String>,
@@ -50,15 +82,15 @@ pub(super) struct RawRope {
 
 /// Base and scaling of the rotary frequencies. `theta` is the key `rope_theta` of the file itself, `ropes` are the
 /// objects that may tell more, with their keys.
-pub(super) fn read(
+pub(crate) fn read(
     checker: &Checker<'_>,
     theta: Option<f64>,
     ropes: [(&str, &Option<RawRope>); 2],
-) -> Result<(f32, RopeScaling), ModelError> {
-    let mut found: Option<(&str, (f32, RopeScaling))> = None;
+) -> Result<Rope, ModelError> {
+    let mut found: Option<(&str, Rope)> = None;
     for (key, rope) in ropes {
         let Some(rope) = rope else { continue };
-        let read = (rope.theta(checker, key, theta)?, rope.scaling(checker, key)?);
+        let read = Rope { theta: rope.theta(checker, key, theta)?, scaling: rope.scaling(checker, key)? };
         if let Some((other, earlier)) = found
             && earlier != read
         {
@@ -69,7 +101,10 @@ pub(super) fn read(
     }
     match found {
         Some((_, read)) => Ok(read),
-        None => Ok((checker.positive("rope_theta", theta.or(Some(THETA_DEFAULT)))?, RopeScaling::None)),
+        None => {
+            let theta = checker.positive("rope_theta", theta.or(Some(THETA_DEFAULT)))?;
+            Ok(Rope { theta, scaling: RopeScaling::None })
+        }
     }
 }
 
@@ -140,7 +175,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::ModelConfig;
+    use crate::spec::ModelSpec;
 
     /// Base and scaling of a model whose configuration has these keys.
     fn read(rope: &Value) -> Result<(f32, RopeScaling), String> {
@@ -150,8 +185,8 @@ mod tests {
             "max_position_embeddings": 2048,
         });
         config.as_object_mut().expect("an object").extend(rope.as_object().expect("an object").clone());
-        let config = ModelConfig::parse(Path::new("m/config.json"), config.to_string().as_bytes());
-        config.map(|config| (config.rope_theta, config.rope_scaling)).map_err(|error| error.to_string())
+        let spec = ModelSpec::parse(Path::new("m/config.json"), config.to_string().as_bytes());
+        spec.map(|spec| (spec.rope.theta, spec.rope.scaling)).map_err(|error| error.to_string())
     }
 
     #[test]
