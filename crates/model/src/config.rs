@@ -54,6 +54,13 @@ pub(crate) struct RawConfig {
     pub(crate) use_sliding_window: Option<bool>,
     pub(crate) max_window_layers: Option<u64>,
     pub(crate) layer_types: Option<Vec<String>>,
+    pub(crate) decoder_sparse_step: Option<u64>,
+    pub(crate) mlp_only_layers: Option<Vec<u64>>,
+    pub(crate) num_experts: Option<u64>,
+    pub(crate) num_local_experts: Option<u64>,
+    pub(crate) num_experts_per_tok: Option<u64>,
+    pub(crate) moe_intermediate_size: Option<u64>,
+    pub(crate) norm_topk_prob: Option<bool>,
     quantization_config: Option<Value>,
     torch_dtype: Option<String>,
     /// The same since transformers 5.
@@ -155,14 +162,19 @@ impl Config<'_> {
 
     /// Width of a dense MLP.
     pub(crate) fn intermediate_size(&self) -> Result<usize, ModelError> {
-        self.checker().size("intermediate_size", self.raw.intermediate_size, 1 << 18)
+        self.size("intermediate_size", self.raw.intermediate_size, 1 << 18)
     }
 
     /// `sliding_window`; `None` also if it is as long as the longest sequence, which then sees everything.
     pub(crate) fn sliding_window(&self) -> Result<Option<u32>, ModelError> {
         let Some(window) = self.raw.sliding_window else { return Ok(None) };
-        let window = self.checker().size("sliding_window", Some(window), TOKENS_MAX)? as u32;
+        let window = self.size("sliding_window", Some(window), TOKENS_MAX)? as u32;
         Ok(Some(window).filter(|&window| window < self.max_model_len))
+    }
+
+    /// A required whole number in `1..=max`.
+    pub(crate) fn size(&self, key: &str, value: Option<u64>, max: u64) -> Result<usize, ModelError> {
+        self.checker().size(key, value, max)
     }
 
     pub(crate) fn refuse(&self, key: &str, message: impl Into<String>) -> ModelError {
@@ -368,6 +380,13 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_named() {
+        let moe = |changes: Value| {
+            let base = json!({
+                "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2,
+                "moe_intermediate_size": 32,
+            });
+            with(base, &changes)
+        };
         for (changes, want) in [
             (
                 json!({"architectures": ["GPT2LMHeadModel"]}),
@@ -380,6 +399,16 @@ mod tests {
             (json!({"rope_scaling": {"type": "yarn"}}), "rope_scaling.rope_type: \"yarn\""),
             (json!({"quantization_config": {"quant_method": "fp8"}}), "quantization_config: quantized"),
             (json!({"head_dim": 15}), "head_dim: 15 is odd"),
+            (moe(json!({"num_experts": null})), "num_experts: missing"),
+            (moe(json!({"num_experts_per_tok": 9})), "num_experts_per_tok: 9 is not in 1..=8"),
+            (
+                moe(json!({"num_local_experts": 4})),
+                "num_local_experts: 4 contradicts num_experts, 8; keep one of them",
+            ),
+            (
+                moe(json!({"num_hidden_layers": 1024, "num_experts": 65})),
+                "num_experts: 65 in each of 1024 layers are more than the 65536 that are accepted",
+            ),
             (
                 json!({"architectures": ["MistralForCausalLM"], "sliding_window": 0}),
                 "sliding_window: 0 is not in 1..=",

@@ -31,5 +31,5 @@ pub use error::ModelError;
 pub use family::Family;
 pub use open::{ModelSource, OpenModel, WeightsChoice, WeightsSource};
 pub use rope::{Rope, RopeScaling};
-pub use spec::{LayerSpec, MlpSpec, ModelSpec, Slot, TensorSpec};
+pub use spec::{ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, Slot, TensorSpec};
 pub use weights::{DummyWeights, SafetensorsFolder, TensorSource, WeightFormat, WeightsDigest};

@@ -1,6 +1,6 @@
 //! From the table to a backend: one walk over the tensors, and a sink that says what becomes of each.
 
-use crate::spec::{LayerSpec, MlpSpec, ModelSpec, Slot, TensorSpec};
+use crate::spec::{ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, Slot, TensorSpec};
 
 /// What a backend keeps weights as.
 pub trait Storage {
@@ -36,7 +36,7 @@ pub trait Sink: Sync {
     fn head(&self, tensor: Option<&TensorSpec>, embedding: &Table<Self>) -> Result<Head<Self>, Self::Error>;
 
     /// Takes the MLP of a layer with experts; [`Experts::load`] walks over its tensors.
-    fn experts(&self, layer: &LayerSpec) -> Result<ExpertsOf<Self>, Self::Error>;
+    fn experts(&self, layer: &LayerSpec, shape: ExpertsSpec) -> Result<ExpertsOf<Self>, Self::Error>;
 
     /// Calls `load` for every layer and gives what it gives, in order. A sink may do so on several threads.
     fn layers<T: Send>(
@@ -148,7 +148,7 @@ impl<S: Storage> Layer<S> {
             mlp_norm: norm(Slot::MlpNorm)?,
             mlp: match layer.mlp {
                 MlpSpec::Dense { .. } => Mlp::Dense(Dense::load(layer, sink, Slot::GateUp, Slot::Down)?),
-                MlpSpec::Experts { .. } => Mlp::Experts(sink.experts(layer)?),
+                MlpSpec::Experts(shape) => Mlp::Experts(sink.experts(layer, shape)?),
             },
         })
     }
@@ -162,6 +162,32 @@ impl<S: Storage> Dense<S> {
         down: Slot,
     ) -> Result<Self, K::Error> {
         Ok(Self { gate_up: sink.linear(&layer.product(gate_up))?, down: sink.linear(&layer.product(down))? })
+    }
+}
+
+/// A router and its experts.
+pub struct Experts<S: Storage> {
+    /// How many there are, and how many of them a token goes through.
+    pub shape: ExpertsSpec,
+    /// From the residual stream to a score for each expert.
+    pub router: S::Linear,
+    /// In order.
+    pub experts: Vec<Dense<S>>,
+}
+
+impl<S: Storage> Experts<S> {
+    /// Hands the router and every expert of a layer to `sink`.
+    pub fn load<K: Sink<Storage = S>>(
+        layer: &LayerSpec,
+        shape: ExpertsSpec,
+        sink: &K,
+    ) -> Result<Self, K::Error> {
+        let expert = |index| Dense::load(layer, sink, Slot::ExpertGateUp(index), Slot::ExpertDown(index));
+        Ok(Self {
+            shape,
+            router: sink.linear(&layer.product(Slot::Router))?,
+            experts: (0..shape.count as u32).map(expert).collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -192,7 +218,7 @@ mod tests {
         type Vector = usize;
         type Table = Vec<usize>;
         type Head = Option<usize>;
-        type Experts = ();
+        type Experts = Experts<Shapes>;
     }
 
     /// Notes what it is handed.
@@ -233,8 +259,8 @@ mod tests {
             Ok(tensor.map(TensorSpec::elements))
         }
 
-        fn experts(&self, layer: &LayerSpec) -> Result<(), ModelError> {
-            unreachable!("no experts in {layer:?}")
+        fn experts(&self, layer: &LayerSpec, shape: ExpertsSpec) -> Result<Experts<Shapes>, ModelError> {
+            Experts::load(layer, shape, self)
         }
     }
 
@@ -297,14 +323,39 @@ mod tests {
             assert_eq!((weights.embedding, weights.norm), (vec![12, 8], 8));
             assert_eq!(weights.head, own_head.then_some(96));
 
-            let sorted = |mut tensors: Vec<TensorSpec>| {
-                tensors.sort_by(|a, b| a.name.cmp(&b.name));
-                tensors
-            };
-            let handed = sorted(notes.0.into_inner());
-            assert_eq!(handed, sorted(spec.tensors().cloned().collect()), "{changes}");
-            assert!(handed.windows(2).all(|pair| pair[0].name != pair[1].name), "a name twice: {changes}");
+            assert_all_handed_over(&spec, notes);
             assert_eq!(spec.parameters(), parameters, "{changes}");
         }
+    }
+
+    fn assert_all_handed_over(spec: &ModelSpec, notes: Notes) {
+        let sorted = |mut tensors: Vec<TensorSpec>| {
+            tensors.sort_by(|a, b| a.name.cmp(&b.name));
+            tensors
+        };
+        let handed = sorted(notes.0.into_inner());
+        assert_eq!(handed, sorted(spec.tensors().cloned().collect()), "{:?}", spec.family);
+        assert!(handed.windows(2).all(|pair| pair[0].name != pair[1].name), "a name twice");
+    }
+
+    #[test]
+    fn experts_are_handed_over_one_by_one() {
+        let spec = spec(&json!({
+            "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 3, "mlp_only_layers": [1],
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
+        }));
+        let notes = Notes::default();
+        let weights = Weights::load(&spec, &notes).expect("notes");
+        let is_dense = |layer: &Layer<Shapes>| matches!(layer.mlp, Mlp::Dense(_));
+        assert_eq!(weights.layers.iter().map(is_dense).collect::<Vec<_>>(), [false, true, false]);
+        let Mlp::Experts(experts) = &weights.layers[2].mlp else { unreachable!("experts") };
+        assert_eq!((experts.router, experts.experts.len()), ((4, 8, false), 4));
+        for expert in &experts.experts {
+            assert_eq!((expert.gate_up, expert.down), ((12, 8, false), (8, 6, false)));
+        }
+        assert_all_handed_over(&spec, notes);
+        // Two embeddings and a norm; attention with norms of heads; norms, dense MLP, routers and experts.
+        let attention = 3 * (64 + 32 + 32 + 64 + 2 * 2);
+        assert_eq!(spec.parameters(), 2 * 96 + 8 + attention + 3 * 16 + 240 + 2 * (32 + 4 * 3 * 48));
     }
 }

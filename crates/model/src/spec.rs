@@ -61,16 +61,20 @@ pub enum MlpSpec {
         width: usize,
     },
     /// Several gated MLPs, of which a router chooses a few for each token.
-    Experts {
-        /// Elements between the two halves of one expert.
-        width: usize,
-        /// How many there are.
-        count: usize,
-        /// How many a token goes through.
-        per_token: usize,
-        /// Weights of the chosen experts are scaled to sum to one.
-        normalized: bool,
-    },
+    Experts(ExpertsSpec),
+}
+
+/// Shape of a mixture of experts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExpertsSpec {
+    /// Elements between the two halves of one expert.
+    pub width: usize,
+    /// How many there are.
+    pub count: usize,
+    /// How many a token goes through.
+    pub per_token: usize,
+    /// Weights of the chosen experts are scaled to sum to one.
+    pub normalized: bool,
 }
 
 /// A tensor as a folder must have it, and where it goes.
@@ -160,10 +164,10 @@ impl ModelSpec {
         self.num_kv_heads * self.head_dim
     }
 
-    /// Width of the widest MLP that one token goes through.
+    /// Width of the widest MLP, or of the widest expert.
     pub fn mlp_width(&self) -> usize {
         let width = |layer: &LayerSpec| match layer.mlp {
-            MlpSpec::Dense { width } | MlpSpec::Experts { width, .. } => width,
+            MlpSpec::Dense { width } | MlpSpec::Experts(ExpertsSpec { width, .. }) => width,
         };
         self.layers.iter().map(width).max().unwrap_or(0)
     }

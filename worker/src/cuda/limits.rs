@@ -33,6 +33,9 @@ pub(super) fn check_model(spec: &ModelSpec, sequences: u32) -> Result<(), CudaEr
 pub fn check_config(spec: &ModelSpec) -> Result<(), CudaError> {
     let refuse =
         |cause: String| Err(CudaError { doing: "checking the model against the GPU".to_owned(), cause });
+    if spec.layers.iter().any(|layer| matches!(layer.mlp, MlpSpec::Experts(_))) {
+        return refuse(NO_EXPERTS.to_owned());
+    }
     if ![64, 128].contains(&spec.head_dim) {
         return refuse(format!("head_dim is {}; the CUDA kernels take 64 and 128", spec.head_dim));
     }
@@ -47,9 +50,6 @@ pub fn check_config(spec: &ModelSpec) -> Result<(), CudaError> {
         return refuse(
             "biases on the attention output or in the MLP are not supported on CUDA yet".to_owned(),
         );
-    }
-    if spec.layers.iter().any(|layer| matches!(layer.mlp, MlpSpec::Experts { .. })) {
-        return refuse(NO_EXPERTS.to_owned());
     }
     if spec.hidden_size > HIDDEN_MAX {
         return refuse(format!(
@@ -120,6 +120,17 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn experts_are_refused_by_name() {
+        let config = r#"{"architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 1024, "hidden_size": 256,
+            "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 128,
+            "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+            "max_position_embeddings": 8192}"#;
+        let spec = ModelSpec::parse(Path::new("config.json"), config.as_bytes()).expect("valid");
+        let refusal = check_config(&spec).expect_err("experts").to_string();
+        assert!(refusal.contains("mixture of experts") && refusal.contains("--device cpu"), "{refusal}");
+    }
 
     #[test]
     fn weights_take_two_bytes_a_number() {

@@ -14,7 +14,7 @@ use super::limits::NO_EXPERTS;
 use super::split::Split;
 use super::upload::{Piece, Upload};
 use crate::model::load::{self, Dense, Mlp, Product, Sink, Storage};
-use crate::model::{DummyWeights, LayerSpec, ModelError, ModelSpec, TensorSource, TensorSpec};
+use crate::model::{DummyWeights, ExpertsSpec, LayerSpec, ModelError, ModelSpec, TensorSource, TensorSpec};
 
 /// A matrix `[out, in]` and perhaps a bias `[out]`.
 pub struct Linear {
@@ -151,7 +151,7 @@ impl Sink for Loader<'_> {
         tensor.map(|tensor| self.stack(&[tensor])).transpose()
     }
 
-    fn experts(&self, _layer: &LayerSpec) -> Result<Infallible, CudaError> {
+    fn experts(&self, _layer: &LayerSpec, _shape: ExpertsSpec) -> Result<Infallible, CudaError> {
         Err(CudaError { doing: "loading weights".to_owned(), cause: NO_EXPERTS.to_owned() })
     }
 }

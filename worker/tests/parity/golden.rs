@@ -8,7 +8,7 @@ use disagg_worker::model::{ModelCard, ModelSource, ModelSpec, OpenModel, tiny};
 use serde::Deserialize;
 
 /// Folders in `tests/parity/data`.
-const CASES: [&str; 10] = [
+const CASES: [&str; 12] = [
     "llama",
     "llama3-rope",
     "mistral",
@@ -19,6 +19,8 @@ const CASES: [&str; 10] = [
     "mistral-window",
     "qwen2-window",
     "qwen3-window",
+    "qwen3-moe",
+    "qwen3-moe-unscaled",
 ];
 
 /// What transformers computed; see `golden.py`.

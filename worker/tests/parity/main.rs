@@ -47,7 +47,7 @@ fn assert_same_bits(case: &Case, outputs: &[Vec<SampledToken>], want: &[Vec<Samp
 #[test]
 fn golden_data_can_tell_right_from_wrong() {
     let cases = Case::all();
-    assert_eq!(cases.len(), 10);
+    assert_eq!(cases.len(), 12);
     for case in &cases {
         assert!(case.golden.margin >= 1e-3 && case.golden.distinct >= 16);
         for golden in &case.golden.prompts {

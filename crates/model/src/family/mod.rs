@@ -4,6 +4,7 @@ mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod table;
 mod window;
 
@@ -22,6 +23,8 @@ pub enum Family {
     Qwen2,
     /// Llama with a norm on each head of q and k, and a head size of its own.
     Qwen3,
+    /// Qwen3 with experts in place of the MLP.
+    Qwen3Moe,
 }
 
 /// What a family's file says.
@@ -38,7 +41,7 @@ pub(crate) struct Definition {
 
 impl Family {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub(crate) const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Qwen3Moe];
 
     /// What its file says.
     pub(crate) fn definition(self) -> &'static Definition {
@@ -47,6 +50,7 @@ impl Family {
             Self::Mistral => &mistral::MISTRAL,
             Self::Qwen2 => &qwen2::QWEN2,
             Self::Qwen3 => &qwen3::QWEN3,
+            Self::Qwen3Moe => &qwen3_moe::QWEN3_MOE,
         }
     }
 

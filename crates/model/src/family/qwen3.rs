@@ -31,8 +31,8 @@ fn layer(config: &Config<'_>, index: usize) -> Result<LayerSpec, ModelError> {
     })
 }
 
-/// The attention's tensors.
-fn attention(config: &Config<'_>, table: &mut Table) {
+/// The attention's tensors, which the mixtures of experts have too.
+pub(super) fn attention(config: &Config<'_>, table: &mut Table) {
     let (hidden, head_dim) = (config.hidden_size, config.head_dim);
     let (q, kv) = (config.q_size(), config.kv_size());
     let bias = config.raw.attention_bias.unwrap_or(false);

@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use disagg_engine::{Batch, KvTransport};
 
 use super::attention::PagedAttention;
+use super::experts;
 use super::linear::linear;
 use super::rows::{RmsNorm, Rotary, RotaryTable, SiluMul};
 use super::simd::Isa;
@@ -68,7 +69,10 @@ impl Decoder {
             let normed = self.norm(&hidden, &layer.mlp_norm)?;
             let out = match &layer.mlp {
                 Mlp::Dense(mlp) => self.mlp(mlp, &normed)?,
-                Mlp::Experts(never) => match *never {},
+                Mlp::Experts(experts) => {
+                    let scores = linear(self.isa, &normed, &experts.router)?;
+                    experts::apply(experts, &normed, &scores, |mlp, rows| self.mlp(mlp, rows))?
+                }
             };
             hidden = (hidden + out)?;
         }

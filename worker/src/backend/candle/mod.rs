@@ -6,6 +6,7 @@
 #![allow(clippy::inline_always, reason = "code is compiled for an instruction set only where it is inlined")]
 
 mod attention;
+mod experts;
 mod forward;
 mod kernels;
 mod linear;

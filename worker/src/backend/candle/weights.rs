@@ -3,9 +3,9 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::model::load::{self, Product, Sink, Storage};
+use crate::model::load::{self, Experts, Product, Sink, Storage};
 use crate::model::weights::read_f32;
-use crate::model::{LayerSpec, ModelError, ModelSpec, TensorSource, TensorSpec};
+use crate::model::{ExpertsSpec, LayerSpec, ModelError, ModelSpec, TensorSource, TensorSpec};
 
 /// What the CPU backend keeps weights as.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +17,7 @@ impl Storage for Cpu {
     type Table = Tensor;
     /// Shares memory with the embedding when they are tied.
     type Head = Linear;
-    type Experts = std::convert::Infallible;
+    type Experts = Experts<Self>;
 }
 
 /// All weights of a model.
@@ -83,8 +83,8 @@ impl Sink for Reader<'_> {
         Ok(Linear { weight, bias: None })
     }
 
-    fn experts(&self, _layer: &LayerSpec) -> Result<std::convert::Infallible, ModelError> {
-        Err(ModelError::Backend("layers of experts are not supported".to_owned()))
+    fn experts(&self, layer: &LayerSpec, shape: ExpertsSpec) -> Result<Experts<Cpu>, ModelError> {
+        Experts::load(layer, shape, self)
     }
 
     fn layers<T: Send>(

@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use disagg_core::{BlockId, Epoch, HandoffId};
@@ -6,6 +7,7 @@ use disagg_engine::{
     Backend, Batch, KvPush, KvTransport, NoTransport, SampleRow, SampledToken, SamplingParams, TokenInput,
 };
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::{SimBackend, Speed};
 use crate::model::ModelSpec;
