@@ -29,6 +29,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -57,6 +59,14 @@ SMALL = dict(
     eos_token_id=VOCAB - 1,
     pad_token_id=None,
 )
+MOE = dict(
+    num_hidden_layers=3,
+    mlp_only_layers=[1],
+    num_experts=6,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+    norm_topk_prob=False,
+)
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -84,6 +94,10 @@ PATCHES = {
         "max_window_layers": 2,
         "layer_types": None,
     },
+    # Which layers have the window follows from `max_window_layers` alone, as in files of transformers 4.
+    "qwen2-window": {"layer_types": None},
+    # The key by which published models call it.
+    "qwen3-moe": {"num_local_experts": None, "num_experts": 6},
 }
 
 # name: (model class, configuration, dtype of the file, prompt lengths, save_pretrained arguments)
@@ -145,6 +159,56 @@ CASES = {
         Qwen2ForCausalLM,
         Qwen2Config(**SMALL, rope_parameters=ROPE),
         torch.bfloat16,
+        [5, 130],
+        {},
+    ),
+    # Sliding windows, in every layer and in some. Prompts end on both sides of the window, of a block and of a chunk.
+    "mistral-window": (
+        MistralForCausalLM,
+        MistralConfig(**SMALL, rope_parameters=ROPE, sliding_window=50),
+        torch.float16,
+        [5, 49, 50, 51, 130, 700],
+        {},
+    ),
+    "qwen2-window": (
+        Qwen2ForCausalLM,
+        Qwen2Config(
+            **SMALL | dict(num_hidden_layers=3),
+            rope_parameters=ROPE,
+            use_sliding_window=True,
+            sliding_window=64,
+            max_window_layers=1,
+        ),
+        torch.bfloat16,
+        [5, 64, 130, 700],
+        {},
+    ),
+    "qwen3-window": (
+        Qwen3ForCausalLM,
+        Qwen3Config(
+            **SMALL,
+            rope_parameters=ROPE,
+            use_sliding_window=True,
+            sliding_window=33,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        torch.bfloat16,
+        [5, 130, 700],
+        {},
+    ),
+    # A layer of experts, a dense one, and another of experts; the weights of the chosen experts as they are or made to
+    # sum to one.
+    "qwen3-moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**SMALL | MOE | dict(norm_topk_prob=True), rope_parameters=ROPE),
+        torch.bfloat16,
+        [5, 130, 700],
+        {},
+    ),
+    "qwen3-moe-unscaled": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**SMALL | MOE | dict(num_experts_per_tok=3, tie_word_embeddings=False), rope_parameters=ROPE),
+        torch.float32,
         [5, 130],
         {},
     ),

@@ -12,22 +12,22 @@ mod gpu;
 mod handover;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use disagg_core::{BlockId, ModelFingerprint, SequenceId};
 use disagg_engine::{
     Backend, Engine, EngineConfig, EngineEvent, KvDtype, KvMemory, NoTransport, Request, SampledToken,
     SamplingParams, StopRules,
 };
-use disagg_worker::backend::candle::CandleBackend;
+use disagg_worker::backend::candle::{CandleBackend, load_weights};
 use disagg_worker::cuda::backend::{BLOCK_SIZE, CudaBackend, CudaOptions};
 use disagg_worker::cuda::format::Format;
 use disagg_worker::cuda::weights::Origin;
-use disagg_worker::model::weights::TensorSource;
-use disagg_worker::model::{
-    DummyWeights, Family, ModelConfig, ModelError, RopeScaling, WeightFormat, Weights,
-};
+use disagg_worker::model::{DummyWeights, ModelError, ModelSpec, TensorSource, WeightFormat};
 use handover::hand_over;
+use serde_json::{Value, json};
 
 const OUTPUT_TOKENS: u32 = 24;
 const MODEL_LEN: u32 = 1024;
@@ -68,35 +68,35 @@ impl TensorSource for Rounded {
     }
 }
 
-fn config(family: Family, head_dim: usize, num_heads: usize, num_kv_heads: usize) -> ModelConfig {
-    ModelConfig {
-        family,
-        vocab_size: 2048,
-        hidden_size: 512,
-        intermediate_size: 1024,
-        num_layers: 3,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: match family {
-            Family::Llama => RopeScaling::Llama3 {
-                factor: 8.0,
-                low_freq_factor: 1.0,
-                high_freq_factor: 4.0,
-                original_max_position: 256,
-            },
-            _ => RopeScaling::None,
-        },
-        tie_word_embeddings: family == Family::Qwen2,
-        qkv_bias: family == Family::Qwen2,
-        attention_output_bias: false,
-        mlp_bias: false,
-        qk_norm: family == Family::Qwen3,
-        max_model_len: MODEL_LEN,
-        weight_format: WeightFormat::Bf16,
-    }
+/// A model of this architecture and these heads, with some keys changed.
+fn model(architecture: &str, head_dim: usize, heads: usize, kv_heads: usize, changes: &Value) -> ModelSpec {
+    let mut config = json!({
+        "architectures": [architecture], "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1024,
+        "num_hidden_layers": 3, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "head_dim": head_dim, "rms_norm_eps": 1e-5, "max_position_embeddings": MODEL_LEN,
+        "torch_dtype": "bfloat16",
+    });
+    let keys = config.as_object_mut().unwrap();
+    keys.extend(changes.as_object().unwrap().clone());
+    ModelSpec::parse(Path::new("config.json"), config.to_string().as_bytes()).unwrap()
+}
+
+fn llama(head_dim: usize, heads: usize, kv_heads: usize, dtype: &str) -> ModelSpec {
+    let rope = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    });
+    let changes = json!({"rope_scaling": rope, "torch_dtype": dtype});
+    model("LlamaForCausalLM", head_dim, heads, kv_heads, &changes)
+}
+
+fn qwen2(head_dim: usize, heads: usize, kv_heads: usize, dtype: &str) -> ModelSpec {
+    let changes = json!({"tie_word_embeddings": true, "torch_dtype": dtype});
+    model("Qwen2ForCausalLM", head_dim, heads, kv_heads, &changes)
+}
+
+fn qwen3(dtype: &str) -> ModelSpec {
+    model("Qwen3ForCausalLM", 128, 2, 2, &json!({"torch_dtype": dtype}))
 }
 
 /// splitmix64, as a stream.
@@ -226,15 +226,15 @@ fn prompts(random: &mut Random, lengths: &[usize], vocab: usize) -> Vec<Vec<u32>
     lengths.iter().map(|&len| (0..len).map(|_| random.below(vocab) as u32).collect()).collect()
 }
 
-fn check_model(name: &str, config: &ModelConfig) -> bool {
+fn check_model(name: &str, spec: &ModelSpec) -> bool {
     println!("{name}");
-    let format = Format::of(config);
+    let format = Format::of(spec);
     let bounds = Bounds::of(format);
     let weights = Rounded(DummyWeights::new(3).with_standard_deviation(0.06), format);
-    let cpu = Weights::build(config, &weights).unwrap();
+    let cpu = Arc::new(load_weights(spec, &weights).unwrap());
     let cpu = |dtype, budget| {
-        let layout = CandleBackend::layout_of(config, BLOCK_SIZE, dtype);
-        engine(CandleBackend::new(config.clone(), cpu.clone(), layout, 512).unwrap(), budget)
+        let layout = CandleBackend::layout_of(spec, BLOCK_SIZE, dtype);
+        engine(CandleBackend::new(spec.clone(), cpu.clone(), layout, 512).unwrap(), budget)
     };
     let cuda = |blocks: u32, budget: u32| {
         let options = CudaOptions {
@@ -246,11 +246,11 @@ fn check_model(name: &str, config: &ModelConfig) -> bool {
             num_blocks: Some(blocks),
             blocking_wait: false,
         };
-        engine(CudaBackend::new(config.clone(), Origin::Tensors(&weights), options).unwrap(), budget)
+        engine(CudaBackend::new(spec.clone(), Origin::Tensors(&weights), options).unwrap(), budget)
     };
     let mut random = Random(11);
     let lengths = [1, 2, 63, 64, 65, 127, 128, 129, 200, 256, 300, 383, 500, 640, 700, 17];
-    let prompts = prompts(&mut random, &lengths, config.vocab_size);
+    let prompts = prompts(&mut random, &lengths, spec.vocab_size);
     let greedy = SamplingParams { top_logprobs: Some(TOP), ..SamplingParams::greedy() };
     let greedy: Vec<Request> = prompts.iter().map(|p| request(p.clone(), greedy.clone(), 1)).collect();
     let want = generate(&mut cpu(KvDtype::F32, 4096), &greedy);
@@ -340,20 +340,26 @@ fn main() -> ExitCode {
     if let Some(code) = gpu::missing() {
         return code;
     }
-    let f16 = |config: ModelConfig| ModelConfig { weight_format: WeightFormat::F16, ..config };
+    let (bf16, f16) = ("bfloat16", "float16");
+    // Shorter than most prompts, and no multiple of a block; in every layer, and in the last two.
+    let window = json!({"sliding_window": 150});
+    let some_layers = json!({"use_sliding_window": true, "sliding_window": 90, "max_window_layers": 1});
     let models = [
-        ("Llama, head_dim 128, 4 heads to a KV head", config(Family::Llama, 128, 8, 2)),
-        ("Qwen3, head norms, head_dim 128, a KV head each", config(Family::Qwen3, 128, 2, 2)),
-        ("Qwen2, biases, head_dim 128, 4 heads to a KV head", config(Family::Qwen2, 128, 4, 1)),
-        ("Llama, head_dim 64, 4 heads to a KV head", config(Family::Llama, 64, 8, 2)),
-        ("Qwen2, biases, head_dim 64, 8 heads to a KV head", config(Family::Qwen2, 64, 8, 1)),
-        ("f16: Llama, head_dim 128, 4 heads to a KV head", f16(config(Family::Llama, 128, 8, 2))),
-        ("f16: Qwen3, head norms, head_dim 128, a KV head each", f16(config(Family::Qwen3, 128, 2, 2))),
-        ("f16: Qwen2, biases, head_dim 64, 8 heads to a KV head", f16(config(Family::Qwen2, 64, 8, 1))),
+        ("Llama, head_dim 128, 4 heads to a KV head", llama(128, 8, 2, bf16)),
+        ("Qwen3, head norms, head_dim 128, a KV head each", qwen3(bf16)),
+        ("Qwen2, biases, head_dim 128, 4 heads to a KV head", qwen2(128, 4, 1, bf16)),
+        ("Llama, head_dim 64, 4 heads to a KV head", llama(64, 8, 2, bf16)),
+        ("Qwen2, biases, head_dim 64, 8 heads to a KV head", qwen2(64, 8, 1, bf16)),
+        ("Mistral, a sliding window, head_dim 128", model("MistralForCausalLM", 128, 8, 2, &window)),
+        ("Mistral, a sliding window, head_dim 64", model("MistralForCausalLM", 64, 8, 2, &window)),
+        ("Qwen2, a window in some layers, head_dim 128", model("Qwen2ForCausalLM", 128, 4, 1, &some_layers)),
+        ("f16: Llama, head_dim 128, 4 heads to a KV head", llama(128, 8, 2, f16)),
+        ("f16: Qwen3, head norms, head_dim 128, a KV head each", qwen3(f16)),
+        ("f16: Qwen2, biases, head_dim 64, 8 heads to a KV head", qwen2(64, 8, 1, f16)),
     ];
     let mut good = true;
-    for (name, config) in &models {
-        good &= check_model(name, config);
+    for (name, spec) in &models {
+        good &= check_model(name, spec);
     }
     println!("{}", if good { "all bounds hold" } else { "SOME BOUNDS DO NOT HOLD" });
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }

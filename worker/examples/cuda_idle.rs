@@ -19,6 +19,7 @@ use disagg_worker::cuda::backend::{CudaBackend, CudaOptions, StepTimes};
 use disagg_worker::cuda::weights::Origin;
 use disagg_worker::model::DummyWeights;
 use parking_lot::Mutex;
+use serde_json::json;
 
 const CONTEXT: u32 = 500;
 const OUTPUT: u32 = 200;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
             blocking_wait,
         };
         let origin = Origin::Dummy(DummyWeights::new(1));
-        let mut backend = CudaBackend::new(shape::llama_8b(32), origin, options).unwrap();
+        let mut backend = CudaBackend::new(shape::llama_8b(32, &json!({})), origin, options).unwrap();
         let times = backend.time_steps();
         let config = EngineConfig {
             fingerprint: ModelFingerprint(1),

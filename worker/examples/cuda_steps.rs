@@ -22,8 +22,8 @@ use disagg_worker::cuda::format::Format;
 use disagg_worker::cuda::forward::{Capacity, DecodeForm, Model};
 use disagg_worker::cuda::lists::Draw;
 use disagg_worker::cuda::step::Step;
-use disagg_worker::cuda::weights::{Origin, Weights};
-use disagg_worker::model::{DummyWeights, ModelConfig, WeightFormat};
+use disagg_worker::cuda::weights::{Origin, load_weights};
+use disagg_worker::model::{DummyWeights, ModelSpec};
 
 struct Inputs {
     words: Vec<u32>,
@@ -205,18 +205,18 @@ impl Card {
     }
 
     /// Weights, and keys and values of the contexts, at the speed of a copy.
-    fn decode_limit(&self, config: &ModelConfig, rows: u32, context: u32) -> f64 {
-        let embedding = (config.vocab_size * config.hidden_size) as u64;
-        let weights = 2 * (config.parameters() - embedding);
-        let kv = 4 * (config.num_layers * config.kv_size()) as u64 * u64::from(rows * context);
+    fn decode_limit(&self, spec: &ModelSpec, rows: u32, context: u32) -> f64 {
+        let embedding = (spec.vocab_size * spec.hidden_size) as u64;
+        let weights = 2 * (spec.parameters() - embedding);
+        let kv = 4 * (spec.layers.len() * spec.kv_size()) as u64 * u64::from(rows * context);
         (weights + kv) as f64 / self.copy
     }
 
     /// Products of every token, and attention over the tokens before it, at the speed of a large product.
-    fn prefill_limit(&self, config: &ModelConfig, tokens: u32) -> f64 {
-        let embeddings = 2 * (config.vocab_size * config.hidden_size) as u64;
-        let products = 2.0 * (config.parameters() - embeddings) as f64 * f64::from(tokens);
-        let attention = 2.0 * (config.num_layers * config.q_size()) as f64 * f64::from(tokens).powi(2);
+    fn prefill_limit(&self, spec: &ModelSpec, tokens: u32) -> f64 {
+        let embeddings = 2 * (spec.vocab_size * spec.hidden_size) as u64;
+        let products = 2.0 * (spec.parameters() - embeddings) as f64 * f64::from(tokens);
+        let attention = 2.0 * (spec.layers.len() * spec.q_size()) as f64 * f64::from(tokens).powi(2);
         (products + attention) / self.flops
     }
 }
@@ -230,21 +230,19 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let device = Device::open(0).unwrap();
     println!("GPU {} capability {:?}", device.context.name().unwrap(), device.capability);
-    let mut config = shape::llama_8b(if profiling { 2 } else { 32 });
-    if mode.as_deref() == Some("f16") {
-        config.weight_format = WeightFormat::F16;
-    }
-    let format = Format::of(&config);
+    let stored = if mode.as_deref() == Some("f16") { "float16" } else { "bfloat16" };
+    let spec = shape::llama_8b(if profiling { 2 } else { 32 }, &json!({"torch_dtype": stored}));
+    let format = Format::of(&spec);
     let target = Target { capability: device.capability, head_dim: 128, block_size: 64, format };
     compile_ahead(&target);
     println!("kernels at {:.2} s", started.elapsed().as_secs_f32());
     let origin = Origin::Dummy(DummyWeights::new(1));
-    let weights = Weights::load(&device, &config, &target, origin).unwrap();
+    let weights = load_weights(&device, &spec, &target, origin).unwrap();
     println!("weights at {:.2} s", started.elapsed().as_secs_f32());
     let stride = 258;
     let capacity =
         Capacity { tokens: 16_384, sequences: 256, draws: 256, model_len: 20_000, blocks: 64 * 48 };
-    let mut model = Model::new(device, config, weights, &target, capacity).unwrap();
+    let mut model = Model::new(device, spec, weights, &target, capacity).unwrap();
     model.device.synchronize().unwrap();
     println!("model at {:.2} s", started.elapsed().as_secs_f32());
     let mut inputs = Inputs { words: Vec::new(), device: model.device.buffer(1 << 22).unwrap() };
@@ -325,7 +323,7 @@ fn time_prefill(model: &mut Model, inputs: &mut Inputs, stride: u32, card: &Card
         let step = prefill(inputs, 0, &ids, 0, stride);
         inputs.send(&model.device);
         let ms = time(model, |model| model.step(&step, |_, _| Ok(())).unwrap());
-        let limit = card.prefill_limit(&model.config, len);
+        let limit = card.prefill_limit(&model.spec, len);
         println!("prefill {len}, {what}: {ms:.2} ms, {:.2} of the limit {limit:.2}", f64::from(ms) / limit);
     }
 }
@@ -357,7 +355,7 @@ fn time_decode(model: &mut Model, inputs: &mut Inputs, card: &Card, what: &str) 
             let ms = time(model, |_| graph.launch().unwrap());
             // A step writes the same keys and values again, so it has to draw the same tokens every time.
             assert_eq!(sampled(model, rows as usize), eager, "replays differ from the first run");
-            let limit = card.decode_limit(&model.config, rows, context);
+            let limit = card.decode_limit(&model.spec, rows, context);
             println!(
                 "decode context {context} batch {rows}, {what}: {ms:.3} ms, {:.3} of the limit {limit:.2}",
                 f64::from(ms) / limit

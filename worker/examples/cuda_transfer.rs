@@ -17,19 +17,17 @@ use disagg_core::BlockId;
 use disagg_engine::{Backend, KvMemory, KvStage};
 use disagg_worker::cuda::backend::{CudaBackend, CudaOptions};
 use disagg_worker::cuda::weights::Origin;
-use disagg_worker::model::{DummyWeights, ModelConfig};
+use disagg_worker::model::{DummyWeights, ModelSpec};
 use disagg_worker::transport::stages;
+use serde_json::json;
 
 /// The KV of the 8B shape with little else: 32 layers, 8 KV heads of 128.
-fn config() -> ModelConfig {
-    ModelConfig {
-        vocab_size: 1024,
-        hidden_size: 256,
-        intermediate_size: 256,
-        num_heads: 8,
-        tie_word_embeddings: true,
-        ..shape::llama_8b(32)
-    }
+fn spec() -> ModelSpec {
+    let changes = json!({
+        "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8,
+        "tie_word_embeddings": true,
+    });
+    shape::llama_8b(32, &changes)
 }
 
 fn main() -> ExitCode {
@@ -45,7 +43,7 @@ fn main() -> ExitCode {
         num_blocks: Some(256),
         blocking_wait: false,
     };
-    let backend = CudaBackend::new(config(), Origin::Dummy(DummyWeights::new(1)), options).unwrap();
+    let backend = CudaBackend::new(spec(), Origin::Dummy(DummyWeights::new(1)), options).unwrap();
     let memory = backend.memory();
     let blocks: Vec<BlockId> = (0..47).map(|i| BlockId(i * 5 % 256)).collect();
     let bytes = blocks.len() * memory.layout().block_bytes();

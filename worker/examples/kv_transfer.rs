@@ -20,25 +20,26 @@ use disagg_worker::args::{EngineLimits, ServeConfig};
 use disagg_worker::backend::sim::{SimBackend, Speed};
 use disagg_worker::convert::Peer;
 use disagg_worker::metrics::Metrics;
-use disagg_worker::model::{ModelCard, ModelConfig};
+use disagg_worker::model::{ModelCard, ModelSpec};
 use disagg_worker::server::Server;
 use disagg_worker::transport::queue::{PushQueues, QueueingTransport};
 use disagg_worker::transport::reach::Reach;
 use disagg_worker::transport::stages::Stages;
 use disagg_worker::transport::tcp::{PushTarget, Pusher, STAGES};
 use disagg_worker::transport::token::LandingToken;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::Xxh3;
 
 const BLOCK_SIZE: u32 = 64;
 
 /// The KV of the 8B shape, with elements of 4 bytes and heads of half the size.
-fn config() -> ModelConfig {
-    ModelConfig { head_dim: 64, ..shape::llama_8b(32) }
+fn spec() -> ModelSpec {
+    shape::llama_8b(32, &json!({"head_dim": 64}))
 }
 
 fn backend(blocks: u32) -> SimBackend {
-    SimBackend::new(&config(), Speed::default(), BLOCK_SIZE, blocks).unwrap()
+    SimBackend::new(&spec(), Speed::default(), BLOCK_SIZE, blocks).unwrap()
 }
 
 /// Known to both, since no handoff asks for anything here.

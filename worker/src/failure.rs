@@ -36,7 +36,7 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
-    use crate::model::ModelConfig;
+    use crate::model::ModelSpec;
 
     #[test]
     fn errors_say_whether_another_start_may_go_well() {
@@ -46,7 +46,7 @@ mod tests {
             source: std::io::ErrorKind::AddrInUse.into(),
         };
         let folder = tempfile::tempdir().expect("a folder");
-        let no_config = ModelConfig::read(folder.path()).expect_err("an empty folder");
+        let no_config = ModelSpec::read(folder.path()).expect_err("an empty folder");
         let wrapped = Err::<(), _>(no_config).context("loading").expect_err("an error");
         for (error, wanted) in [
             (ArgsError::new("block-size", "0 given").into(), Failure::Refused),

@@ -35,7 +35,7 @@ use tokio::sync::oneshot;
 
 pub use args::WorkerArgs;
 use args::{ArgsError, Device, EngineLimits, GpuWait, ModelConfig, PoolSize};
-use backend::candle::CandleBackend;
+use backend::candle::{self, CandleBackend};
 use backend::sim::{self, SimBackend};
 use cuda::backend::{CudaBackend, CudaOptions};
 use cuda::format::Format;
@@ -43,7 +43,7 @@ use cuda::weights::Origin;
 pub use failure::failure;
 use http::Probes;
 use hub::{HubConfig, Lines, ModelRef};
-use model::{ModelCard, ModelConfig as Shapes, ModelSource, OpenModel, WeightsSource, memory};
+use model::{LoadFormat, ModelCard, ModelSource, ModelSpec, OpenModel, WeightsChoice, WeightsSource, memory};
 use server::Server;
 
 /// KV pool of a CPU worker that was not told a size.
@@ -124,21 +124,23 @@ fn load(
     let gpu = choose_gpu(config.device)?;
     let source = ModelSource {
         path: folder,
-        format: config.load_format,
-        seed: config.seed,
+        weights: match config.load_format {
+            LoadFormat::Auto => WeightsChoice::Files,
+            LoadFormat::Dummy => WeightsChoice::Dummy { seed: config.seed },
+        },
         served_model_name: Some(config.served_model_name.clone()),
     };
-    let OpenModel { config: shapes, card, weights } = OpenModel::open(&source)?;
+    let OpenModel { spec, card, weights } = OpenModel::open(&source)?;
     let max_model_len = max_model_len(config.max_model_len, card.max_model_len())?;
     // `auto` must work wherever the CPU does; a GPU that was asked for by name says what it cannot do.
-    let gpu = match cuda::check_config(&shapes) {
+    let gpu = match cuda::check_config(&spec) {
         Err(why) if config.device == Device::Auto && gpu.is_some() => {
             tracing::info!(%why, "computing on the CPU");
             None
         }
         _ => gpu,
     };
-    let computes = match gpu.map(|_| Format::of(&shapes)) {
+    let computes = match gpu.map(|_| Format::of(&spec)) {
         None => Dtype::Float32,
         Some(Format::F16) => Dtype::Float16,
         Some(Format::Bf16) => Dtype::Bfloat16,
@@ -152,11 +154,9 @@ fn load(
         return Err(ArgsError::new("kv-cache-dtype", problem).into());
     }
     let backend: Box<dyn Backend> = match (gpu, config.device) {
-        (Some(ordinal), _) => {
-            Box::new(cuda_backend(config, limits, shapes, &weights, max_model_len, ordinal)?)
-        }
-        (None, Device::Sim(speed)) => Box::new(sim_backend(config, &shapes, speed)?),
-        (None, _) => Box::new(cpu_backend(config, &source.path, shapes, &weights)?),
+        (Some(ordinal), _) => Box::new(cuda_backend(config, limits, spec, &weights, max_model_len, ordinal)?),
+        (None, Device::Sim(speed)) => Box::new(sim_backend(config, &spec, speed)?),
+        (None, _) => Box::new(cpu_backend(config, &source.path, spec, &weights)?),
     };
     // The weights were hashed beside being loaded.
     let mut card = card.finish()?;
@@ -192,30 +192,30 @@ fn choose_gpu(device: Device) -> Result<Option<usize>, ArgsError> {
 fn cpu_backend(
     config: &ModelConfig,
     folder: &Path,
-    shapes: Shapes,
+    spec: ModelSpec,
     weights: &WeightsSource,
 ) -> anyhow::Result<CandleBackend> {
     let dtype = args::dtype::kv_format(config.kv_cache_dtype, Dtype::Float32);
-    let layout = CandleBackend::layout_of(&shapes, config.block_size, dtype);
+    let layout = CandleBackend::layout_of(&spec, config.block_size, dtype);
     let block_bytes = CandleBackend::block_bytes(&layout);
     let blocks = cpu_blocks(config.pool, block_bytes)?;
     let kv_bytes = u64::from(blocks).saturating_mul(block_bytes as u64);
-    memory::check_fits(&shapes, folder, kv_bytes, memory::available())?;
-    let weights = weights.load(&shapes)?;
-    Ok(CandleBackend::new(shapes, weights, layout, blocks)?)
+    memory::check_fits(&spec, folder, kv_bytes, memory::available())?;
+    let weights = candle::load_weights(&spec, weights.tensors())?;
+    Ok(CandleBackend::new(spec, Arc::new(weights), layout, blocks)?)
 }
 
-fn sim_backend(config: &ModelConfig, shapes: &Shapes, speed: sim::Speed) -> anyhow::Result<SimBackend> {
-    let layout = SimBackend::layout_of(shapes, config.block_size);
+fn sim_backend(config: &ModelConfig, spec: &ModelSpec, speed: sim::Speed) -> anyhow::Result<SimBackend> {
+    let layout = SimBackend::layout_of(spec, config.block_size);
     let blocks = cpu_blocks(config.pool, layout.block_bytes())?;
     tracing::info!(%speed, blocks, "nothing is computed: the device is simulated, and answers are noise");
-    Ok(SimBackend::new(shapes, speed, config.block_size, blocks)?)
+    Ok(SimBackend::new(spec, speed, config.block_size, blocks)?)
 }
 
 fn cuda_backend(
     config: &ModelConfig,
     limits: EngineLimits,
-    shapes: Shapes,
+    spec: ModelSpec,
     weights: &WeightsSource,
     max_model_len: u32,
     ordinal: usize,
@@ -224,7 +224,7 @@ fn cuda_backend(
         let message = format!("{} given; on a GPU it is {}", config.block_size, cuda::backend::BLOCK_SIZE);
         return Err(ArgsError::new("block-size", message).into());
     }
-    let layout = CudaBackend::layout_of(&shapes);
+    let layout = CudaBackend::layout_of(&spec);
     let options = CudaOptions {
         ordinal,
         max_num_batched_tokens: limits.max_num_batched_tokens,
@@ -238,7 +238,7 @@ fn cuda_backend(
         WeightsSource::Files(files) => Origin::Tensors(files),
         WeightsSource::Dummy(dummy) => Origin::Dummy(*dummy),
     };
-    Ok(CudaBackend::new(shapes, origin, options)?)
+    Ok(CudaBackend::new(spec, origin, options)?)
 }
 
 fn max_model_len(asked: Option<u32>, model: u32) -> Result<u32, ArgsError> {

@@ -27,7 +27,7 @@ use disagg_api::{DisaggDeployment, RouterSettings};
 use disagg_process::file;
 use disagg_worker::args::Device;
 use disagg_worker::cuda::gpus::Gpu;
-use disagg_worker::model::{BuiltIn, ModelConfig};
+use disagg_worker::model::{BuiltIn, ModelSpec};
 use disagg_worker::{cuda, hub};
 
 pub(crate) use args::UpArgs;
@@ -109,7 +109,7 @@ async fn deal_gpus(plan: &Plan, model: &Path) -> anyhow::Result<Vec<Option<Gpu>>
         plan.workers().iter().map(|worker| worker.device().unwrap_or_default()).collect();
     let deal = move || {
         // What is wrong with the folder is the workers' to say.
-        let can_use_gpus = ModelConfig::read(&model).is_ok_and(|config| cuda::check_config(&config).is_ok());
+        let can_use_gpus = ModelSpec::read(&model).is_ok_and(|spec| cuda::check_config(&spec).is_ok());
         gpus::deal(&devices, can_use_gpus, cuda::gpus::list())
     };
     // The driver takes its time.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use disagg_core::LoadFormat;
 use disagg_worker::hub::{self, HubConfig, Lines};
-use disagg_worker::model::ModelConfig;
+use disagg_worker::model::ModelSpec;
 use disagg_worker::model::built_in::Written;
 
 use super::plan::Model;
@@ -57,7 +57,7 @@ fn check(folder: &Path) -> anyhow::Result<()> {
         );
     }
     // Each worker would say so.
-    ModelConfig::read(folder)?;
+    ModelSpec::read(folder)?;
     Ok(())
 }
 

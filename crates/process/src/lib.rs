@@ -6,7 +6,6 @@
 mod accept;
 mod end;
 mod failure;
-pub mod file;
 pub mod http;
 mod listen;
 mod log;
@@ -16,6 +15,7 @@ mod seldom;
 pub mod slots;
 
 pub use accept::Acceptor;
+pub use disagg_files as file;
 pub use end::end_at_once;
 pub use failure::{Failure, one_line};
 pub use listen::listen;

@@ -11,7 +11,7 @@ use disagg_api::settings::RouterSettings;
 use disagg_proto::bounds::Bounded;
 use disagg_proto::v1;
 use disagg_worker::convert::{self, PromptLimits};
-use disagg_worker::model::ModelConfig;
+use disagg_worker::model::ModelSpec;
 use prost::Message;
 
 pub use disagg_router::fuzz::{chat_template, http_body, tokenizer};
@@ -54,9 +54,10 @@ pub fn settings(bytes: &[u8]) {
 
 /// A model's `config.json`. Sizes of what is accepted can be computed with.
 pub fn model_config(bytes: &[u8]) {
-    let Ok(config) = ModelConfig::parse(Path::new("config.json"), bytes) else { return };
-    assert!(config.num_kv_heads > 0 && config.num_heads.is_multiple_of(config.num_kv_heads));
-    assert!(config.q_size() > 0 && config.kv_size() > 0 && config.max_model_len > 0);
+    let Ok(spec) = ModelSpec::parse(Path::new("config.json"), bytes) else { return };
+    assert!(spec.num_kv_heads > 0 && spec.num_heads.is_multiple_of(spec.num_kv_heads));
+    assert!(spec.q_size() > 0 && spec.kv_size() > 0 && spec.max_model_len > 0);
+    assert!(spec.parameters() > 0 && spec.shortest_window().is_none_or(|window| window < spec.max_model_len));
 }
 
 /// A message to a worker: one byte that says which, and its protobuf encoding.

@@ -59,17 +59,18 @@ impl Paged {
         &self.values[at * self.head_dim..][..self.head_dim]
     }
 
-    /// Attention of one query over the first `context` tokens.
-    fn attend(&self, sequence: usize, head: usize, query: &[f32], context: usize) -> Vec<f64> {
+    /// Attention of one query over the last `window` (0: all) of the first `context` tokens.
+    fn attend(&self, sequence: usize, head: usize, query: &[f32], context: usize, window: usize) -> Vec<f64> {
+        let first = if window == 0 { 0 } else { context.saturating_sub(window) };
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
         let scale = (self.head_dim as f64).sqrt().recip();
         let scores: Vec<f64> =
-            (0..context).map(|token| dot(query, self.row(sequence, 0, head, token)) * scale).collect();
+            (first..context).map(|token| dot(query, self.row(sequence, 0, head, token)) * scale).collect();
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let (mut out, mut sum) = (vec![0.0; self.head_dim], 0.0);
-        for (token, score) in scores.iter().enumerate() {
+        for (token, score) in (first..).zip(&scores) {
             let weight = (score - most).exp();
             sum += weight;
             out.iter_mut()
@@ -83,6 +84,9 @@ impl Paged {
 fn scale_log2(gpu: &Gpu) -> Arg {
     Arg::Float(std::f32::consts::LOG2_E / (gpu.head_dim as f32).sqrt())
 }
+
+/// Sliding windows: none, within a block, a block, and several blocks and a part.
+const WINDOWS: [usize; 5] = [0, 1, 23, 64, 300];
 
 pub fn check_decode(gpu: &mut Gpu) {
     let cases: &[(&[usize], usize, usize)] = if gpu.small {
@@ -100,12 +104,14 @@ pub fn check_decode(gpu: &mut Gpu) {
     };
     for &(lens, heads, kv_heads) in cases {
         for ctas in [gpu.device.multiprocessors, gpu.device.multiprocessors * 2] {
-            decode(gpu, lens, heads, kv_heads, ctas);
+            for window in WINDOWS {
+                decode(gpu, lens, heads, kv_heads, ctas, window);
+            }
         }
     }
 }
 
-fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u32) {
+fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u32, window: usize) {
     let (d, rows) = (gpu.head_dim, lens.len());
     let module = gpu.module(compile::ATTENTION_DECODE);
     let kernel = Kernel::new(&module, "decode_attention", decode_attention_bytes(d as u32)).unwrap();
@@ -119,7 +125,12 @@ fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u3
     let (ends, counters) = (gpu.poisoned::<u32>(rows), gpu.zeroed::<u32>(rows * kv_heads));
     let partials = gpu.poisoned::<f32>(ctas as usize * 2 * 8 * (d + 4));
     let out = gpu.poisoned::<u16>(rows * heads * d);
-    gpu.run(&plan, (1, 1), 1024, &[address(&ends), address(&contexts), int(rows), int(kv_heads)]);
+    gpu.run(
+        &plan,
+        (1, 1),
+        1024,
+        &[address(&ends), address(&contexts), int(rows), int(kv_heads), int(window)],
+    );
     let args = [
         address(&out),
         address(&qkv),
@@ -136,6 +147,7 @@ fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u3
         int(width),
         int(paged.stride),
         scale_log2(gpu),
+        int(window),
     ];
     let pairs: Vec<(usize, usize)> = (0..rows)
         .flat_map(|row| (0..heads).map(move |head| (row, head)))
@@ -145,7 +157,7 @@ fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u3
         .par_iter()
         .flat_map_iter(|&(row, head)| {
             let query = &qkv_host[q_rows[row] as usize * width + head * d..][..d];
-            paged.attend(row, head / (heads / kv_heads), query, lens[row])
+            paged.attend(row, head / (heads / kv_heads), query, lens[row], window)
         })
         .collect();
     // Twice: a replayed graph finds the counters as the launch before left them.
@@ -159,7 +171,7 @@ fn decode(gpu: &mut Gpu, lens: &[usize], heads: usize, kv_heads: usize, ctas: u3
             .collect();
         let most = lens.iter().max().unwrap();
         let what = format!(
-            "decode attention, {rows} contexts up to {most}, heads {heads}/{kv_heads}, {ctas} CTAs{time}"
+            "decode attention, {rows} contexts up to {most}, heads {heads}/{kv_heads}, {ctas} CTAs, window {window}{time}"
         );
         gpu.expect(&what, &got, &want, gpu.bound());
     }
@@ -180,11 +192,13 @@ pub fn check_prefill(gpu: &mut Gpu) {
         ]
     };
     for &(rows, heads, kv_heads) in cases {
-        prefill(gpu, rows, heads, kv_heads);
+        for window in WINDOWS {
+            prefill(gpu, rows, heads, kv_heads, window);
+        }
     }
 }
 
-fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize) {
+fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize, window: usize) {
     let d = gpu.head_dim;
     let lens: Vec<usize> = rows.iter().map(|(cached, new)| cached + new).collect();
     let paged = Paged::new(gpu, &lens, kv_heads, true);
@@ -204,7 +218,7 @@ fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize
             let (paged, qkv_host) = (&paged, &qkv_host);
             (0..heads).flat_map(move |head| {
                 let query = &qkv_host[token * width + head * d..][..d];
-                paged.attend(row, head / (heads / kv_heads), query, context)
+                paged.attend(row, head / (heads / kv_heads), query, context, window)
             })
         })
         .collect();
@@ -213,8 +227,11 @@ fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize
     let row_lens = gpu.upload(&rows.iter().map(|row| row.1 as u32).collect::<Vec<_>>());
     let tables = gpu.upload(&paged.tables);
     let out = gpu.poisoned::<u16>(total * heads * d);
-    let what =
-        |name: &str| format!("prefill attention ({name}), (cached, new) {rows:?}, heads {heads}/{kv_heads}");
+    let what = |name: &str| {
+        format!(
+            "prefill attention ({name}), (cached, new) {rows:?}, heads {heads}/{kv_heads}, window {window}"
+        )
+    };
 
     let module = gpu.module(compile::ATTENTION_PREFILL);
     let kernel = Kernel::new(&module, "prefill_attention", (4 * 64 * d * 2) as u32).unwrap();
@@ -230,6 +247,7 @@ fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize
         int(width),
         int(paged.stride),
         scale_log2(gpu),
+        int(window),
     ];
     gpu.run(&kernel, (count, heads as u32), 256, &args);
     let got = gpu.download_stored(&out);
@@ -259,6 +277,7 @@ fn prefill(gpu: &mut Gpu, rows: &[(usize, usize)], heads: usize, kv_heads: usize
         int(0),
         int(paged.stride),
         scale_log2(gpu),
+        int(window),
     ];
     gpu.run(&kernel, (heads as u32, count), 384, &args);
     let got = gpu.download_stored(&out);

@@ -2,12 +2,16 @@
 //! without a wait between them and replayed as a graph: the logits must be those of the general form, which has no such
 //! launches, and the same in every run.
 
+use std::path::Path;
+
 use disagg_worker::cuda::backend::BLOCK_SIZE;
 use disagg_worker::cuda::device::{Buffer, Device};
+use disagg_worker::cuda::format::Format;
 use disagg_worker::cuda::forward::{Capacity, DecodeForm, Model};
 use disagg_worker::cuda::step::Step;
-use disagg_worker::cuda::weights::{Origin, Weights};
-use disagg_worker::model::{DummyWeights, Family, ModelConfig, RopeScaling, WeightFormat};
+use disagg_worker::cuda::weights::{Origin, load_weights};
+use disagg_worker::model::{DummyWeights, ModelSpec};
+use serde_json::json;
 
 use crate::support::Gpu;
 
@@ -17,27 +21,23 @@ const ROWS_MAX: u32 = 64;
 /// Runs of a recorded step.
 const REPLAYS: usize = 3;
 
-fn config(gpu: &Gpu, family: Family) -> ModelConfig {
-    ModelConfig {
-        family,
-        vocab_size: 320,
-        hidden_size: if gpu.small { 256 } else { 1024 },
-        intermediate_size: if gpu.small { 392 } else { 2816 },
-        num_layers: if gpu.small { 2 } else { 4 },
-        num_heads: 4,
-        num_kv_heads: 2,
-        head_dim: gpu.head_dim,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: false,
-        qkv_bias: family == Family::Qwen2,
-        attention_output_bias: false,
-        mlp_bias: false,
-        qk_norm: family == Family::Qwen3,
-        max_model_len: ROW_BLOCKS * BLOCK_SIZE,
-        weight_format: WeightFormat::Bf16,
-    }
+// Llama, Qwen2 with its biases, Qwen3 with its head norms, and Mistral with a window shorter than most contexts.
+const LLAMA: &str = "LlamaForCausalLM";
+const QWEN2: &str = "Qwen2ForCausalLM";
+const QWEN3: &str = "Qwen3ForCausalLM";
+const MISTRAL: &str = "MistralForCausalLM";
+
+fn spec(gpu: &Gpu, architecture: &str) -> ModelSpec {
+    let dtype = if gpu.target.format == Format::F16 { "float16" } else { "bfloat16" };
+    let config = json!({
+        "architectures": [architecture], "vocab_size": 320,
+        "hidden_size": if gpu.small { 256 } else { 1024 },
+        "intermediate_size": if gpu.small { 392 } else { 2816 },
+        "num_hidden_layers": if gpu.small { 2 } else { 4 },
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": gpu.head_dim, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": ROW_BLOCKS * BLOCK_SIZE, "sliding_window": 70, "torch_dtype": dtype,
+    });
+    ModelSpec::parse(Path::new("config.json"), config.to_string().as_bytes()).unwrap()
 }
 
 pub fn check(gpu: &mut Gpu) {
@@ -45,10 +45,10 @@ pub fn check(gpu: &mut Gpu) {
         println!("not run: the decode chain is written for compute capability 9.0");
         return;
     }
-    let (families, rows): (&[Family], &[u32]) = if gpu.small {
-        (&[Family::Qwen2, Family::Qwen3], &[1, 20])
+    let (families, rows): (&[&str], &[u32]) = if gpu.small {
+        (&[QWEN2, QWEN3, MISTRAL], &[1, 20])
     } else {
-        (&[Family::Llama, Family::Qwen2, Family::Qwen3], &[1, 9, 20, ROWS_MAX])
+        (&[LLAMA, QWEN2, QWEN3, MISTRAL], &[1, 9, 20, ROWS_MAX])
     };
     for &family in families {
         let mut model = model(gpu, family);
@@ -60,7 +60,7 @@ pub fn check(gpu: &mut Gpu) {
             let forms = [[false; 4], [true, false, true, false], [false, true, false, true]];
             for form in forms.map(DecodeForm::Chain) {
                 let (got, same) = run(gpu, &mut model, &step, form, REPLAYS);
-                let what = format!("chain of {family:?}, {rows} rows, products {}", form.as_word());
+                let what = format!("chain of {family}, {rows} rows, products {}", form.as_word());
                 // Both forms round, each at other places.
                 gpu.expect(&what, &got, &want, 4.0 * gpu.bound());
                 gpu.expect_true(&format!("{what}: {REPLAYS} replays give the same bits"), same);
@@ -84,22 +84,19 @@ fn run(gpu: &Gpu, model: &mut Model, step: &Step, form: DecodeForm, replays: usi
     (first, same)
 }
 
-fn model(gpu: &mut Gpu, family: Family) -> Model {
-    let mut config = config(gpu, family);
-    if gpu.target.format == disagg_worker::cuda::format::Format::F16 {
-        config.weight_format = WeightFormat::F16;
-    }
+fn model(gpu: &mut Gpu, architecture: &str) -> Model {
+    let spec = spec(gpu, architecture);
     let device = Device::open(0).unwrap();
     let origin = Origin::Dummy(DummyWeights::new(5).with_standard_deviation(0.05));
-    let weights = Weights::load(&device, &config, &gpu.target, origin).unwrap();
+    let weights = load_weights(&device, &spec, &gpu.target, origin).unwrap();
     let capacity = Capacity {
         tokens: ROWS_MAX,
         sequences: ROWS_MAX,
         draws: ROWS_MAX,
-        model_len: config.max_model_len,
+        model_len: spec.max_model_len,
         blocks: ROWS_MAX * ROW_BLOCKS,
     };
-    let model = Model::new(device, config, weights, &gpu.target, capacity).unwrap();
+    let model = Model::new(device, spec, weights, &gpu.target, capacity).unwrap();
     let kv = gpu.random.stored(model.pool.len());
     model.device.synchronize().unwrap();
     gpu.write_stored(&model.pool, &kv);
@@ -117,7 +114,7 @@ fn decode(gpu: &mut Gpu, model: &Model, rows: u32) -> (Step, Buffer<u32>) {
         let slot = table(row as u32)[(at / BLOCK_SIZE) as usize] * BLOCK_SIZE + at % BLOCK_SIZE;
         if at.is_multiple_of(BLOCK_SIZE) { slot | 1 << 31 } else { slot }
     };
-    let vocab = model.config.vocab_size;
+    let vocab = model.spec.vocab_size;
     let sections: Vec<Vec<u32>> = vec![
         (0..rows).map(|_| gpu.random.below(vocab) as u32).collect(),
         contexts.iter().map(|context| context - 1).collect(),
@@ -169,6 +166,6 @@ fn poison(gpu: &Gpu, model: &Model) {
 fn logits(gpu: &Gpu, model: &Model, rows: u32) -> Vec<f32> {
     model.device.synchronize().unwrap();
     let mut logits = gpu.download(model.logits());
-    logits.truncate(rows as usize * model.config.vocab_size);
+    logits.truncate(rows as usize * model.spec.vocab_size);
     logits
 }

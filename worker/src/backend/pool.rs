@@ -30,6 +30,13 @@ impl<'a> Rows<'a> {
     pub(super) fn row(&self, index: usize) -> &'a [f32] {
         &self.data[index * self.stride..][..self.width]
     }
+
+    /// The rows from `first` on.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(super) fn from_row(self, first: usize) -> Self {
+        Self { data: &self.data[first * self.stride..], count: self.count - first, ..self }
+    }
 }
 
 /// Keys and values as f32, with a lock for every (layer, block), so that network threads land KV in reserved blocks

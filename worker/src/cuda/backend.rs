@@ -32,9 +32,9 @@ use super::lists::{RawRow, Wanted};
 use super::memory::DevicePool;
 use super::staging::{Pinned, Staging};
 use super::step::Step;
-use super::weights::{Origin, Weights};
+use super::weights::{Origin, load_weights};
 use super::{CudaError, Doing};
-use crate::model::{ModelConfig, WeightFormat};
+use crate::model::{ModelSpec, WeightFormat};
 
 const NAME: &str = "cuda";
 /// Steps that may be under way.
@@ -122,24 +122,24 @@ struct UnderWay {
 
 impl CudaBackend {
     /// Opens the GPU, brings the weights there, sizes the KV pool, times algorithms and records graphs.
-    pub fn new(config: ModelConfig, origin: Origin<'_>, options: CudaOptions) -> Result<Self, CudaError> {
+    pub fn new(spec: ModelSpec, origin: Origin<'_>, options: CudaOptions) -> Result<Self, CudaError> {
         let device = Device::open(options.ordinal)?;
-        check_model(&config, options.max_num_seqs)?;
+        check_model(&spec, options.max_num_seqs)?;
         // A pool of a size that was asked for is bounded by nothing but what is free.
         let share = options.num_blocks.is_none().then_some(options.gpu_memory_utilization);
-        check_weights(&device, &config, share)?;
+        check_weights(&device, &spec, share)?;
         let target = Target {
             capability: device.capability,
-            head_dim: config.head_dim as u32,
+            head_dim: spec.head_dim as u32,
             block_size: BLOCK_SIZE,
-            format: Format::of(&config),
+            format: Format::of(&spec),
         };
         compile_ahead(&target);
-        if config.weight_format == WeightFormat::F32 {
+        if spec.weight_format == WeightFormat::F32 {
             tracing::info!("config.json names no format of 16 bits: weights are rounded to bf16");
         }
-        let weights = Weights::load(&device, &config, &target, origin)?;
-        let layout = Self::layout_of(&config);
+        let weights = load_weights(&device, &spec, &target, origin)?;
+        let layout = Self::layout_of(&spec);
         let sequences = options.max_num_seqs;
         let mut capacity = Capacity {
             tokens: options.max_num_batched_tokens.max(sequences),
@@ -150,9 +150,9 @@ impl CudaBackend {
         };
         capacity.blocks = match options.num_blocks {
             Some(blocks) => blocks,
-            None => fitting_blocks(&device, &config, &layout, capacity, options.gpu_memory_utilization)?,
+            None => fitting_blocks(&device, &spec, &layout, capacity, options.gpu_memory_utilization)?,
         };
-        let mut model = Model::new(device, config, weights, &target, capacity)?;
+        let mut model = Model::new(device, spec, weights, &target, capacity)?;
         let memory = DevicePool::new(&model.device, &target, model.pool.clone(), layout, capacity.blocks)?;
         let table_stride = layout.blocks_for(options.max_model_len);
         let words = input_words(capacity, table_stride);
@@ -205,8 +205,8 @@ impl CudaBackend {
     }
 
     /// Shape of the KV pool that this backend makes for a model.
-    pub fn layout_of(config: &ModelConfig) -> KvLayout {
-        config.kv_layout(BLOCK_SIZE, Format::of(config).kv())
+    pub fn layout_of(spec: &ModelSpec) -> KvLayout {
+        spec.kv_layout(BLOCK_SIZE, Format::of(spec).kv())
     }
 
     /// Name of the GPU, for status.
@@ -304,7 +304,7 @@ impl CudaBackend {
     fn take(&self, step: &UnderWay) -> StepTokens {
         let slot = &self.slots[step.slot];
         let (tokens, logprobs) = (slot.tokens.as_slice(), slot.logprobs.as_slice());
-        let vocab = self.model.config.vocab_size as u32;
+        let vocab = self.model.spec.vocab_size as u32;
         let take = |(index, wanted): (usize, &Wanted)| {
             wanted
                 .draws

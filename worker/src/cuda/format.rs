@@ -5,7 +5,7 @@ use cudarc::driver::sys::CUtensorMapDataType;
 use disagg_engine::KvDtype;
 use half::{bf16, f16};
 
-use crate::model::{ModelConfig, WeightFormat};
+use crate::model::{ModelSpec, WeightFormat};
 
 /// Bits of one stored number.
 pub type Bits = u16;
@@ -21,8 +21,8 @@ pub enum Format {
 
 impl Format {
     /// f16 for models that are published so, bf16 for others: weights in f32 are rounded to it.
-    pub fn of(config: &ModelConfig) -> Self {
-        match config.weight_format {
+    pub fn of(spec: &ModelSpec) -> Self {
+        match spec.weight_format {
             WeightFormat::F16 => Self::F16,
             WeightFormat::Bf16 | WeightFormat::F32 => Self::Bf16,
         }

@@ -7,16 +7,20 @@ use super::backend::{ADJUSTS_MAX, BLOCK_SIZE};
 use super::device::Device;
 use super::forward::{Capacity, DECODE_ROWS_MAX, TILE};
 use super::lists::Draw;
-use crate::model::ModelConfig;
+use crate::model::{MlpSpec, ModelSpec, Slot};
 
 /// Elements of a row that the norm kernel keeps in registers: 1024 threads of 4 pieces of 8.
 const HIDDEN_MAX: usize = 32_768;
 
+/// Why a model with experts is refused.
+pub(super) const NO_EXPERTS: &str =
+    "layers with experts (mixture of experts) are not supported on CUDA yet; use --device cpu";
+
 /// Refuses what the kernels cannot compute.
-pub(super) fn check_model(config: &ModelConfig, sequences: u32) -> Result<(), CudaError> {
+pub(super) fn check_model(spec: &ModelSpec, sequences: u32) -> Result<(), CudaError> {
     let refuse =
         |cause: String| Err(CudaError { doing: "checking the model against the GPU".to_owned(), cause });
-    check_config(config)?;
+    check_config(spec)?;
     if sequences > DECODE_ROWS_MAX {
         return refuse(format!(
             "--max-num-seqs is {sequences}; up to {DECODE_ROWS_MAX} is possible on a GPU"
@@ -26,28 +30,31 @@ pub(super) fn check_model(config: &ModelConfig, sequences: u32) -> Result<(), Cu
 }
 
 /// Refuses models of a shape that the kernels do not take, on any GPU.
-pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
+pub fn check_config(spec: &ModelSpec) -> Result<(), CudaError> {
     let refuse =
         |cause: String| Err(CudaError { doing: "checking the model against the GPU".to_owned(), cause });
-    if ![64, 128].contains(&config.head_dim) {
-        return refuse(format!("head_dim is {}; the CUDA kernels take 64 and 128", config.head_dim));
+    if spec.layers.iter().any(|layer| matches!(layer.mlp, MlpSpec::Experts(_))) {
+        return refuse(NO_EXPERTS.to_owned());
     }
-    let group = config.num_heads / config.num_kv_heads;
+    if ![64, 128].contains(&spec.head_dim) {
+        return refuse(format!("head_dim is {}; the CUDA kernels take 64 and 128", spec.head_dim));
+    }
+    let group = spec.num_heads / spec.num_kv_heads;
     if group > 8 {
         return refuse(format!("{group} query heads share a KV head; the CUDA kernels take up to 8"));
     }
-    if [config.hidden_size, config.intermediate_size, config.vocab_size].iter().any(|size| size % 8 != 0) {
+    if [spec.hidden_size, spec.mlp_width(), spec.vocab_size].iter().any(|size| size % 8 != 0) {
         return refuse("hidden_size, intermediate_size and vocab_size must be multiples of 8".to_owned());
     }
-    if config.attention_output_bias || config.mlp_bias {
+    if [Slot::AttentionOutput, Slot::GateUp, Slot::Down].into_iter().any(|slot| spec.has_bias(slot)) {
         return refuse(
             "biases on the attention output or in the MLP are not supported on CUDA yet".to_owned(),
         );
     }
-    if config.hidden_size > HIDDEN_MAX {
+    if spec.hidden_size > HIDDEN_MAX {
         return refuse(format!(
             "hidden_size is {}; the CUDA kernels take up to {HIDDEN_MAX}",
-            config.hidden_size
+            spec.hidden_size
         ));
     }
     Ok(())
@@ -57,35 +64,33 @@ pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
 /// this process, if one does.
 pub(super) fn check_weights(
     device: &Device,
-    config: &ModelConfig,
+    spec: &ModelSpec,
     utilization: Option<f64>,
 ) -> Result<(), CudaError> {
-    device.memory()?.check_weights(weights_bytes(config), utilization).map_err(|why| CudaError {
+    device.memory()?.check_weights(weights_bytes(spec), utilization).map_err(|why| CudaError {
         doing: "checking the model against the GPU".to_owned(),
         cause: why.to_string(),
     })
 }
 
 /// Two bytes a number in either format.
-fn weights_bytes(config: &ModelConfig) -> u64 {
-    2 * config.parameters()
+fn weights_bytes(spec: &ModelSpec) -> u64 {
+    2 * spec.parameters()
 }
 
 /// KV blocks that fit beside everything else.
 pub(super) fn fitting_blocks(
     device: &Device,
-    config: &ModelConfig,
+    spec: &ModelSpec,
     layout: &KvLayout,
     capacity: Capacity,
     utilization: f64,
 ) -> Result<u32, CudaError> {
     let memory = device.memory()?;
     let tokens = u64::from(capacity.tokens);
-    let widths =
-        2 * config.hidden_size + 2 * config.q_size() + 2 * config.kv_size() + 3 * config.intermediate_size;
+    let widths = 2 * spec.hidden_size + 2 * spec.q_size() + 2 * spec.kv_size() + 3 * spec.mlp_width();
     let inputs = 4 * input_words(capacity, layout.blocks_for(capacity.model_len)) as u64;
-    let activations =
-        tokens * 2 * widths as u64 + u64::from(capacity.sequences) * 4 * config.vocab_size as u64;
+    let activations = tokens * 2 * widths as u64 + u64::from(capacity.sequences) * 4 * spec.vocab_size as u64;
     // What cublasLt, graphs and the driver take besides.
     let reserve = 1_u64 << 30;
     let rest = activations + inputs + reserve;
@@ -117,13 +122,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn experts_are_refused_by_name() {
+        let config = r#"{"architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 1024, "hidden_size": 256,
+            "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 128,
+            "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+            "max_position_embeddings": 8192}"#;
+        let spec = ModelSpec::parse(Path::new("config.json"), config.as_bytes()).expect("valid");
+        let refusal = check_config(&spec).expect_err("experts").to_string();
+        assert!(refusal.contains("mixture of experts") && refusal.contains("--device cpu"), "{refusal}");
+    }
+
+    #[test]
     fn weights_take_two_bytes_a_number() {
         // 80 layers of this shape are a model of 70 billion parameters.
         let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 8192,
             "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
             "max_position_embeddings": 8192}"#;
-        let config = ModelConfig::parse(Path::new("config.json"), config.as_bytes()).expect("valid");
-        let gib = weights_bytes(&config) as f64 / f64::from(1 << 30);
+        let spec = ModelSpec::parse(Path::new("config.json"), config.as_bytes()).expect("valid");
+        let gib = weights_bytes(&spec) as f64 / f64::from(1 << 30);
         assert_eq!(format!("{gib:.1}"), "131.4");
     }
 }

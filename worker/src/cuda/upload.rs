@@ -18,8 +18,7 @@ use super::format::Format;
 use super::staging::Pinned;
 use super::weights::unreadable;
 use super::{CudaError, Doing};
-use crate::model::WeightFormat;
-use crate::model::weights::TensorSource;
+use crate::model::{TensorSource, WeightFormat};
 
 /// Threads that read. One copies some 5 GB/s out of the page cache; the bus takes ten times that.
 const THREADS: usize = 12;

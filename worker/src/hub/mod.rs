@@ -31,9 +31,9 @@ pub use id::{BadHubModel, HubModel, ModelRef};
 pub use progress::Lines;
 use progress::Progress;
 
-use crate::model::config::{CONFIG_FILE, ModelConfig};
+use crate::model::config::CONFIG_FILE;
 use crate::model::weights::{INDEX_FILE, SINGLE_FILE, weight_files};
-use crate::model::{CARD_FILES, LoadFormat};
+use crate::model::{CARD_FILES, LoadFormat, ModelSpec};
 
 /// Files that are fetched at the same time: one connection to the hub's storage is slower than most networks.
 const CONCURRENT_FILES: usize = 4;
@@ -87,7 +87,7 @@ impl Download<'_> {
         let folder = self.cache.snapshot(&self.revision.commit);
         self.get(&[self.needed(CONFIG_FILE)?]).await?;
         let unsupported = |source| HubError::Model { model: self.model.clone(), source: Box::new(source) };
-        ModelConfig::read(&folder).map_err(unsupported)?;
+        ModelSpec::read(&folder).map_err(unsupported)?;
 
         let mut files: Vec<&RemoteFile> =
             CARD_FILES.iter().filter_map(|name| self.revision.files.get(*name)).collect();

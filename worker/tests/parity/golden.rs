@@ -1,13 +1,27 @@
 //! The reference's data.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use disagg_worker::model::{LoadFormat, LoadedModel, ModelSource, tiny};
+use disagg_worker::backend::candle::{Weights, load_weights};
+use disagg_worker::model::{ModelCard, ModelSource, ModelSpec, OpenModel, tiny};
 use serde::Deserialize;
 
 /// Folders in `tests/parity/data`.
-const CASES: [&str; 7] =
-    ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "llama-untied-head", "qwen2-no-window"];
+const CASES: [&str; 12] = [
+    "llama",
+    "llama3-rope",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "llama-untied-head",
+    "qwen2-no-window",
+    "mistral-window",
+    "qwen2-window",
+    "qwen3-window",
+    "qwen3-moe",
+    "qwen3-moe-unscaled",
+];
 
 /// What transformers computed; see `golden.py`.
 #[derive(Deserialize)]
@@ -31,8 +45,23 @@ pub(crate) struct GoldenPrompt {
 /// A model and the reference's results for it.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    pub(crate) model: LoadedModel,
+    pub(crate) model: Model,
     pub(crate) golden: Golden,
+}
+
+/// A model in main memory.
+pub(crate) struct Model {
+    pub(crate) spec: ModelSpec,
+    pub(crate) card: ModelCard,
+    pub(crate) weights: Arc<Weights>,
+}
+
+impl Model {
+    fn load(folder: &Path) -> Self {
+        let OpenModel { spec, card, weights } = OpenModel::open(&ModelSource::of(folder)).expect("a model");
+        let weights = load_weights(&spec, weights.tensors()).expect("weights");
+        Self { spec, card: card.finish().expect("hashed"), weights: Arc::new(weights) }
+    }
 }
 
 impl Case {
@@ -40,21 +69,14 @@ impl Case {
         let path = folder(name);
         let golden = std::fs::read(path.join("golden.json")).expect("golden.json");
         let golden = serde_json::from_slice(&golden).expect("as golden.py writes it");
-        let source = ModelSource { path, format: LoadFormat::Auto, seed: 0, served_model_name: None };
-        Self { name, model: LoadedModel::load(&source).expect("a model"), golden }
+        Self { name, model: Model::load(&path), golden }
     }
 
     /// The small model made on the spot, for which there is no reference.
     pub(crate) fn tiny(folder: &Path) -> Self {
         tiny::write(folder, 1).expect("written");
-        let source = ModelSource {
-            path: folder.to_owned(),
-            format: LoadFormat::Auto,
-            seed: 0,
-            served_model_name: None,
-        };
         let golden = Golden { margin: 0.0, distinct: 0, prompts: Vec::new() };
-        Self { name: "tiny", model: LoadedModel::load(&source).expect("a model"), golden }
+        Self { name: "tiny", model: Model::load(folder), golden }
     }
 
     pub(crate) fn all() -> Vec<Self> {

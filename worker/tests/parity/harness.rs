@@ -71,8 +71,8 @@ impl Worker {
     /// A worker with so many blocks.
     pub(crate) fn with_pool(case: &Case, ask: Ask, budget: u32, block_size: u32, num_blocks: u32) -> Self {
         let model = &case.model;
-        let layout = CandleBackend::layout_of(&model.config, block_size, KvDtype::F32);
-        let backend = CandleBackend::new(model.config.clone(), model.weights.clone(), layout, num_blocks)
+        let layout = CandleBackend::layout_of(&model.spec, block_size, KvDtype::F32);
+        let backend = CandleBackend::new(model.spec.clone(), model.weights.clone(), layout, num_blocks)
             .expect("a valid pool");
         assert_eq!(backend.num_blocks(), num_blocks);
         let config = EngineConfig {

@@ -47,7 +47,7 @@ fn assert_same_bits(case: &Case, outputs: &[Vec<SampledToken>], want: &[Vec<Samp
 #[test]
 fn golden_data_can_tell_right_from_wrong() {
     let cases = Case::all();
-    assert_eq!(cases.len(), 7);
+    assert_eq!(cases.len(), 12);
     for case in &cases {
         assert!(case.golden.margin >= 1e-3 && case.golden.distinct >= 16);
         for golden in &case.golden.prompts {
@@ -61,6 +61,24 @@ fn golden_data_can_tell_right_from_wrong() {
     }
     let lengths: Vec<usize> = cases[0].golden.prompts.iter().map(|golden| golden.prompt.len()).collect();
     assert_eq!((cases[0].name, lengths), ("llama", vec![1, 15, 16, 17, 64, 100, 511, 700]));
+}
+
+/// The longest prompts of these cases are many windows long, and a model whose layers all had or all lacked the window
+/// would give other logits.
+#[test]
+fn windows_are_where_the_configuration_says() {
+    for (name, windows) in [
+        ("mistral", vec![Some(1024); 2]),
+        ("mistral-window", vec![Some(50); 2]),
+        ("qwen2-no-window", vec![None; 2]),
+        ("qwen2-window", vec![None, Some(64), Some(64)]),
+        ("qwen3-window", vec![Some(33), None]),
+    ] {
+        let case = Case::load(name);
+        let found: Vec<_> = case.model.spec.layers.iter().map(|layer| layer.window).collect();
+        assert_eq!(found, windows, "{name}");
+        assert_eq!(case.model.spec.max_model_len, 2048, "{name}");
+    }
 }
 
 #[test]

@@ -142,3 +142,18 @@ fn qwen2_is_the_same_on_every_path() {
 fn qwen3_is_the_same_on_every_path() {
     check("qwen3");
 }
+
+#[test]
+fn a_window_in_every_layer_is_the_same_on_every_path() {
+    check("mistral-window");
+}
+
+#[test]
+fn a_window_in_some_layers_is_the_same_on_every_path() {
+    check("qwen2-window");
+}
+
+#[test]
+fn experts_are_the_same_on_every_path() {
+    check("qwen3-moe");
+}

@@ -252,7 +252,7 @@ async fn connections_whose_handoff_was_activated_may_still_end_well() {
 
 /// 16 layers, 128 KiB a token over all of them: numbers have 4 bytes here.
 fn large() -> SimBackend {
-    SimBackend::new(&shape::llama_8b(16), Speed::default(), 64, BLOCKS).unwrap()
+    SimBackend::new(&shape::llama_8b(16, &serde_json::json!({})), Speed::default(), 64, BLOCKS).unwrap()
 }
 
 /// 134 MB.

@@ -2,7 +2,9 @@
 //!
 //! A query meets the keys of its context block by block, in order, with a running maximum and sum (Milakov and
 //! Gimelshein, "Online normalizer calculation for softmax", 2018). What is summed in which order depends on the
-//! query's position and the block size alone: not on the chunk that the query came in, nor on the batch.
+//! query's position, the window and the block size alone: not on the chunk that the query came in, nor on the batch.
+
+use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 use disagg_core::BlockId;
@@ -28,6 +30,8 @@ pub(super) struct PagedAttention<'a> {
     /// KV heads; the number of query heads is a multiple.
     pub(super) kv_heads: usize,
     pub(super) block_size: usize,
+    /// Tokens that a query sees, its own included; `None`: all before it.
+    pub(super) window: Option<u32>,
 }
 
 impl CustomOp1 for PagedAttention<'_> {
@@ -50,6 +54,11 @@ impl CustomOp1 for PagedAttention<'_> {
 }
 
 impl PagedAttention<'_> {
+    /// The first position that a query sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window as usize))
+    }
+
     /// One task for every KV head of every few tokens of a sequence.
     fn tasks<'t>(&'t self, queries: Rows<'t>, out: &'t mut [f32]) -> Vec<Task<'t>> {
         let group_width = queries.width / self.kv_heads;
@@ -110,8 +119,9 @@ impl Kernel for Task<'_> {
         let mut scores = vec![0.0; queries.count * padded];
         let mut softmax = vec![Softmax::new(); queries.count];
         let last = self.positions.iter().copied().max().unwrap_or(0);
+        let first = self.attention.first_seen(self.positions.iter().copied().min().unwrap_or(0));
 
-        for block in 0..=last / block_size {
+        for block in first / block_size..=last / block_size {
             let guard = pool.block(layer, self.table[block]);
             let head = |half: usize| {
                 let elements = block_size * head_dim;
@@ -127,15 +137,16 @@ impl Kernel for Task<'_> {
             });
             for (token, (&position, out)) in self.positions.iter().zip(&mut self.out).enumerate() {
                 // Keys of this block that the token sees.
-                let seen = block_size.min((position + 1).saturating_sub(block * block_size));
-                if seen == 0 {
+                let start = self.attention.first_seen(position).saturating_sub(block * block_size);
+                let end = block_size.min((position + 1).saturating_sub(block * block_size));
+                if start >= end {
                     continue;
                 }
                 for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
                     let query = token * group + head;
                     let scores = &mut scores[query * padded..][..padded];
-                    softmax[query].add_block::<V>(scores, seen, out);
-                    add_scaled_rows::<V>(out, &scores[..seen], values);
+                    softmax[query].add_block::<V>(scores, start..end, out);
+                    add_scaled_rows::<V>(out, &scores[start..end], values.from_row(start));
                 }
             }
         }
@@ -164,17 +175,18 @@ impl Softmax {
         Self { max: f32::NEG_INFINITY, sums: [0.0; LANES] }
     }
 
-    /// Turns the first `seen` scores of a block into weights, the others into zeros, and scales `out` and the sum
+    /// Turns the scores of a block that are `seen` into weights, the others into zeros, and scales `out` and the sum
     /// down to the new maximum. `scores` is a multiple of [`LANES`].
     #[inline(always)]
-    fn add_block<V: Lanes>(&mut self, scores: &mut [f32], seen: usize, out: &mut [f32]) {
-        let max = scores[..seen].iter().fold(self.max, |max, &score| max.max(score));
+    fn add_block<V: Lanes>(&mut self, scores: &mut [f32], seen: Range<usize>, out: &mut [f32]) {
+        let max = scores[seen.clone()].iter().fold(self.max, |max, &score| max.max(score));
         let shrink = if self.max == f32::NEG_INFINITY { 0.0 } else { exp(self.max - max) };
         self.max = max;
         for score in scores.iter_mut() {
             *score = exp(*score - max);
         }
-        scores[seen..].fill(0.0);
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
         for value in out {
             *value *= shrink;
         }

@@ -1,32 +1,37 @@
 //! The decoder: one pass over a flat batch.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 use disagg_engine::{Batch, KvTransport};
 
 use super::attention::PagedAttention;
+use super::experts;
 use super::linear::{linear, multiply};
-use super::rows::{RmsNorm, Rotary, RotaryTable, SiluMul, rotary_frequencies};
+use super::rows::{RmsNorm, Rotary, RotaryTable, SiluMul};
 use super::simd::Isa;
 use super::tensors::with_rows;
+use super::weights::{Cpu, Weights};
 use crate::backend::pool::PagedPool;
-use crate::model::weights::LayerWeights;
-use crate::model::{ModelConfig, Weights};
+use crate::model::ModelSpec;
+use crate::model::load::{Dense, Layer, Mlp};
 
-/// Llama, Mistral, Qwen2 or Qwen3.
+/// A model of any family.
 pub(super) struct Decoder {
-    config: ModelConfig,
-    weights: Weights,
+    spec: ModelSpec,
+    weights: Arc<Weights>,
     frequencies: Vec<f32>,
     isa: Isa,
 }
 
 impl Decoder {
-    pub(super) fn new(config: ModelConfig, weights: Weights, isa: Isa) -> Self {
-        Self { frequencies: rotary_frequencies(&config), config, weights, isa }
+    pub(super) fn new(spec: ModelSpec, weights: Arc<Weights>, isa: Isa) -> Self {
+        let frequencies = spec.rope.frequencies(spec.head_dim).into_iter().map(|f| f as f32).collect();
+        Self { spec, weights, frequencies, isa }
     }
 
-    pub(super) fn config(&self) -> &ModelConfig {
-        &self.config
+    pub(super) fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
     /// Computes the batch (`input_ids` are its tokens), stores its keys and values in the pool, and gives the logits
@@ -52,32 +57,44 @@ impl Decoder {
                 pool,
                 layer: index,
                 batch,
-                head_dim: self.config.head_dim,
-                kv_heads: self.config.num_kv_heads,
+                head_dim: self.spec.head_dim,
+                kv_heads: self.spec.num_kv_heads,
                 block_size: pool.block_size(),
+                window: self.spec.layers[index as usize].window,
             };
             let attended = queries.apply_op1_no_bwd(&attention)?;
             hidden = (hidden + linear(self.isa, &attended, &layer.attention_output)?)?;
 
             let normed = self.norm(&hidden, &layer.mlp_norm)?;
-            let gate_up = linear(self.isa, &normed, &layer.gate_up)?;
-            let activated = gate_up.apply_op1_no_bwd(&SiluMul { isa: self.isa })?;
-            hidden = (hidden + linear(self.isa, &activated, &layer.down)?)?;
+            let out = match &layer.mlp {
+                Mlp::Dense(mlp) => self.mlp(mlp, &normed)?,
+                Mlp::Experts(experts) => {
+                    let scores = linear(self.isa, &normed, &experts.router)?;
+                    experts::apply(experts, &normed, &scores, |mlp, rows| self.mlp(mlp, rows))?
+                }
+            };
+            hidden = (hidden + out)?;
         }
         self.logits(batch, &hidden)
+    }
+
+    fn mlp(&self, mlp: &Dense<Cpu>, normed: &Tensor) -> Result<Tensor> {
+        let gate_up = linear(self.isa, normed, &mlp.gate_up)?;
+        let activated = gate_up.apply_op1_no_bwd(&SiluMul { isa: self.isa })?;
+        linear(self.isa, &activated, &mlp.down)
     }
 
     /// Queries, keys and values of a layer; keys and values go to the pool.
     fn project(
         &self,
-        layer: &LayerWeights,
+        layer: &Layer<Cpu>,
         normed: &Tensor,
         table: &RotaryTable,
         index: u32,
         batch: &Batch<'_>,
         pool: &PagedPool,
     ) -> Result<Tensor> {
-        let (q_size, kv_size) = (self.config.q_size(), self.config.kv_size());
+        let (q_size, kv_size) = (self.spec.q_size(), self.spec.kv_size());
         let qkv = linear(self.isa, normed, &layer.qkv)?;
         let part = |start, size, norm: &Option<Tensor>| -> Result<Tensor> {
             let part = qkv.narrow(1, start, size)?;
@@ -102,18 +119,18 @@ impl Decoder {
         let last: Vec<u32> =
             batch.samples.iter().map(|sample| batch.cu_seqlens[sample.row as usize + 1] - 1).collect();
         let hidden = hidden.index_select(&Tensor::new(last, &Device::Cpu)?, 0)?;
-        let hidden = self.norm(&hidden, &self.weights.final_norm)?;
-        multiply(self.isa, &hidden, &self.weights.lm_head).map(Some)
+        let hidden = self.norm(&hidden, &self.weights.norm)?;
+        multiply(self.isa, &hidden, &self.weights.head).map(Some)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        x.apply_op2_no_bwd(weight, &RmsNorm { isa: self.isa, eps: self.config.rms_norm_eps })
+        x.apply_op2_no_bwd(weight, &RmsNorm { isa: self.isa, eps: self.spec.rms_norm_eps })
     }
 
     /// `[tokens, heads * head_dim]`, each head by itself.
     fn norm_heads(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let shape = x.shape();
-        let heads = x.contiguous()?.reshape(((), self.config.head_dim))?;
+        let heads = x.contiguous()?.reshape(((), self.spec.head_dim))?;
         self.norm(&heads, weight)?.reshape(shape)
     }
 }

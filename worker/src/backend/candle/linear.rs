@@ -7,8 +7,8 @@ use super::matrix::{Matrix, Panels};
 use super::product::{CHUNK_ROWS, Part, Tiles, Weight};
 use super::simd::{Isa, Kernel, LANES, Lanes};
 use super::tensors::rows;
+use super::weights::Linear;
 use crate::backend::pool::Rows;
-use crate::model::weights::Linear;
 
 /// Multiply-adds that are worth a task of their own.
 const TASK_WORK: usize = 1 << 17;

@@ -6,6 +6,7 @@
 #![allow(clippy::inline_always, reason = "code is compiled for an instruction set only where it is inlined")]
 
 mod attention;
+mod experts;
 mod forward;
 mod kernels;
 mod linear;
@@ -16,6 +17,7 @@ mod simd;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,10 +27,11 @@ use disagg_engine::{Backend, BackendError, Batch, KvDtype, KvLayout, KvMemory, K
 
 use super::batch;
 use super::pool::PagedPool;
-use crate::model::{ModelConfig, Weights};
+use crate::model::ModelSpec;
 use forward::Decoder;
 pub use matrix::Matrix;
 use simd::Isa;
+pub use weights::{Cpu, Linear, Weights, load_weights};
 
 const NAME: &str = "candle-cpu";
 
@@ -47,8 +50,8 @@ impl CandleBackend {
     /// A backend with a KV pool of `num_blocks` blocks; `layout` is [`Self::layout_of`] this model.
     /// [`Self::block_bytes`] tells what a block costs.
     pub fn new(
-        config: ModelConfig,
-        weights: Weights,
+        spec: ModelSpec,
+        weights: Arc<Weights>,
         layout: KvLayout,
         num_blocks: u32,
     ) -> Result<Self, BackendError> {
@@ -62,13 +65,13 @@ impl CandleBackend {
         let isa = Isa::best();
         tracing::info!(isa = isa.as_str(), threads = rayon::current_num_threads(), num_blocks, "CPU backend");
         let pool = Arc::new(PagedPool::new(layout, num_blocks));
-        Ok(Self { decoder: Decoder::new(config, weights, isa), pool, done: VecDeque::new() })
+        Ok(Self { decoder: Decoder::new(spec, weights, isa), pool, done: VecDeque::new() })
     }
 
     /// Shape of the KV pool for a model, in blocks of `block_size` tokens. Keys and values are rounded to `dtype`, and go
     /// to other workers in it.
-    pub fn layout_of(config: &ModelConfig, block_size: u32, dtype: KvDtype) -> KvLayout {
-        config.kv_layout(block_size, dtype)
+    pub fn layout_of(spec: &ModelSpec, block_size: u32, dtype: KvDtype) -> KvLayout {
+        spec.kv_layout(block_size, dtype)
     }
 
     /// Bytes that a block of such a pool takes in main memory: four for each number, whatever it is rounded to.
@@ -95,7 +98,7 @@ impl Backend for CandleBackend {
     }
 
     fn launch(&mut self, batch: &Batch<'_>, transport: &mut dyn KvTransport) -> Result<(), BackendError> {
-        let vocab = self.decoder.config().vocab_size;
+        let vocab = self.decoder.spec().vocab_size;
         let input_ids =
             batch::checked(batch, &self.pool.layout(), self.pool.num_blocks(), vocab).map_err(error)?;
         // Within the pool of threads, so that each operation hands out its work without waking this thread between.

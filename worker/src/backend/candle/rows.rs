@@ -7,7 +7,6 @@ use super::kernels::{exp, sum_of_squares};
 use super::simd::{Isa, Kernel, Lanes};
 use super::tensors::rows;
 use crate::backend::pool::Rows;
-use crate::model::{ModelConfig, RopeScaling};
 
 /// Elements that are worth a task of their own.
 const TASK_ELEMENTS: usize = 1 << 14;
@@ -121,25 +120,6 @@ impl Kernel for SiluMulRow<'_> {
         for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
             *out = gate / (1.0 + exp(-gate)) * up;
         }
-    }
-}
-
-/// Rotary frequencies of a model, `[head_dim / 2]`, in radians per position.
-pub(super) fn rotary_frequencies(config: &ModelConfig) -> Vec<f32> {
-    let half = config.head_dim / 2;
-    let theta = f64::from(config.rope_theta);
-    let plain = (0..half).map(|i| theta.powf(-2.0 * i as f64 / config.head_dim as f64) as f32);
-    match config.rope_scaling {
-        RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => plain
-            .map(|frequency| {
-                // Turns that the pair makes within the original context.
-                let turns = original_max_position as f32 * frequency / std::f32::consts::TAU;
-                let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-                (1.0 - keep) * frequency / factor + keep * frequency
-            })
-            .collect(),
     }
 }
 

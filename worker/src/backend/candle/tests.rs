@@ -1,43 +1,33 @@
 //! Batch invariance of the whole decoder: equal bits however tokens are cut into steps.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use disagg_core::BlockId;
 use disagg_engine::{Backend, Batch, KvDtype, NoTransport, SampleRow, SamplingParams, TokenInput};
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::forward::Decoder;
 use super::simd::Isa;
-use super::{CandleBackend, error};
+use super::{CandleBackend, error, load_weights};
 use crate::backend::pool::PagedPool;
-use crate::model::weights::{DummyWeights, Weights};
-use crate::model::{Family, ModelConfig, RopeScaling, WeightFormat};
+use crate::model::{DummyWeights, ModelSpec};
 
-/// Sizes that are no multiples of the vectors' lanes, and everything that a family may have.
-fn config(head_dim: usize, num_kv_heads: usize) -> ModelConfig {
-    ModelConfig {
-        family: Family::Qwen3,
-        vocab_size: 40,
-        hidden_size: 24,
-        intermediate_size: 50,
-        num_layers: 2,
-        num_heads: 4,
-        num_kv_heads,
-        head_dim,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: true,
-        qkv_bias: true,
-        attention_output_bias: true,
-        mlp_bias: true,
-        qk_norm: true,
-        max_model_len: 512,
-        weight_format: WeightFormat::Bf16,
-    }
+/// Sizes that are no multiples of the vectors' lanes, and all that a family may have: norms of heads, biases, a window.
+fn spec(family: &str, head_dim: usize, num_kv_heads: usize, window: Option<u32>) -> ModelSpec {
+    let config = json!({
+        "architectures": [family], "vocab_size": 40, "hidden_size": 24, "intermediate_size": 50,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": num_kv_heads,
+        "head_dim": head_dim, "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "attention_bias": true,
+        "mlp_bias": true, "max_position_embeddings": 512, "sliding_window": window,
+    });
+    ModelSpec::parse(Path::new("config.json"), config.to_string().as_bytes()).expect("valid")
 }
 
-fn decoder(config: &ModelConfig, isa: Isa) -> Decoder {
+fn decoder(spec: &ModelSpec, isa: Isa) -> Decoder {
     let source = DummyWeights::new(5).with_standard_deviation(0.3);
-    Decoder::new(config.clone(), Weights::build(config, &source).expect("never fails"), isa)
+    Decoder::new(spec.clone(), Arc::new(load_weights(spec, &source).expect("never fails")), isa)
 }
 
 /// A sequence on its way through steps.
@@ -122,15 +112,17 @@ proptest! {
         all_tokens in prop::collection::vec(prop::collection::vec(0_u32..40, 1..90), 1..5),
         takes in prop::collection::vec(prop::collection::vec(0_usize..50, 4), 1..12),
         block_size in 1_u32..24,
+        family in prop::sample::select(vec!["LlamaForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"]),
+        window in 1_u32..60,
         head_dim in prop::sample::select(vec![6_usize, 16, 34, 80]),
         kv_heads in prop::sample::select(vec![1_usize, 2, 4]),
         dtype in prop::sample::select(vec![KvDtype::F32, KvDtype::Bf16, KvDtype::F16]),
         shuffle in any::<u32>(),
     ) {
-        let config = config(head_dim, kv_heads);
-        let layout = CandleBackend::layout_of(&config, block_size, dtype);
+        let spec = spec(family, head_dim, kv_heads, Some(window));
+        let layout = CandleBackend::layout_of(&spec, block_size, dtype);
         // Token by token, each sequence alone: `[sequence][position]`.
-        let best = decoder(&config, Isa::best());
+        let best = decoder(&spec, Isa::best());
         let want: Vec<Vec<Vec<u32>>> = all_tokens.iter().map(|tokens| {
             let (mut alone, blocks) = sequences(std::slice::from_ref(tokens), block_size as usize, 0);
             let pool = PagedPool::new(layout, blocks);
@@ -138,7 +130,7 @@ proptest! {
         }).collect();
 
         for isa in Isa::available() {
-            let decoder = decoder(&config, isa);
+            let decoder = decoder(&spec, isa);
             let (mut together, blocks) = sequences(&all_tokens, block_size as usize, shuffle);
             let pool = PagedPool::new(layout, blocks);
             for take in takes.iter().cycle().take(2 * takes.len()).chain([&vec![90; 4]]) {
@@ -158,11 +150,11 @@ proptest! {
 
 #[test]
 fn batches_that_reach_outside_are_refused() {
-    let config = config(16, 2);
-    let weights = Weights::build(&config, &DummyWeights::new(1)).expect("never fails");
+    let spec = spec("Qwen3ForCausalLM", 16, 2, None);
+    let weights = Arc::new(load_weights(&spec, &DummyWeights::new(1)).expect("never fails"));
     let backend = |block_size, num_blocks| {
-        let layout = CandleBackend::layout_of(&config, block_size, KvDtype::F32);
-        CandleBackend::new(config.clone(), weights.clone(), layout, num_blocks)
+        let layout = CandleBackend::layout_of(&spec, block_size, KvDtype::F32);
+        CandleBackend::new(spec.clone(), weights.clone(), layout, num_blocks)
     };
     assert!(backend(0, 4).is_err());
     assert!(backend(16, 0).is_err());

@@ -26,7 +26,7 @@ use disagg_engine::{
 
 use super::batch;
 use super::pool::{PagedPool, Rows};
-use crate::model::ModelConfig;
+use crate::model::ModelSpec;
 use chain::{Block, Digest, embed, fill, mix};
 
 pub use speed::{BadSpeed, Speed};
@@ -67,7 +67,7 @@ struct BadKv {
 impl SimBackend {
     /// A pool of `num_blocks` blocks of `block_size` tokens, for a model of these shapes.
     pub fn new(
-        config: &ModelConfig,
+        spec: &ModelSpec,
         speed: Speed,
         block_size: u32,
         num_blocks: u32,
@@ -75,13 +75,13 @@ impl SimBackend {
         if num_blocks == 0 || num_blocks.checked_mul(block_size).is_none_or(|slots| slots == 0) {
             return Err(error(format!("{num_blocks} KV blocks of {block_size} tokens cannot be addressed")));
         }
-        let pool = Arc::new(PagedPool::new(Self::layout_of(config, block_size), num_blocks));
-        Ok(Self { speed, vocab: config.vocab_size, pool, done: VecDeque::new() })
+        let pool = Arc::new(PagedPool::new(Self::layout_of(spec, block_size), num_blocks));
+        Ok(Self { speed, vocab: spec.vocab_size, pool, done: VecDeque::new() })
     }
 
     /// Shape of the KV pool that this backend makes for a model.
-    pub fn layout_of(config: &ModelConfig, block_size: u32) -> KvLayout {
-        config.kv_layout(block_size, KvDtype::F32)
+    pub fn layout_of(spec: &ModelSpec, block_size: u32) -> KvLayout {
+        spec.kv_layout(block_size, KvDtype::F32)
     }
 
     /// What a layer's chain begins with.

@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use disagg_core::{BlockId, Epoch, HandoffId};
@@ -6,35 +7,21 @@ use disagg_engine::{
     Backend, Batch, KvPush, KvTransport, NoTransport, SampleRow, SampledToken, SamplingParams, TokenInput,
 };
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::{SimBackend, Speed};
-use crate::model::{Family, ModelConfig, RopeScaling, WeightFormat};
+use crate::model::ModelSpec;
 
 const BLOCK_SIZE: u32 = 4;
 const BLOCKS: u32 = 24;
 
 fn backend(speed: &str) -> SimBackend {
-    let config = ModelConfig {
-        family: Family::Llama,
-        vocab_size: 512,
-        hidden_size: 8,
-        intermediate_size: 8,
-        num_layers: 3,
-        num_heads: 2,
-        num_kv_heads: 2,
-        head_dim: 4,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: true,
-        qkv_bias: false,
-        attention_output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        max_model_len: 512,
-        weight_format: WeightFormat::Bf16,
-    };
-    SimBackend::new(&config, speed.parse::<Speed>().expect("a speed"), BLOCK_SIZE, BLOCKS).expect("a pool")
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 512, "hidden_size": 8, "intermediate_size": 8,
+        "num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 4, "max_position_embeddings": 512,
+    });
+    let spec = ModelSpec::parse(Path::new("config.json"), config.to_string().as_bytes()).expect("valid");
+    SimBackend::new(&spec, speed.parse::<Speed>().expect("a speed"), BLOCK_SIZE, BLOCKS).expect("a pool")
 }
 
 fn instant() -> SimBackend {

@@ -37,8 +37,7 @@ impl CudaBackend {
             table_stride: self.table_stride,
             ..Step::default()
         };
-        let (mut draws, mut raw, adjusts, wanted) =
-            sampling_lists(batch.samples, self.model.config.vocab_size);
+        let (mut draws, mut raw, adjusts, wanted) = sampling_lists(batch.samples, self.model.spec.vocab_size);
         draws.resize(padded as usize, Draw::default());
         raw.resize(padded as usize, RawRow { row: 0, top: RawRow::NOTHING });
         step.draw_list = staging.push_structs(&draws)?;
@@ -92,7 +91,7 @@ impl CudaBackend {
                 })
                 .collect::<Vec<_>>()
         };
-        let (draws, raw, adjusts, wanted) = sampling_lists(batch.samples, self.model.config.vocab_size);
+        let (draws, raw, adjusts, wanted) = sampling_lists(batch.samples, self.model.spec.vocab_size);
         let step = Step {
             tokens: ids.len() as u32,
             ids: staging.push(ids)?,

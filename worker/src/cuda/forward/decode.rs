@@ -7,9 +7,9 @@ use super::super::device::{Arg, Buffer, Device, Kernel, TensorMap};
 use super::super::format::Bits;
 use super::super::split::Split;
 use super::super::step::Step;
-use super::super::weights::{DecodeProduct, Layer, Linear, Weights};
+use super::super::weights::{DecodeProduct, Layer, Linear, Weights, dense};
 use super::{Activations, Model, PRODUCTS};
-use crate::model::ModelConfig;
+use crate::model::ModelSpec;
 
 /// Tokens that each width of the product takes, stages of its ring, and the kernel; see `matmul_decode.cu`.
 pub const PRODUCT_WIDTHS: [(u32, u32, &str); 4] = [
@@ -52,13 +52,14 @@ impl DecodeKernels {
     pub(super) fn load(
         device: &Device,
         target: &Target,
-        config: &ModelConfig,
+        spec: &ModelSpec,
         weights: &Weights,
         activations: &Activations,
     ) -> Result<Option<Self>, CudaError> {
         let layer = &weights.layers[0];
+        let mlp = dense(layer);
         let mut elements = 0;
-        for linear in [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down] {
+        for linear in [&layer.qkv, &layer.attention_output, &mlp.gate_up, &mlp.down] {
             let Some(product) = &linear.decode else { return Ok(None) };
             elements = elements.max(product.split.planes() * linear.outputs);
         }
@@ -80,9 +81,9 @@ impl DecodeKernels {
             widths.push(Width {
                 tokens,
                 kernel: Kernel::new(&products, name, ring_bytes(tokens, stages))?,
-                normed: map(&activations.normed, config.hidden_size)?,
-                attention: map(&activations.attention, config.q_size())?,
-                activated: map(&activations.activated, config.intermediate_size)?,
+                normed: map(&activations.normed, spec.hidden_size)?,
+                attention: map(&activations.attention, spec.q_size())?,
+                activated: map(&activations.activated, spec.mlp_width())?,
             });
         }
         let most = PRODUCT_WIDTHS[PRODUCT_WIDTHS.len() - 1].0;
@@ -155,8 +156,9 @@ impl Model {
             let computed = |at: usize, linear| Computed { linear, library: library[at] };
             let qkv = computed(0, &layer.qkv);
             let output = computed(1, &layer.attention_output);
-            let gate_up = computed(2, &layer.gate_up);
-            let down = computed(3, &layer.down);
+            let mlp = dense(layer);
+            let gate_up = computed(2, &mlp.gate_up);
+            let down = computed(3, &mlp.down);
             chain.norm(before, &layer.input_norm)?;
             chain.product(qkv, width.normed, a.normed.address())?;
             chain.rope_append(index, layer, qkv)?;
@@ -169,7 +171,7 @@ impl Model {
             before = Some(down);
             after_layer(&self.device, index as u32)?;
         }
-        chain.norm(before, &self.weights.final_norm)
+        chain.norm(before, &self.weights.norm)
     }
 }
 
@@ -201,21 +203,21 @@ impl Chain<'_> {
 
     /// After no product, the norm is the chain's first link: it waits for everything before it as usual.
     fn norm(&self, before: Option<Computed<'_>>, weight: &Buffer<Bits>) -> Result<(), CudaError> {
-        let (a, config) = (&self.model.activations, &self.model.config);
+        let (a, spec) = (&self.model.activations, &self.model.spec);
         let [k_blocks, units, ctas] = before.map_or([Arg::Int(1); 3], |product| product.args());
         let args = [
             Arg::Address(a.normed.address()),
             Arg::Address(a.residual.address()),
             if before.is_some() { self.parts() } else { Arg::Address(0) },
             Arg::Address(weight.address()),
-            Arg::Int(config.hidden_size as i32),
-            Arg::Float(config.rms_norm_eps),
+            Arg::Int(spec.hidden_size as i32),
+            Arg::Float(spec.rms_norm_eps),
             k_blocks,
             units,
             ctas,
         ];
         // A piece of 8 a thread where that is possible: there are few rows, and each waits for memory.
-        let block = (config.hidden_size as u32 / 8).next_multiple_of(32).clamp(128, 1024);
+        let block = (spec.hidden_size as u32 / 8).next_multiple_of(32).clamp(128, 1024);
         let (device, grid) = (&self.model.device, (self.step.tokens, 1));
         // SAFETY: see above.
         unsafe {
@@ -228,7 +230,7 @@ impl Chain<'_> {
 
     fn rope_append(&self, index: usize, layer: &Layer, qkv: Computed<'_>) -> Result<(), CudaError> {
         let (model, step) = (self.model, self.step);
-        let (heads, kv_heads) = (model.config.num_heads as i32, model.config.num_kv_heads as i32);
+        let (heads, kv_heads) = (model.spec.num_heads as i32, model.spec.num_kv_heads as i32);
         let items = step.tokens * (heads + 2 * kv_heads) as u32;
         let [k_blocks, units, ctas] = qkv.args();
         let args = [
@@ -244,7 +246,7 @@ impl Chain<'_> {
             Arg::Int(step.tokens as i32),
             Arg::Int(heads),
             Arg::Int(kv_heads),
-            Arg::Float(model.config.rms_norm_eps),
+            Arg::Float(model.spec.rms_norm_eps),
             k_blocks,
             units,
             ctas,
@@ -264,13 +266,14 @@ impl Chain<'_> {
 
     fn silu_mul(&self, gate_up: Computed<'_>) -> Result<(), CudaError> {
         let (model, tokens) = (self.model, self.step.tokens);
-        let pieces = tokens * model.config.intermediate_size as u32 / 8;
+        let width = gate_up.linear.outputs / 2;
+        let pieces = tokens * width / 8;
         let [k_blocks, units, ctas] = gate_up.args();
         let args = [
             Arg::Address(model.activations.activated.address()),
             self.parts(),
             Arg::Int(tokens as i32),
-            Arg::Int(model.config.intermediate_size as i32),
+            Arg::Int(width as i32),
             k_blocks,
             units,
             ctas,

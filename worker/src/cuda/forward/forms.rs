@@ -99,15 +99,15 @@ impl Model {
 
     /// What a timed form depends on beside GPU, driver and library: how our kernels are written, and what they multiply.
     fn form_key(&self, rows: u32) -> String {
-        let config = &self.config;
+        let spec = &self.spec;
         format!(
             "{rows} {:x} {} {} {} {} {}",
             compile::sources_hash(),
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim
+            spec.hidden_size,
+            spec.mlp_width(),
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim
         )
     }
 
@@ -199,7 +199,7 @@ impl Model {
         let mut words = vec![0; rows_at(6)];
         for row in 0..rows {
             let mut put = |section: u32, value: u32| words[rows_at(section) + row as usize] = value;
-            put(0, row * IDS % self.config.vocab_size as u32);
+            put(0, row * IDS % self.spec.vocab_size as u32);
             put(1, 0);
             put(2, u32::MAX);
             put(3, row);

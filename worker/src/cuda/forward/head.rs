@@ -16,8 +16,8 @@ impl Model {
             return Ok(());
         }
         let shape = self.head_shape(step.samples);
-        let Self { device, blas, config, weights, kernels, activations: a, .. } = self;
-        let head = weights.lm_head.as_ref().unwrap_or(&weights.embedding);
+        let Self { device, blas, spec, weights, kernels, activations: a, .. } = self;
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         blas.multiply(device, shape, head.address(), 0, a.normed.address(), a.logits.address())?;
         // SAFETY: see `Model::step`.
         unsafe {
@@ -31,7 +31,7 @@ impl Model {
                     Arg::Address(self.top_logprobs.address()),
                     Arg::Address(a.logits.address()),
                     Arg::Address(step.raw_list),
-                    Arg::Int(config.vocab_size as i32),
+                    Arg::Int(spec.vocab_size as i32),
                 ],
             )?;
             kernels.adjust.launch(
@@ -42,7 +42,7 @@ impl Model {
                     Arg::Address(a.logits.address()),
                     Arg::Address(step.adjust_list),
                     Arg::Address(step.adjust_count),
-                    Arg::Int(config.vocab_size as i32),
+                    Arg::Int(spec.vocab_size as i32),
                 ],
             )?;
             kernels.draw.launch(
@@ -57,7 +57,7 @@ impl Model {
                     Arg::Address(step.draw_list),
                     Arg::Address(step.adjust_list),
                     Arg::Address(step.adjust_count),
-                    Arg::Int(config.vocab_size as i32),
+                    Arg::Int(spec.vocab_size as i32),
                 ],
             )
         }

@@ -5,8 +5,8 @@ use super::super::blas::{Blas, Shape};
 use super::super::device::{Arg, Buffer, Device};
 use super::super::format::Bits;
 use super::super::step::Step;
-use super::super::weights::{Layer, Linear};
-use super::{Activations, Model, PRODUCTS};
+use super::super::weights::{Layer, Linear, dense};
+use super::{Activations, Model, PRODUCTS, window_arg};
 
 impl Model {
     /// Norm, qkv, RoPE with append, attention (one launch for rows of one token, one for others), output, norm,
@@ -34,10 +34,10 @@ impl Model {
             } else if step.samples > 0 {
                 self.attention(step, index)?;
                 // Queries, keys and values have been read.
-                let (attention, width) = (qkv, self.config.q_size());
+                let (attention, width) = (qkv, self.spec.q_size());
                 self.gather(step, self.activations.attention.address(), attention, width)?;
                 let drawn = self.activations.last.address();
-                self.gather(step, residual, drawn, self.config.hidden_size)?;
+                self.gather(step, residual, drawn, self.spec.hidden_size)?;
                 self.behind_attention(index, step.samples, attention, drawn)?;
             }
             after_layer(&self.device, index as u32)?;
@@ -47,7 +47,7 @@ impl Model {
         }
         let a = &self.activations;
         let residual = if step.samples < step.tokens { a.last.address() } else { a.residual.address() };
-        self.norm(step.samples, residual, &self.weights.final_norm)
+        self.norm(step.samples, residual, &self.weights.norm)
     }
 
     /// Output, norm and the MLP, of `tokens` rows of attention and of the residual stream.
@@ -63,18 +63,19 @@ impl Model {
         self.norm(tokens, residual, &layer.mlp_norm)?;
         let (a, layer) = (&self.activations, &self.weights.layers[index]);
         let (normed, gate_up) = (a.normed.address(), a.gate_up.address());
-        layer.gate_up.apply(&mut self.blas, &self.device, tokens, normed, gate_up)?;
-        let pieces = u64::from(tokens) * self.config.intermediate_size as u64 / 8;
+        dense(layer).gate_up.apply(&mut self.blas, &self.device, tokens, normed, gate_up)?;
+        let width = dense(layer).down.inputs;
+        let pieces = u64::from(tokens) * u64::from(width) / 8;
         let grid = pieces.div_ceil(256).min(u64::from(self.device.multiprocessors) * 16) as u32;
         let args = [
             Arg::Address(a.activated.address()),
             Arg::Address(gate_up),
             Arg::Int(tokens as i32),
-            Arg::Int(self.config.intermediate_size as i32),
+            Arg::Int(width as i32),
         ];
         // SAFETY: see `Model::step`.
         unsafe { self.kernels.silu_mul.launch(&self.device, (grid, 1), 256, &args)? };
-        layer.down.add(&mut self.blas, &self.device, tokens, a.activated.address(), residual)
+        dense(layer).down.add(&mut self.blas, &self.device, tokens, a.activated.address(), residual)
     }
 
     /// Rows of `width` numbers in which tokens are drawn, from `x` to `out`.
@@ -97,17 +98,17 @@ impl Model {
                     Arg::Address(self.activations.normed.address()),
                     Arg::Address(residual),
                     Arg::Address(weight.address()),
-                    Arg::Int(self.config.hidden_size as i32),
-                    Arg::Float(self.config.rms_norm_eps),
+                    Arg::Int(self.spec.hidden_size as i32),
+                    Arg::Float(self.spec.rms_norm_eps),
                 ],
             )
         }
     }
 
     fn rope_append(&self, step: &Step, index: usize) -> Result<(), CudaError> {
-        let Self { device, config, kernels, activations: a, .. } = self;
+        let Self { device, spec, kernels, activations: a, .. } = self;
         let layer = &self.weights.layers[index];
-        let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
+        let (heads, kv_heads) = (spec.num_heads as i32, spec.num_kv_heads as i32);
         let layer_pool = self.layer_pool(index).1;
         let items = step.tokens * (heads + 2 * kv_heads) as u32;
         // SAFETY: see `Model::step`.
@@ -127,7 +128,7 @@ impl Model {
                     Arg::Int(step.tokens as i32),
                     Arg::Int(heads),
                     Arg::Int(kv_heads),
-                    Arg::Float(config.rms_norm_eps),
+                    Arg::Float(spec.rms_norm_eps),
                 ],
             )
         }
@@ -146,8 +147,8 @@ impl Model {
 
     /// Attention of the rows with several tokens.
     fn prefill_attention(&self, step: &Step, index: usize) -> Result<(), CudaError> {
-        let Self { device, config, kernels, activations: a, .. } = self;
-        let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
+        let Self { device, spec, kernels, activations: a, .. } = self;
+        let (heads, kv_heads) = (spec.num_heads as i32, spec.num_kv_heads as i32);
         let (pool_start, layer_pool) = self.layer_pool(index);
         // SAFETY: see `Model::step`.
         unsafe {
@@ -165,9 +166,10 @@ impl Model {
                         Arg::Address(step.prefill_tables),
                         Arg::Int(heads),
                         Arg::Int(kv_heads),
-                        Arg::Int((pool_start / config.head_dim) as i32),
+                        Arg::Int((pool_start / spec.head_dim) as i32),
                         Arg::Int(step.table_stride as i32),
                         Arg::Float(self.scale_log2()),
+                        window_arg(spec.layers[index].window),
                     ],
                 )
             } else {
@@ -184,9 +186,10 @@ impl Model {
                         Arg::Address(step.prefill_tables),
                         Arg::Int(heads),
                         Arg::Int(kv_heads),
-                        Arg::Int((heads + 2 * kv_heads) * config.head_dim as i32),
+                        Arg::Int((heads + 2 * kv_heads) * spec.head_dim as i32),
                         Arg::Int(step.table_stride as i32),
                         Arg::Float(self.scale_log2()),
+                        window_arg(spec.layers[index].window),
                     ],
                 )
             }
@@ -197,11 +200,12 @@ impl Model {
 /// A layer's products: weight, input, output, and whether the result is added to what is there.
 pub(super) fn products<'a>(layer: &'a Layer, a: &Activations) -> [(&'a Linear, u64, u64, bool); PRODUCTS] {
     let (normed, residual) = (a.normed.address(), a.residual.address());
+    let mlp = dense(layer);
     [
         (&layer.qkv, normed, a.qkv.address(), false),
         (&layer.attention_output, a.attention.address(), residual, true),
-        (&layer.gate_up, normed, a.gate_up.address(), false),
-        (&layer.down, a.activated.address(), residual, true),
+        (&mlp.gate_up, normed, a.gate_up.address(), false),
+        (&mlp.down, a.activated.address(), residual, true),
     ]
 }
 

@@ -9,8 +9,10 @@ mod head;
 mod kernels;
 mod layers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use disagg_engine::KvLayout;
 
 use self::decode::DecodeKernels;
 pub use self::decode::{PRODUCT_WIDTHS, ring_bytes};
@@ -27,7 +29,7 @@ use super::rope::rope_table;
 use super::step::Step;
 use super::weights::Weights;
 use super::{CudaError, Doing};
-use crate::model::ModelConfig;
+use crate::model::ModelSpec;
 
 /// Rows that the head's product has at least; those behind the step's own are computed in vain. cublasLt takes longer
 /// for one row of so wide a product than for four.
@@ -56,9 +58,18 @@ struct Activations {
     last: Buffer<Bits>,
     logits: Buffer<f32>,
     log_sums: Buffer<f32>,
-    unit_ends: Buffer<u32>,
+    /// How decode attention is cut, for each window that layers have.
+    plans: Vec<Plan>,
     partials: Buffer<f32>,
     counters: Buffer<u32>,
+}
+
+/// How the decode attention of some layers is cut among CTAs.
+struct Plan {
+    /// Of these layers; `None`: every token before it.
+    window: Option<u32>,
+    /// `[sequences]`, written by each step.
+    unit_ends: Buffer<u32>,
 }
 
 /// A model on a GPU.
@@ -68,7 +79,7 @@ pub struct Model {
     /// Matrix products.
     pub blas: Blas,
     /// Shapes and constants.
-    pub config: ModelConfig,
+    pub spec: ModelSpec,
     /// KV pool: `[layer][block][K|V][kv_head][block_size][head_dim]`.
     pub pool: Arc<Buffer<Bits>>,
     /// Blocks in the pool.
@@ -87,7 +98,7 @@ pub struct Model {
     rope: Buffer<f32>,
     maps: Option<(TensorMap, TensorMap)>,
     decode_ctas: u32,
-    block_size: u32,
+    layout: KvLayout,
     /// Forms of decode steps, by rows, where they are not [`DecodeForm::OWN`].
     forms: BTreeMap<u32, DecodeForm>,
 }
@@ -111,43 +122,39 @@ impl Model {
     /// Makes buffers and loads kernels.
     pub fn new(
         device: Device,
-        config: ModelConfig,
+        spec: ModelSpec,
         weights: Weights,
         target: &Target,
         capacity: Capacity,
     ) -> Result<Self, CudaError> {
         let blas = Blas::new(&device, target.format)?;
         let (tokens, sequences) = (capacity.tokens as usize, capacity.sequences as usize);
-        let (hidden, head_dim, kv_heads) = (config.hidden_size, config.head_dim, config.num_kv_heads);
-        let qkv_size = config.q_size() + 2 * config.kv_size();
+        let (hidden, head_dim, kv_heads) = (spec.hidden_size, spec.head_dim, spec.num_kv_heads);
+        let qkv_size = spec.q_size() + 2 * spec.kv_size();
         let decode_ctas = device.multiprocessors * 2;
         let activations = Activations {
             residual: device.buffer(tokens * hidden)?,
             normed: device.buffer(tokens.max(HEAD_ROWS_MIN as usize) * hidden)?,
             qkv: device.buffer(tokens * qkv_size)?,
-            attention: device.buffer(tokens * config.q_size())?,
-            gate_up: device.buffer(tokens * 2 * config.intermediate_size)?,
-            activated: device.buffer(tokens * config.intermediate_size)?,
+            attention: device.buffer(tokens * spec.q_size())?,
+            gate_up: device.buffer(tokens * 2 * spec.mlp_width())?,
+            activated: device.buffer(tokens * spec.mlp_width())?,
             last: device.buffer(sequences * hidden)?,
-            logits: device.buffer(sequences.max(HEAD_ROWS_MIN as usize) * config.vocab_size)?,
+            logits: device.buffer(sequences.max(HEAD_ROWS_MIN as usize) * spec.vocab_size)?,
             log_sums: device.buffer(sequences)?,
-            unit_ends: device.buffer(DECODE_ROWS_MAX as usize)?,
+            plans: plans(&device, &spec)?,
             partials: device.buffer(decode_ctas as usize * 2 * 8 * (head_dim + 4))?,
             counters: device.buffer(DECODE_ROWS_MAX as usize * kv_heads)?,
         };
         zero(&device, &activations.counters)?;
-        let pool_elements = config.num_layers
-            * capacity.blocks as usize
-            * 2
-            * kv_heads
-            * target.block_size as usize
-            * head_dim;
+        let layout = spec.kv_layout(target.block_size, target.format.kv());
+        let pool_elements = spec.layers.len() * layer_elements(&layout, capacity.blocks);
         let pool = device.buffer(pool_elements)?;
         zero(&device, &pool)?;
-        let rope = rope_table(&device, &config, capacity.model_len)?;
+        let rope = rope_table(&device, &spec, capacity.model_len)?;
         let mut kernels = Kernels::load(&device, target)?;
         if target.hopper() {
-            kernels.decode_chain = DecodeKernels::load(&device, target, &config, &weights, &activations)?;
+            kernels.decode_chain = DecodeKernels::load(&device, target, &spec, &weights, &activations)?;
         }
         let maps = if kernels.prefill_sm90.is_some() {
             Some((
@@ -185,9 +192,9 @@ impl Model {
             rope,
             maps,
             decode_ctas,
-            block_size: target.block_size,
+            layout,
             forms: BTreeMap::new(),
-            config,
+            spec,
             device,
         })
     }
@@ -205,7 +212,7 @@ impl Model {
     /// Times the algorithms of the head's product for `rows` rows.
     pub fn tune_head(&mut self, rows: u32, flush: &Buffer<u8>) -> Result<(), CudaError> {
         let (shape, a) = (self.head_shape(rows), &self.activations);
-        let head = self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding).address();
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding).address();
         self.blas.tune(&self.device, shape, head, 0, a.normed.address(), a.logits.address(), flush)
     }
 
@@ -266,20 +273,21 @@ impl Model {
                     Arg::Address(self.weights.embedding.address()),
                     Arg::Address(step.ids),
                     Arg::Address(self.sampled.address()),
-                    Arg::Int(self.config.hidden_size as i32),
-                    Arg::Uint(self.config.vocab_size as u32),
+                    Arg::Int(self.spec.hidden_size as i32),
+                    Arg::Uint(self.spec.vocab_size as u32),
                 ],
             )?;
-            if step.decode_rows > 0 {
+            for Plan { window, unit_ends } in a.plans.iter().filter(|_| step.decode_rows > 0) {
                 kernels.plan_decode.launch(
                     device,
                     (1, 1),
                     1024,
                     &[
-                        Arg::Address(a.unit_ends.address()),
+                        Arg::Address(unit_ends.address()),
                         Arg::Address(step.context_lens),
                         Arg::Int(step.decode_rows as i32),
-                        Arg::Int(self.config.num_kv_heads as i32),
+                        Arg::Int(self.spec.num_kv_heads as i32),
+                        window_arg(*window),
                     ],
                 )?;
             }
@@ -294,11 +302,7 @@ impl Model {
 
     /// Address of a layer's part of the KV pool, in elements from its start and as an address.
     fn layer_pool(&self, layer: usize) -> (usize, u64) {
-        let elements = self.blocks as usize
-            * 2
-            * self.config.num_kv_heads
-            * self.block_size as usize
-            * self.config.head_dim;
+        let elements = layer_elements(&self.layout, self.blocks);
         (layer * elements, self.pool.at(layer * elements))
     }
 
@@ -308,9 +312,13 @@ impl Model {
     }
 
     /// Arguments of decode attention over one layer.
-    fn decode_attention(&self, step: &Step, layer: usize) -> [Arg; 15] {
-        let (a, config) = (&self.activations, &self.config);
-        let (heads, kv_heads) = (config.num_heads as i32, config.num_kv_heads as i32);
+    fn decode_attention(&self, step: &Step, layer: usize) -> [Arg; 16] {
+        let (a, spec) = (&self.activations, &self.spec);
+        let window = spec.layers[layer].window;
+        let plan = a.plans.iter().find(|plan| plan.window == window);
+        // `plans` has one for every window.
+        let unit_ends = plan.map_or(0, |plan| plan.unit_ends.address());
+        let (heads, kv_heads) = (spec.num_heads as i32, spec.num_kv_heads as i32);
         [
             Arg::Address(a.attention.address()),
             Arg::Address(a.qkv.address()),
@@ -318,32 +326,50 @@ impl Model {
             Arg::Address(step.q_rows),
             Arg::Address(step.decode_tables),
             Arg::Address(step.context_lens),
-            Arg::Address(a.unit_ends.address()),
+            Arg::Address(unit_ends),
             Arg::Address(a.partials.address()),
             Arg::Address(a.counters.address()),
             Arg::Int(step.decode_rows as i32),
             Arg::Int(heads),
             Arg::Int(kv_heads),
-            Arg::Int((heads + 2 * kv_heads) * config.head_dim as i32),
+            Arg::Int((heads + 2 * kv_heads) * spec.head_dim as i32),
             Arg::Int(step.table_stride as i32),
             Arg::Float(self.scale_log2()),
+            window_arg(window),
         ]
     }
 
     /// Factor of the scores, for exponentials of base 2.
     fn scale_log2(&self) -> f32 {
-        std::f32::consts::LOG2_E / (self.config.head_dim as f32).sqrt()
+        std::f32::consts::LOG2_E / (self.spec.head_dim as f32).sqrt()
     }
 
     /// Threads of a norm's CTA.
     fn norm_block(&self) -> u32 {
-        (self.config.hidden_size as u32 / 8).div_ceil(4).next_multiple_of(32).clamp(32, 1024).max(128)
+        (self.spec.hidden_size as u32 / 8).div_ceil(4).next_multiple_of(32).clamp(32, 1024).max(128)
     }
 
     fn head_shape(&self, rows: u32) -> Shape {
-        let (n, k) = (self.config.vocab_size as u32, self.config.hidden_size as u32);
+        let (n, k) = (self.spec.vocab_size as u32, self.spec.hidden_size as u32);
         Shape { m: rows.max(HEAD_ROWS_MIN), n, k, bias: false, float_out: true, accumulate: false }
     }
+}
+
+/// One for each window that layers have.
+fn plans(device: &Device, spec: &ModelSpec) -> Result<Vec<Plan>, CudaError> {
+    let windows: BTreeSet<Option<u32>> = spec.layers.iter().map(|layer| layer.window).collect();
+    let plan = |window| Ok(Plan { window, unit_ends: device.buffer(DECODE_ROWS_MAX as usize)? });
+    windows.into_iter().map(plan).collect()
+}
+
+/// A window as kernels take it; 0: none.
+fn window_arg(window: Option<u32>) -> Arg {
+    Arg::Int(window.unwrap_or(0) as i32)
+}
+
+/// Elements of one layer's part of the KV pool.
+fn layer_elements(layout: &KvLayout, blocks: u32) -> usize {
+    2 * layout.half_elements() * blocks as usize
 }
 
 fn zero<T>(device: &Device, buffer: &Buffer<T>) -> Result<(), CudaError> {

@@ -14,7 +14,8 @@
 //   pool         one layer's KV pool
 //   block_tables [B, table_stride]
 //   context_lens [B], each at least 1 (0: the row is padding and nothing is written)
-//   unit_ends    [B] inclusive prefix sums of blocks(context) * kv_heads: see `plan_decode`
+//   unit_ends    [B] inclusive prefix sums of blocks(context) * kv_heads: see `plan_decode`, with the same `window`
+//   window       tokens that a query sees, its own included; 0: all. Blocks in front of it are not read
 //   out          [T, heads * HEAD_DIM]
 //   partials     [gridDim.x, 2, 8, PART] float: a head's sum of values, then its maximum and its sum of weights
 //   counters     [B * kv_heads], zero
@@ -40,12 +41,21 @@ constexpr int PART = HEAD_DIM + 4;                 // a multiple of 16 bytes
 // Position of a 16-byte piece in a tile: rows are permuted so that the 8 rows of an ldmatrix hit different banks.
 __device__ __forceinline__ u32 tile_at(int row, int chunk) { return row * ROW_BYTES + ((chunk ^ (row & 7)) << 4); }
 
-// Once per step, for all layers. unit_ends[b] = sum over sequences up to b of blocks * kv_heads. Grid (1), block 1024.
+// Blocks of a context in front of a sliding window: none of their tokens is seen.
+__device__ __forceinline__ int hidden_blocks(int context, int window) {
+  return window > 0 ? max(context - window, 0) / BLOCK_SIZE : 0;
+}
+
+// Once per step, for all layers with this window. unit_ends[b] = sum over sequences up to b of visible blocks * kv_heads. Grid (1), block 1024.
 extern "C" __global__ void plan_decode(u32* __restrict__ unit_ends, const u32* __restrict__ context_lens, int batch,
-                                       int kv_heads) {
+                                       int kv_heads, int window) {
   __shared__ u32 sums[32];
   const int i = threadIdx.x, lane = i & 31, warp = i >> 5;
-  u32 x = i < batch ? (context_lens[i] + BLOCK_SIZE - 1) / BLOCK_SIZE * kv_heads : 0;
+  u32 x = 0;
+  if (i < batch) {
+    const int context = context_lens[i];
+    x = ((context + BLOCK_SIZE - 1) / BLOCK_SIZE - hidden_blocks(context, window)) * kv_heads;
+  }
 #pragma unroll
   for (int o = 1; o < 32; o <<= 1) {
     u32 y = __shfl_up_sync(0xffffffffu, x, o);
@@ -70,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(128)
     decode_attention(elem* out, const elem* q, const elem* pool, const u32* __restrict__ q_rows,
                      const u32* __restrict__ block_tables, const u32* __restrict__ context_lens,
                      const u32* __restrict__ unit_ends, float* partials, u32* counters, int batch,
-                     int heads, int kv_heads, int q_stride, int table_stride, float scale_log2) {
+                     int heads, int kv_heads, int q_stride, int table_stride, float scale_log2, int window) {
   extern __shared__ __align__(128) unsigned char shared[];
   // Over the pipeline's memory, once that has drained.
   float(*comb_o)[8][HEAD_DIM + 1] = reinterpret_cast<float(*)[8][HEAD_DIM + 1]>(shared);
@@ -102,7 +112,11 @@ extern "C" __global__ void __launch_bounds__(128)
 
   while (unit < stop) {
     const u32 seq_begin = seq > 0 ? unit_ends[seq - 1] : 0;
-    const int context = context_lens[seq];
+    // From here on the context begins with the first block that is seen; of that block the first tokens may not be.
+    const int whole_context = context_lens[seq];
+    const int hidden = hidden_blocks(whole_context, window);
+    const int context = whole_context - hidden * BLOCK_SIZE;
+    const int unseen = window > 0 ? max(context - window, 0) : 0;
     const int blocks = (context + BLOCK_SIZE - 1) / BLOCK_SIZE;
     if (blocks == 0) { ++seq; continue; }
     const int kv = (unit - seq_begin) / blocks;
@@ -110,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const int page_begin = unit - seg_begin;
     const int pages = min(seg_end, stop) - unit;
     const long token = q_rows[seq];
-    const u32* table = block_tables + (long)seq * table_stride + page_begin;
+    const u32* table = block_tables + (long)seq * table_stride + hidden + page_begin;
     // Tokens of this segment that exist, counted from its first page.
     const int valid = context - page_begin * BLOCK_SIZE;
 
@@ -156,7 +170,9 @@ extern "C" __global__ void __launch_bounds__(128)
       cp_async_wait<STAGES - 1>();
       __syncwarp();
       const int left = valid - page * BLOCK_SIZE - warp * 16;  // of this warp's 16 tokens, how many exist
-      if (left > 0) {
+      // and how many of them lie in front of the window. With none to see there would be no maximum.
+      const int skip = unseen - (page_begin + page) * BLOCK_SIZE - warp * 16;
+      if (left > 0 && skip < min(left, 16)) {
         const u32 base = stage0 + (page % STAGES) * STAGE_BYTES;
         // Two chains of products, since each waits for the one before it in its chain.
         float s[4] = {0.0f, 0.0f, 0.0f, 0.0f}, s2[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -173,7 +189,10 @@ extern "C" __global__ void __launch_bounds__(128)
         for (int i = 0; i < 4; ++i) s[i] += s2[i];
         // s[0], s[1]: token g, heads 2t and 2t + 1; s[2], s[3]: token g + 8.
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[i] = (g + (i >> 1) * 8 < left) ? s[i] * scale_log2 : NEG_INF;
+        for (int i = 0; i < 4; ++i) {
+          const int token = g + (i >> 1) * 8;
+          s[i] = token < left && token >= skip ? s[i] * scale_log2 : NEG_INF;
+        }
         float p[4];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {

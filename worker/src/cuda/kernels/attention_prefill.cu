@@ -10,7 +10,8 @@
 //   row_lens     [R] query tokens of each row
 //   block_tables [R, table_stride]
 //   out          [T, heads * HEAD_DIM]
-// Keys up to each query's own position are visible; they must be in the pool already. Grid (tiles, heads), block 256,
+//   window       keys that a query sees, its own included; 0: all up to its own position
+// The keys must be in the pool already. Grid (tiles, heads), block 256,
 // dynamic shared memory 4 * 64 * HEAD_DIM * 2 bytes.
 #include "common.cuh"
 
@@ -24,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     prefill_attention(elem* __restrict__ out, const elem* __restrict__ q, const elem* __restrict__ pool,
                       const u32* __restrict__ tiles, const u32* __restrict__ row_lens,
                       const u32* __restrict__ block_tables, int heads, int kv_heads, int q_stride, int table_stride,
-                      float scale_log2) {
+                      float scale_log2, int window) {
   extern __shared__ __align__(128) unsigned char shared[];
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const u32* tile = tiles + blockIdx.x * 4;
@@ -33,6 +34,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   const int rows = min(M, (int)row_lens[row] - q0);           // query tokens in this tile
   const int context = pos0 + rows;                            // keys that any of them sees
   const int pages = (context + N - 1) / N;
+  // The first page that the first query sees; those behind it see no earlier one.
+  const int page0 = window > 0 ? max(pos0 + 1 - window, 0) / N : 0;
   const u32* table = block_tables + (long)row * table_stride;
   const u32 base = smem(shared);
 
@@ -64,14 +67,14 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     qf[i][2] = r0 < rows ? *reinterpret_cast<const u32*>(p0 + 8) : 0;
     qf[i][3] = r1 < rows ? *reinterpret_cast<const u32*>(p1 + 8) : 0;
   }
-  load(0);
+  load(page0);
 
   float o[DT][4];
 #pragma unroll
   for (int i = 0; i < DT; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.0f;
   float m[2] = {NEG_INF, NEG_INF}, l[2] = {0.0f, 0.0f};
 
-  for (int page = 0; page < pages; ++page) {
+  for (int page = page0; page < pages; ++page) {
     cp_async_wait<0>();
     __syncthreads();
     load(page + 1);
@@ -93,14 +96,17 @@ extern "C" __global__ void __launch_bounds__(256, 1)
       }
     }
     const bool diagonal = page * N + N - 1 > pos0 + warp * 16;
+    // A row whose keys of a page are all in front of its window takes weights of 1 from them, which the first key that it
+    // sees then scales to 0.
+    const bool edge = window > 0 && page * N <= pos0 + warp * 16 + 15 - window;
 #pragma unroll
     for (int j = 0; j < NT; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         s[j][i] *= scale_log2;
-        if (diagonal) {
+        if (diagonal || edge) {
           const int key = page * N + j * 8 + 2 * t + (i & 1), query = pos0 + (i < 2 ? r0 : r1);
-          if (key > query) s[j][i] = NEG_INF;
+          if (key > query || (edge && key <= query - window)) s[j][i] = NEG_INF;
         }
       }
 #pragma unroll

@@ -4,7 +4,7 @@
 // Technique: FlashAttention-3 (Shah et al. 2024): one producer warp copies blocks with TMA into 128-byte swizzled
 // shared memory; two consumer warpgroups of 64 queries each run wgmma. The scores of the next 128 keys are issued
 // before the softmax of the current ones, so that tensor cores work while exponentials are computed. Keys are walked
-// from the diagonal down, so only the first one or two steps mask.
+// from the diagonal down, so only the first one or two steps mask, and with a window the last ones.
 //
 //   map_q     tensor map over the step's qkv activations [T, q_stride], box 64 x 64, 128-byte swizzle
 //   map_kv    tensor map over one layer's pool as rows of HEAD_DIM [blocks * 2 * kv_heads * 64, HEAD_DIM], box 64 x 64
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     prefill_attention_sm90(elem* __restrict__ out, const __grid_constant__ TensorMap map_q,
                            const __grid_constant__ TensorMap map_kv, const u32* __restrict__ tiles,
                            const u32* __restrict__ row_lens, const u32* __restrict__ block_tables, int heads,
-                           int kv_heads, int layer_row0, int table_stride, float scale_log2) {
+                           int kv_heads, int layer_row0, int table_stride, float scale_log2, int window) {
   extern __shared__ unsigned char raw[];
   const u32 base = (smem(raw) + 1023) & ~1023u;
   const u32 sq = base, sk = sq + TILE_BYTES, sv = sk + STAGES * TILE_BYTES, bars = sv + STAGES * TILE_BYTES;
@@ -99,7 +99,9 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   const int head = blockIdx.x, kv = head / (heads / kv_heads);
   const int rows = min(M, (int)row_lens[row] - q0);
   const int context = pos0 + rows;
-  const int steps = (context + N - 1) / N;
+  // Steps walk down from the diagonal to the first one that the first query sees; those behind it see no earlier one.
+  const int step0 = window > 0 ? max(pos0 + 1 - window, 0) / N : 0;
+  const int top = (context + N - 1) / N - 1, steps = top + 1 - step0;
   const int pages = (context + BLOCK_SIZE - 1) / BLOCK_SIZE;
 
   if (threadIdx.x == 0) {
@@ -123,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
           tma_load(sq + half * HALF_BYTES + r * BOX_BYTES, &map_q, head * HEAD_DIM + half * 64, flat0 + r * 64, full_q);
       const u32* table = block_tables + (long)row * table_stride;
       for (int i = 0; i < steps; ++i) {
-        const int step = steps - 1 - i, stage = i % STAGES;
+        const int step = top - i, stage = i % STAGES;
         const u32 parity = ((i / STAGES) & 1) ^ 1;
         // A second block behind the end is replaced by the first: its keys are masked.
         const int a = table[2 * step], b = 2 * step + 1 < pages ? table[2 * step + 1] : a;
@@ -157,11 +159,12 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 
   // Mask, running maximum, exponentials; leaves them in s and the factor for what was summed before in `rescale`.
   auto softmax = [&](int step) {
-    if (step * N + N - 1 > pos0 + wg * 64) {
+    const bool edge = window > 0 && step * N <= pos0 + wg * 64 + 63 - window;
+    if (edge || step * N + N - 1 > pos0 + wg * 64) {
 #pragma unroll
       for (int i = 0; i < 64; ++i) {
         const int key = step * N + (i >> 2) * 8 + 2 * t + (i & 1), query = pos0 + ((i & 2) ? r1 : r0);
-        if (key > query) s[i] = NEG_INF;
+        if (key > query || (edge && key <= query - window)) s[i] = NEG_INF;
       }
     }
 #pragma unroll
@@ -197,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   wgmma_wait<0>();
   keep(s);
   if (signals) barrier_arrive(empty_k);
-  softmax(steps - 1);
+  softmax(top);
   to_p();
   for (int i = 1; i < steps; ++i) {
     const int stage = i % STAGES, before = (i - 1) % STAGES;
@@ -208,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     wgmma_wait<1>();
     keep(s);
     if (signals) barrier_arrive(empty_k + 8 * stage);
-    softmax(steps - 1 - i);
+    softmax(top - i);
     wgmma_wait<0>();
     keep(o);
     if (signals) barrier_arrive(empty_v + 8 * before);
