@@ -6,12 +6,13 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use disagg_core::BlockId;
 use disagg_engine::{Backend, Batch, KvDtype, NoTransport, SampleRow, SamplingParams, TokenInput};
-use disagg_worker::backend::candle::CandleBackend;
-use disagg_worker::model::{ModelConfig, SafetensorsFolder, Weights};
+use disagg_worker::backend::candle::{CandleBackend, load_weights};
+use disagg_worker::model::{ModelSpec, SafetensorsFolder};
 
 const BLOCK_SIZE: u32 = 16;
 
@@ -26,12 +27,12 @@ fn main() {
     let tokens: u32 = args.next().map_or(512, |tokens| tokens.parse().unwrap());
     let runs: u32 = args.next().map_or(5, |runs| runs.parse().unwrap());
 
-    let config = ModelConfig::read(&folder).unwrap();
+    let spec = ModelSpec::read(&folder).unwrap();
     let start = Instant::now();
-    let weights = Weights::build(&config, &SafetensorsFolder::open(&folder).unwrap()).unwrap();
-    let layout = CandleBackend::layout_of(&config, BLOCK_SIZE, KvDtype::F32);
+    let weights = load_weights(&spec, &SafetensorsFolder::open(&folder).unwrap()).unwrap();
+    let layout = CandleBackend::layout_of(&spec, BLOCK_SIZE, KvDtype::F32);
     let blocks = (tokens + STEPS).div_ceil(BLOCK_SIZE);
-    let mut backend = CandleBackend::new(config, weights, layout, blocks).unwrap();
+    let mut backend = CandleBackend::new(spec, Arc::new(weights), layout, blocks).unwrap();
     let load = start.elapsed().as_secs_f64();
     let (rss, peak) = (status_mib("VmRSS:"), status_mib("VmHWM:"));
 
