@@ -10,15 +10,16 @@ use std::path::Path;
 type Modules = BTreeMap<Vec<String>, String>;
 
 fn read(folder: &Path, path: &[String], modules: &mut Modules) {
-    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-        let stem = entry.file_stem().unwrap().to_str().unwrap().to_owned();
-        let inner = [path, &[stem.clone()]].concat();
+    for entry in std::fs::read_dir(folder).expect("the folder of the sources") {
+        let entry = entry.expect("an entry").path();
+        let stem = entry.file_stem().and_then(|stem| stem.to_str()).expect("a name").to_owned();
+        let inner = [path, std::slice::from_ref(&stem)].concat();
         if stem == "tests" || stem == "snapshots" || stem == "bin" || stem == "main" {
         } else if entry.is_dir() {
             read(&entry, &inner, modules);
         } else {
-            let code = std::fs::read_to_string(&entry).unwrap();
-            let code = code.split("\n#[cfg(test)]").next().unwrap().to_owned();
+            let code = std::fs::read_to_string(&entry).expect("a source file");
+            let code = code.split("\n#[cfg(test)]").take(1).collect();
             modules.insert(if stem == "mod" || stem == "lib" { path.to_vec() } else { inner }, code);
         }
     }
@@ -27,7 +28,7 @@ fn read(folder: &Path, path: &[String], modules: &mut Modules) {
 /// The paths that a use declaration names: `a::{b, c::d}` is `a::b` and `a::c::d`.
 fn expanded(tree: &str) -> Vec<String> {
     let Some((head, rest)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
-    let inner = rest.rsplit_once('}').unwrap().0;
+    let inner = rest.rsplit_once('}').map_or("", |(inner, _)| inner);
     let mut depth = 0;
     let parts = inner.split(|c: char| {
         depth += i32::from(c == '{') - i32::from(c == '}');
@@ -72,7 +73,7 @@ fn circle(
     way: &mut Vec<Vec<String>>,
     edges: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
 ) -> Option<String> {
-    for next in &edges[way.last().unwrap()] {
+    for next in &edges[way.last().expect("a way begins somewhere")] {
         if let Some(start) = way.iter().position(|before| before == next) {
             let names = way[start..].iter().chain([next]).map(|module| module.join("::"));
             return Some(names.collect::<Vec<_>>().join(" -> "));

@@ -15,9 +15,14 @@ use crate::args::OperatorArgs;
 use crate::prometheus::Served;
 use crate::stores::Stores;
 
+/// Requests as "METHOD plural", in order.
+type Requests = Arc<Mutex<Vec<String>>>;
+
+/// What a watch of Leases would write.
+type Leases = reflector::store::Writer<DeserializeGuard<Lease>>;
+
 /// A reconciler whose requests are noted down and answered with what was sent, and the writer of its Leases.
-fn reconciler()
--> (Arc<Mutex<Vec<String>>>, Arc<Reconciler>, reflector::store::Writer<DeserializeGuard<Lease>>) {
+fn reconciler() -> (Requests, Arc<Reconciler>, Leases) {
     let requests = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&requests);
     let service = tower::service_fn(move |request: Request<Body>| {

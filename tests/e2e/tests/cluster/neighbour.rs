@@ -64,7 +64,7 @@ async fn the_operator_of_all_namespaces_leaves_one_to_the_operator_of_that_names
         })
         .await;
     }
-    assert!(own.reconciles().await.get("failure").is_none(), "{}", own.log());
+    assert!(!own.reconciles().await.contains_key("failure"), "{}", own.log());
 
     // Its operator has ended, and nobody else holds the Lease for as long as it says.
     own.end().await;
