@@ -118,7 +118,7 @@ impl Real {
         }
         for row in rows {
             let Some(sequence) = self.sequences.held_mut(row.key) else { continue };
-            sequence.computed += row.len;
+            sequence.num_computed_tokens += row.len;
             assert!(row.sample);
             let choices = std::mem::replace(&mut sequence.choices, row.key.choice..row.key.choice + 1);
             sequence.tokens.push(3);
