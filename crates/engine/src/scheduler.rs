@@ -246,7 +246,7 @@ impl Scheduler {
         self.turns.step_aside(sequence.key);
     }
 
-    /// Adds the rows of running sequences with so many tokens to compute.
+    /// Adds the rows of running sequences whose number of tokens to compute is `wanted`.
     fn plan_running(&self, sequences: &mut Sequences, step: &mut Step, wanted: impl Fn(usize) -> bool) {
         for Turn { key, .. } in self.turns.running() {
             let Some(sequence) = sequences.held(*key) else { continue };

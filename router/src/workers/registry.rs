@@ -42,7 +42,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// A registry without workers. Its prefix index holds at most so many blocks.
+    /// A registry without workers. Its prefix index holds at most this many blocks.
     pub(crate) fn new(max_in_flight: u32, index_blocks_max: usize) -> Arc<Self> {
         Arc::new(Self {
             workers: RwLock::default(),

@@ -17,7 +17,7 @@ use crate::sequences::Sequences;
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// A request of so many choices of so many tokens.
+    /// A request of this many choices, each of this many tokens.
     Submit(u32, u32),
     Steps(u8),
     Cancel(usize),
