@@ -33,7 +33,7 @@ pub enum Kind {
     Message(&'static Shape),
     /// A number of variable length, maybe packed.
     Varint,
-    /// A number of so many bytes, maybe packed.
+    /// A number of this many bytes, maybe packed.
     Fixed(usize),
     /// A string or bytes.
     Bytes,

@@ -13,7 +13,7 @@ use crate::config::{Limits, RoutingConfig};
 use crate::endpoints::Bodies;
 use crate::kubernetes::Health;
 use crate::metrics::Metrics;
-use crate::routing::Draws;
+use crate::routing::RoundRobinCounters;
 use crate::settings::LiveSettings;
 use crate::text_pool::TextPool;
 use crate::workers::Registry;
@@ -25,7 +25,7 @@ pub(crate) struct App {
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
     pub routing: RoutingStrategy,
-    pub draws: Draws,
+    pub draws: RoundRobinCounters,
     pub text_pool: TextPool,
     /// A permit for each choice in progress: prompts times `n`.
     pub admission: Arc<Semaphore>,
@@ -59,7 +59,7 @@ impl App {
             registry,
             settings,
             routing: routing.strategy,
-            draws: Draws::default(),
+            draws: RoundRobinCounters::default(),
             min_workers: routing.min_workers,
             metrics: Metrics::new(),
             text_pool: TextPool::new(limits.tokenizer_threads),

@@ -42,29 +42,29 @@ pub(crate) struct Plan {
     pub prefill_load: Sending,
 }
 
-/// Which worker of a request is chosen.
+/// The part of a request for which a worker is chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pick {
+pub(crate) enum Phase {
     Decode,
     Prefill,
 }
 
-/// Numbers for the strategies that need some. Routers share none of this.
+/// Where [`RoutingStrategy::RoundRobin`] is, for each phase. Routers share none of this.
 #[derive(Debug, Default)]
-pub(crate) struct Draws {
+pub(crate) struct RoundRobinCounters {
     decode: AtomicU64,
     prefill: AtomicU64,
 }
 
-impl Draws {
-    /// The number for one choice of one attempt. `random` is uniform, and the request's own.
-    pub(crate) fn next(&self, strategy: RoutingStrategy, random: u128, pick: Pick) -> u64 {
-        match (strategy, pick) {
+impl RoundRobinCounters {
+    /// The number that a strategy chooses one worker by, for one attempt. `random` is uniform, and the request's own.
+    pub(crate) fn next(&self, strategy: RoutingStrategy, random: u128, phase: Phase) -> u64 {
+        match (strategy, phase) {
             (RoutingStrategy::Kv | RoutingStrategy::LeastLoaded, _) => 0,
-            (RoutingStrategy::RoundRobin, Pick::Decode) => self.decode.fetch_add(1, Ordering::Relaxed),
-            (RoutingStrategy::RoundRobin, Pick::Prefill) => self.prefill.fetch_add(1, Ordering::Relaxed),
-            (RoutingStrategy::Random, Pick::Decode) => random as u64,
-            (RoutingStrategy::Random, Pick::Prefill) => (random >> 64) as u64,
+            (RoutingStrategy::RoundRobin, Phase::Decode) => self.decode.fetch_add(1, Ordering::Relaxed),
+            (RoutingStrategy::RoundRobin, Phase::Prefill) => self.prefill.fetch_add(1, Ordering::Relaxed),
+            (RoutingStrategy::Random, Phase::Decode) => random as u64,
+            (RoutingStrategy::Random, Phase::Prefill) => (random >> 64) as u64,
         }
     }
 }
@@ -104,7 +104,7 @@ pub(crate) fn plan(
     all: &[ReadyWorker],
     overlap: &BTreeMap<WorkerId, u32>,
     rules: &Rules,
-    draw: impl Fn(Pick) -> u64,
+    draw: impl Fn(Phase) -> u64,
 ) -> Result<Plan, NoPlan> {
     let prompt_tokens = demand.prompt.len() as u32;
     let overlap_of = |worker: &ReadyWorker| overlap.get(&worker.identity.name).copied().unwrap_or(0);
@@ -122,7 +122,7 @@ pub(crate) fn plan(
             overlap_blocks: overlap_of(worker) / unit,
         })
         .collect();
-    let blocks = DecodeDemand { prompt_blocks: prompt_tokens.div_ceil(unit), draw: draw(Pick::Decode) };
+    let blocks = DecodeDemand { prompt_blocks: prompt_tokens.div_ceil(unit), draw: draw(Phase::Decode) };
     let chosen = choose_decode(blocks, rules.strategy, rules.weights, &candidates);
     let decode = decoders[chosen.ok_or(NoPlan::NoDecodeWorker)?].clone();
 
@@ -158,7 +158,7 @@ pub(crate) fn plan(
             let demand = PrefillDemand {
                 prompt_tokens,
                 transfer_blocks: blocks.saturating_sub(overlap_here / block_size),
-                draw: draw(Pick::Prefill),
+                draw: draw(Phase::Prefill),
             };
             let named = |name: &WorkerId| others.iter().find(|worker| worker.identity.name == *name);
             rank_prefill(demand, rules.strategy, &rules.placement, &pool)
@@ -259,18 +259,18 @@ mod tests {
 
     #[test]
     fn each_strategy_draws_what_it_needs() {
-        let draws = Draws::default();
+        let draws = RoundRobinCounters::default();
         let random = 5 | (7 << 64);
-        let next = |strategy, pick| draws.next(strategy, random, pick);
+        let next = |strategy, phase| draws.next(strategy, random, phase);
         assert_eq!(
-            (next(RoutingStrategy::Kv, Pick::Decode), next(RoutingStrategy::LeastLoaded, Pick::Decode)),
+            (next(RoutingStrategy::Kv, Phase::Decode), next(RoutingStrategy::LeastLoaded, Phase::Decode)),
             (0, 0)
         );
-        assert_eq!([(); 3].map(|()| next(RoutingStrategy::RoundRobin, Pick::Decode)), [0, 1, 2]);
+        assert_eq!([(); 3].map(|()| next(RoutingStrategy::RoundRobin, Phase::Decode)), [0, 1, 2]);
         // Local prefills between remote ones do not disturb the turns of prefill workers.
-        assert_eq!([(); 2].map(|()| next(RoutingStrategy::RoundRobin, Pick::Prefill)), [0, 1]);
-        assert_eq!(next(RoutingStrategy::Random, Pick::Decode), 5);
-        assert_eq!(next(RoutingStrategy::Random, Pick::Prefill), 7);
+        assert_eq!([(); 2].map(|()| next(RoutingStrategy::RoundRobin, Phase::Prefill)), [0, 1]);
+        assert_eq!(next(RoutingStrategy::Random, Phase::Decode), 5);
+        assert_eq!(next(RoutingStrategy::Random, Phase::Prefill), 7);
     }
 
     #[tokio::test]

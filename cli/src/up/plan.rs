@@ -327,7 +327,7 @@ fn apply_flags(deployment: &mut DisaggDeployment, args: &UpArgs) {
         spec.model.served_name = Some(name.clone());
     }
     if let Some(format) = args.load_format {
-        spec.model.load_format = Some(format.into());
+        spec.model.load_format = Some(format);
     }
     if let Some(dtype) = args.dtype {
         spec.model.dtype = Some(dtype);

@@ -187,7 +187,8 @@ impl<B: Backend> Engine<B> {
         };
         let prefills = || turns.waiting().iter().chain(turns.running()).filter(is_prefill);
         let to_compute = |turn: &Turn| {
-            let left = |sequence: &Sequence| sequence.prompt_len().saturating_sub(sequence.computed);
+            let left =
+                |sequence: &Sequence| sequence.prompt_len().saturating_sub(sequence.num_computed_tokens);
             self.sequences.held(turn.key).map_or(0, left) as u64
         };
         EngineLoad {

@@ -246,12 +246,12 @@ impl Scheduler {
         self.turns.step_aside(sequence.key);
     }
 
-    /// Adds the rows of running sequences with so many tokens to compute.
+    /// Adds the rows of running sequences whose number of tokens to compute is `wanted`.
     fn plan_running(&self, sequences: &mut Sequences, step: &mut Step, wanted: impl Fn(usize) -> bool) {
         for Turn { key, .. } in self.turns.running() {
             let Some(sequence) = sequences.held(*key) else { continue };
             let ready = self.can_launch(sequence);
-            if ready && wanted(sequence.remaining()) && !step.has(*key) && !step.add(sequence) {
+            if ready && wanted(sequence.num_uncomputed_tokens()) && !step.has(*key) && !step.add(sequence) {
                 break;
             }
         }
@@ -280,7 +280,7 @@ impl Scheduler {
             }
             let cached = if sequence.blocks.is_empty() { sequence.find_cached(pool) } else { Vec::new() };
             let missing = sequence.missing_blocks() - cached.len();
-            let remaining = sequence.remaining() - cached.len() * sequence.block_size();
+            let remaining = sequence.num_uncomputed_tokens() - cached.len() * sequence.block_size();
             let budget = step.budget + outranked.map_or(0, |key| step.len_of(key));
             if step.share(remaining, budget) == 0 {
                 break;
@@ -396,11 +396,16 @@ impl Step {
 
     /// Adds as much of a sequence as may be; false if that is nothing.
     fn add(&mut self, sequence: &Sequence) -> bool {
-        let len = self.share(sequence.remaining(), self.budget);
+        let len = self.share(sequence.num_uncomputed_tokens(), self.budget);
         if len > 0 {
-            let start = sequence.computed;
+            let start = sequence.num_computed_tokens;
             self.budget -= len;
-            self.rows.push(Row { key: sequence.key, start, len, sample: start + len == sequence.known() });
+            self.rows.push(Row {
+                key: sequence.key,
+                start,
+                len,
+                sample: start + len == sequence.num_tokens(),
+            });
         }
         len > 0
     }

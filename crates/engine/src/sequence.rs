@@ -68,7 +68,7 @@ pub(crate) struct Sequence {
     /// Blocks it holds, from the head of the sequence.
     pub(crate) blocks: Vec<BlockId>,
     /// Tokens whose KV is in the pool once all launched steps have run.
-    pub(crate) computed: usize,
+    pub(crate) num_computed_tokens: usize,
     /// Launched steps that have a row of it.
     pub(crate) in_flight: u32,
     /// Its entry among the samples of a launched step: one token beyond `tokens` will come.
@@ -103,7 +103,7 @@ impl Sequence {
             choices: 0..request.choices.max(1),
             tokens: request.prompt.clone(),
             blocks: Vec::new(),
-            computed: 0,
+            num_computed_tokens: 0,
             in_flight: 0,
             pending: None,
             stop_tokens: eos.iter().chain(&stop.stop_token_ids).copied().collect(),
@@ -127,7 +127,7 @@ impl Sequence {
             kind: Kind::Generate,
             choices: choice..choice + 1,
             tokens,
-            computed: shared.len() * self.block_size(),
+            num_computed_tokens: shared.len() * self.block_size(),
             published: self.published.min(shared.len()),
             publishable: self.publishable,
             blocks: shared,
@@ -164,23 +164,23 @@ impl Sequence {
     }
 
     /// Tokens there are or will be once launched steps have run.
-    pub(crate) fn known(&self) -> usize {
+    pub(crate) fn num_tokens(&self) -> usize {
         self.tokens.len() + usize::from(self.pending.is_some())
     }
 
     /// Output tokens there are or will be.
-    pub(crate) fn produced(&self) -> usize {
-        self.known() - self.prompt_len()
+    pub(crate) fn num_output_tokens(&self) -> usize {
+        self.num_tokens() - self.prompt_len()
     }
 
     /// Known tokens that no step has been launched for.
-    pub(crate) fn remaining(&self) -> usize {
-        self.known() - self.computed
+    pub(crate) fn num_uncomputed_tokens(&self) -> usize {
+        self.num_tokens() - self.num_computed_tokens
     }
 
     /// Blocks it lacks for all its known tokens.
     pub(crate) fn missing_blocks(&self) -> usize {
-        self.known().div_ceil(self.block_size()).saturating_sub(self.blocks.len())
+        self.num_tokens().div_ceil(self.block_size()).saturating_sub(self.blocks.len())
     }
 
     /// Whether a step may be launched for it now, given the most tokens a sequence may have. False only while a token
@@ -190,19 +190,19 @@ impl Sequence {
         self.pending.is_none()
             || (self.kind == Kind::Generate
                 && !has_penalties(&self.request.sampling)
-                && self.produced() < self.request.stop.max_tokens as usize
-                && self.known() < max_len)
+                && self.num_output_tokens() < self.request.stop.max_tokens as usize
+                && self.num_tokens() < max_len)
     }
 
     /// Why it ends after its last token, if it does.
     pub(crate) fn finish_reason(&self, max_len: usize) -> Option<FinishReason> {
         let last = *self.tokens.last()?;
-        let produced = self.tokens.len() - self.prompt_len();
-        if produced == 0 {
+        let num_output_tokens = self.tokens.len() - self.prompt_len();
+        if num_output_tokens == 0 {
             None
         } else if self.stop_tokens.contains(&last) {
             Some(FinishReason::Stop(last))
-        } else if produced >= self.request.stop.max_tokens as usize || self.tokens.len() >= max_len {
+        } else if num_output_tokens >= self.request.stop.max_tokens as usize || self.tokens.len() >= max_len {
             Some(FinishReason::Length)
         } else {
             None
@@ -211,7 +211,7 @@ impl Sequence {
 
     /// Tokens that must not be drawn as its next.
     pub(crate) fn forbidden(&self) -> &[u32] {
-        if self.produced() < self.request.stop.min_tokens as usize { &self.stop_tokens } else { &[] }
+        if self.num_output_tokens() < self.request.stop.min_tokens as usize { &self.stop_tokens } else { &[] }
     }
 
     /// Published blocks that its known tokens begin with. One token at least is left to compute.
@@ -227,7 +227,7 @@ impl Sequence {
     /// Takes blocks that [`Self::find_cached`] found and that are held for it.
     pub(crate) fn take_cached(&mut self, cached: Vec<BlockId>) {
         debug_assert!(self.blocks.is_empty());
-        self.computed = cached.len() * self.block_size();
+        self.num_computed_tokens = cached.len() * self.block_size();
         self.published = cached.len();
         self.blocks = cached;
     }
@@ -249,7 +249,7 @@ impl Sequence {
 
     /// Gives up its blocks and all that was computed.
     pub(crate) fn take_blocks(&mut self) -> Vec<BlockId> {
-        self.computed = 0;
+        self.num_computed_tokens = 0;
         self.published = 0;
         std::mem::take(&mut self.blocks)
     }

@@ -26,7 +26,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 
 use crate::settings::{InForce, LiveSettings};
-use crate::workers::Standing;
+use crate::workers::EndpointState;
 pub(crate) use health::{Feed, Health};
 
 /// An API server that does not answer within this is tried again.
@@ -95,7 +95,7 @@ impl Cluster {
     /// The workers' addresses, kept up to date by the future.
     pub(crate) fn workers(
         &self,
-    ) -> (watch::Receiver<BTreeMap<String, Standing>>, impl Future<Output = ()> + Send + use<>) {
+    ) -> (watch::Receiver<BTreeMap<String, EndpointState>>, impl Future<Output = ()> + Send + use<>) {
         let (sender, receiver) = watch::channel(BTreeMap::new());
         // The labels of a Service are also those of its EndpointSlices.
         let selector = format!(

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::ApiError;
 use super::bounded::Object;
 
-/// Fields of one object. No object of the interface has so many.
+/// Fields of one object. No object of the interface has that many.
 const FIELDS_MAX: usize = 256;
 /// Characters, white space aside, that a value of a field that is not implemented is looked at for.
 const HARMLESS_CHARS_MAX: usize = 64;

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 /// What whoever names a worker's address says of it. The worker's own word, on its connection, counts beside this.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum Standing {
+pub(crate) enum EndpointState {
     /// Nothing speaks against it.
     Serving,
     /// Its pod is not ready. It is used only where no other can: the worker itself knows better and sooner whether it
@@ -17,10 +17,10 @@ pub(crate) enum Standing {
 }
 
 /// Addresses (`host:port`) as they are, and every change from now on.
-pub(crate) type Addresses = watch::Receiver<BTreeMap<String, Standing>>;
+pub(crate) type Addresses = watch::Receiver<BTreeMap<String, EndpointState>>;
 
 /// Addresses that never change.
 pub(crate) fn fixed(addresses: BTreeSet<String>) -> Addresses {
-    let all = addresses.into_iter().map(|address| (address, Standing::Serving)).collect();
+    let all = addresses.into_iter().map(|address| (address, EndpointState::Serving)).collect();
     watch::channel(all).1
 }

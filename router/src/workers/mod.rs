@@ -9,7 +9,7 @@ mod load;
 mod registry;
 mod worker;
 
-pub(crate) use discovery::{Addresses, Standing, fixed};
+pub(crate) use discovery::{Addresses, EndpointState, fixed};
 #[cfg(test)]
 pub(crate) use load::Load;
 pub(crate) use load::{Sending, SentGuard};
@@ -35,7 +35,7 @@ pub(crate) fn test_worker(name: &str, role: disagg_core::Role) -> ReadyWorker {
         backend: String::new(),
     };
     ReadyWorker {
-        worker: std::sync::Arc::new(Worker::new(format!("{name}:1"), Standing::Serving)),
+        worker: std::sync::Arc::new(Worker::new(format!("{name}:1"), EndpointState::Serving)),
         identity: std::sync::Arc::new(identity),
         channel: tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
         session: 1,

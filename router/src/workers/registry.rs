@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::Addresses;
 use super::connection::{self, ConnectionLimits};
-use super::discovery::Standing;
+use super::discovery::EndpointState;
 use super::worker::{Identity, ReadyWorker, State, Worker, WorkerStatus};
 use crate::model::Model;
 
@@ -42,7 +42,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// A registry without workers. Its prefix index holds at most so many blocks.
+    /// A registry without workers. Its prefix index holds at most this many blocks.
     pub(crate) fn new(max_in_flight: u32, index_blocks_max: usize) -> Arc<Self> {
         Arc::new(Self {
             workers: RwLock::default(),
@@ -70,12 +70,12 @@ impl Registry {
         }
     }
 
-    fn set_addresses(self: &Arc<Self>, wanted: &BTreeMap<String, Standing>) {
+    fn set_addresses(self: &Arc<Self>, wanted: &BTreeMap<String, EndpointState>) {
         let mut workers = self.workers.write();
         workers.retain(|address, (worker, task)| {
             let keep = wanted.get(address);
-            if let Some(standing) = keep {
-                worker.stands(*standing);
+            if let Some(endpoint_state) = keep {
+                worker.set_endpoint_state(*endpoint_state);
             } else {
                 tracing::info!(%address, "worker left");
                 task.abort();
@@ -85,9 +85,9 @@ impl Registry {
             }
             keep.is_some()
         });
-        for (address, standing) in wanted {
+        for (address, endpoint_state) in wanted {
             if !workers.contains_key(address) {
-                let worker = Arc::new(Worker::new(address.clone(), *standing));
+                let worker = Arc::new(Worker::new(address.clone(), *endpoint_state));
                 let task =
                     tokio::spawn(connection::maintain(Arc::clone(self), Arc::clone(&worker), self.limits));
                 workers.insert(address.clone(), (worker, task.abort_handle()));

@@ -11,7 +11,7 @@ use disagg_proto::v1;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
-use super::discovery::Standing;
+use super::discovery::EndpointState;
 use super::load::{Load, LoadBook, Sending, SentGuard};
 use crate::wire;
 
@@ -119,7 +119,7 @@ pub(crate) struct Worker {
 struct View {
     /// By the worker's own word.
     state: State,
-    standing: Standing,
+    endpoint_state: EndpointState,
     /// Of the present process, or of the last one while there is none.
     identity: Option<Arc<Identity>>,
     /// For requests; present while connected.
@@ -173,10 +173,10 @@ pub(crate) struct WorkerStatus {
 }
 
 impl Worker {
-    pub(super) fn new(address: String, standing: Standing) -> Self {
+    pub(super) fn new(address: String, endpoint_state: EndpointState) -> Self {
         let view = View {
             state: State::Gone,
-            standing,
+            endpoint_state,
             identity: None,
             channel: None,
             session: 0,
@@ -215,8 +215,8 @@ impl Worker {
     }
 
     /// Whoever named its address says so.
-    pub(super) fn stands(&self, standing: Standing) {
-        self.view.lock().standing = standing;
+    pub(super) fn set_endpoint_state(&self, endpoint_state: EndpointState) {
+        self.view.lock().endpoint_state = endpoint_state;
     }
 
     /// It refused a request, having begun nothing: no other is sent there until its next report says otherwise.
@@ -264,7 +264,7 @@ impl Worker {
             identity: view.identity.clone()?,
             channel: view.channel.clone()?,
             session: view.session,
-            serving: view.standing == Standing::Serving,
+            serving: view.endpoint_state == EndpointState::Serving,
             load: view.load.report(),
             unreported: view.load.unreported(),
             transfers: Arc::clone(&view.transfers),
@@ -281,7 +281,7 @@ impl Worker {
             transfers: Arc::clone(&view.transfers),
             unreported: view.load.unreported(),
             in_flight: view.load.in_flight(),
-            problem: view.problem.clone().or_else(|| view.standing.problem().map(str::to_owned)),
+            problem: view.problem.clone().or_else(|| view.endpoint_state.problem().map(str::to_owned)),
         }
     }
 
@@ -299,14 +299,14 @@ impl Worker {
 impl View {
     /// Its own word, and that of who named it.
     fn shown(&self) -> State {
-        match (self.state, self.standing) {
-            (State::Ready, Standing::Terminating) => State::Draining,
+        match (self.state, self.endpoint_state) {
+            (State::Ready, EndpointState::Terminating) => State::Draining,
             (state, _) => state,
         }
     }
 }
 
-impl Standing {
+impl EndpointState {
     fn problem(self) -> Option<&'static str> {
         match self {
             Self::Serving => None,

@@ -11,7 +11,7 @@ use crate::hub::ModelRef;
 /// Size of the KV pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PoolSize {
-    /// So many blocks.
+    /// This many blocks.
     Blocks(u32),
     /// As many blocks as fit these bytes.
     Bytes(u64),

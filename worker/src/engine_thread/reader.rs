@@ -42,7 +42,7 @@ pub(super) enum NotTaken {
 #[derive(Debug)]
 pub struct SequenceEvents {
     events: mpsc::Receiver<SequenceEvent>,
-    /// Wakes the engine thread when so many events are left; `None` if no engine is behind them.
+    /// Wakes the engine thread when this many events are left; `None` if no engine is behind them.
     wake: Option<(mpsc::WeakSender<Command>, usize)>,
 }
 

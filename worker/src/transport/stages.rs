@@ -118,7 +118,7 @@ impl HostStage {
         Self { memory: Arc::clone(memory), bytes: vec![0xff; bytes] }
     }
 
-    /// Bytes of a block, if there is room for so many.
+    /// Bytes of a block, if there is room for that many.
     fn unit(&self, blocks: &[BlockId]) -> Result<usize, KvAccessError> {
         let unit = self.memory.layout().layer_block_bytes();
         let got = blocks.len() * unit;

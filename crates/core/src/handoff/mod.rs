@@ -49,7 +49,7 @@ use crate::placement::{FallbackPolicy, PlacementReason};
 
 pub use machine::Handoff;
 pub use source::{PrefillLease, PrefillLeaseState, SourceAction, SourceDeadline, SourceFact};
-pub use state::{Attempting, State};
+pub use state::{AttemptProgress, State};
 
 /// One try with one candidate; also the candidate's index in [`Plan::candidates`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

@@ -11,11 +11,11 @@ pub enum State {
         reservation: ReservationNumber,
     },
     /// A candidate was called, and has not completed.
-    Prefilling(Attempting),
+    Prefilling(AttemptProgress),
     /// The prefill is completed, and not all blocks have landed.
-    Transferring(Attempting),
+    Transferring(AttemptProgress),
     /// The engine has the sequence; P has not said that it has drained.
-    Activated(Attempting),
+    Activated(AttemptProgress),
     /// Final: delivered, and nothing was left to clean up.
     Released,
     /// The outcome is decided; blocks in quarantine, or an answer of the engine, are waited for.
@@ -27,9 +27,9 @@ pub enum State {
     Done,
 }
 
-/// What is known of the current attempt.
+/// How far the current attempt is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Attempting {
+pub struct AttemptProgress {
     /// Which.
     pub attempt: Attempt,
     /// The blocks it lands in.
@@ -69,7 +69,7 @@ impl State {
     }
 
     /// The attempt that is under way and can still deliver.
-    pub(super) fn under_way(&mut self) -> Option<&mut Attempting> {
+    pub(super) fn under_way(&mut self) -> Option<&mut AttemptProgress> {
         match self {
             Self::Prefilling(current) | Self::Transferring(current) => Some(current),
             Self::Reserving { .. }
@@ -94,7 +94,7 @@ impl State {
     }
 }
 
-impl Attempting {
+impl AttemptProgress {
     pub(super) fn new(attempt: Attempt, reservation: ReservationNumber) -> Self {
         Self { attempt, reservation, accepted: false, landed: false, drained: false }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::machine::{Handoff, Loss, Quarantined};
-use super::{Action, Attempt, Attempting, DeadlineKind, Outcome, ReservationNumber, State, Writer};
+use super::{Action, Attempt, AttemptProgress, DeadlineKind, Outcome, ReservationNumber, State, Writer};
 use crate::placement::{FallbackPolicy, PlacementReason};
 
 impl Handoff {
@@ -23,14 +23,14 @@ impl Handoff {
     pub(super) fn start_next(&mut self, reservation: ReservationNumber) {
         let attempt = Attempt(self.next_candidate);
         self.next_candidate += 1;
-        self.state = State::Prefilling(Attempting::new(attempt, reservation));
+        self.state = State::Prefilling(AttemptProgress::new(attempt, reservation));
         self.actions.push(Action::StartPrefill { attempt, reservation });
         self.arm(DeadlineKind::Accept, self.timeouts.accept);
         self.arm(DeadlineKind::Prefill, self.timeouts.prefill);
     }
 
     /// The attempt will not deliver: on to the next candidate, or home.
-    pub(super) fn lose(&mut self, current: Attempting, loss: Loss) {
+    pub(super) fn lose(&mut self, current: AttemptProgress, loss: Loss) {
         self.any_failed |= loss != Loss::Refused;
         let kept = self.end_attempt(current, loss);
         match kept {
@@ -42,8 +42,8 @@ impl Handoff {
 
     /// Fences an attempt that has not delivered. Returns its blocks if nobody can write them any more; otherwise
     /// they are in quarantine.
-    pub(super) fn end_attempt(&mut self, current: Attempting, loss: Loss) -> Option<ReservationNumber> {
-        let Attempting { attempt, reservation, landed, drained, accepted: _ } = current;
+    pub(super) fn end_attempt(&mut self, current: AttemptProgress, loss: Loss) -> Option<ReservationNumber> {
+        let AttemptProgress { attempt, reservation, landed, drained, accepted: _ } = current;
         self.disarm_attempt();
         if loss == Loss::Stopped {
             self.actions.push(Action::CancelPrefill { attempt });
@@ -74,8 +74,8 @@ impl Handoff {
     }
 
     /// Landed and completed: the blocks and the first tokens are the engine's.
-    pub(super) fn activate(&mut self, current: Attempting) {
-        let Attempting { attempt, reservation, .. } = current;
+    pub(super) fn activate(&mut self, current: AttemptProgress) {
+        let AttemptProgress { attempt, reservation, .. } = current;
         self.disarm_attempt();
         self.actions.push(Action::Fence { attempt });
         self.actions.push(Action::Activate { attempt, reservation });

@@ -80,7 +80,7 @@ enum Step {
         changes: Vec<(u32, bool)>,
         copies: usize,
     },
-    /// The router subscribes: a snapshot in so many parts. It may break off before the last.
+    /// The router subscribes: a snapshot in this many parts. It may break off before the last.
     Subscribe {
         worker: usize,
         parts: usize,

@@ -83,7 +83,7 @@ impl<B: Backend> Engine<B> {
         self.awaiting.add(key, &sequence.blocks);
         let reservation = Reservation {
             sequence: key.request,
-            overlap_tokens: sequence.computed as u32,
+            overlap_tokens: sequence.num_computed_tokens as u32,
             first_block: first_block as u32,
             blocks: sequence.blocks[first_block..prompt_blocks].to_vec(),
         };
@@ -107,7 +107,7 @@ impl<B: Backend> Engine<B> {
             return Ok(());
         }
         // What has landed is published with the next draw, which is the first that this worker makes from it.
-        sequence.computed = sequence.prompt_len();
+        sequence.num_computed_tokens = sequence.prompt_len();
         self.accept(key, first_tokens);
         Ok(())
     }
@@ -142,7 +142,7 @@ impl<B: Backend> Engine<B> {
         self.awaiting.remove(key, &sequence.blocks);
         self.stalled = false;
         if fate == BlockFate::Quarantine {
-            let reserved = sequence.blocks.split_off(sequence.computed / self.block_size);
+            let reserved = sequence.blocks.split_off(sequence.num_computed_tokens / self.block_size);
             self.pool.quarantine(key.request, reserved);
         }
         true
@@ -227,7 +227,7 @@ impl<B: Backend> Engine<B> {
         };
         sequence.take_cached(cached);
         sequence.blocks.extend(blocks);
-        let (key, overlap) = (sequence.key, sequence.computed);
+        let (key, overlap) = (sequence.key, sequence.num_computed_tokens);
         self.handoffs.insert(handoff, key);
         self.insert(sequence);
         self.enqueue(key);

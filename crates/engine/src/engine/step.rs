@@ -38,7 +38,7 @@ impl<B: Backend> Engine<B> {
         let (sound, broken): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| {
             self.sequences.held(row.key).is_some_and(|sequence| {
                 let end = row.start + row.len;
-                end <= sequence.known() && end <= sequence.blocks.len() * self.block_size
+                end <= sequence.num_tokens() && end <= sequence.blocks.len() * self.block_size
             })
         });
         for row in broken {
@@ -67,7 +67,7 @@ impl<B: Backend> Engine<B> {
         let mut samples = 0;
         for row in &rows {
             let Some(sequence) = self.sequences.held_mut(row.key) else { continue };
-            sequence.computed += row.len;
+            sequence.num_computed_tokens += row.len;
             sequence.in_flight += 1;
             if row.sample {
                 sequence.pending = Some(samples);
@@ -256,7 +256,7 @@ fn sample_row(row: u32, sequence: &Sequence) -> SampleRow<'_> {
         row,
         params: &sequence.request.sampling,
         choices: sequence.choices.clone(),
-        position: sequence.known() as u32,
+        position: sequence.num_tokens() as u32,
         history: &sequence.tokens,
         prompt_len: sequence.prompt_len(),
         forbidden: sequence.forbidden(),

@@ -24,7 +24,7 @@ pub use philox::{philox4x32, uniform};
 /// No token can be drawn from these logits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SampleError {
-    /// The model computed something that is no number.
+    /// The model computed something that is not a number.
     #[error("logit {token} is NaN or positive infinity")]
     NotANumber {
         /// The first such token.

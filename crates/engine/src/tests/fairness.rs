@@ -17,7 +17,7 @@ use crate::sequences::Sequences;
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// A request of so many choices of so many tokens.
+    /// A request of this many choices, each of this many tokens.
     Submit(u32, u32),
     Steps(u8),
     Cancel(usize),
@@ -118,7 +118,7 @@ impl Real {
         }
         for row in rows {
             let Some(sequence) = self.sequences.held_mut(row.key) else { continue };
-            sequence.computed += row.len;
+            sequence.num_computed_tokens += row.len;
             assert!(row.sample);
             let choices = std::mem::replace(&mut sequence.choices, row.key.choice..row.key.choice + 1);
             sequence.tokens.push(3);

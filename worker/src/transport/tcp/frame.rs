@@ -1,4 +1,4 @@
-//! Messages on a push connection: a length of 4 bytes, little-endian, and a protobuf message of so many bytes.
+//! Messages on a push connection: a length of 4 bytes, little-endian, and a protobuf message of that many bytes.
 
 use std::io;
 
