@@ -1,14 +1,12 @@
 //! The decoder: one pass over a flat batch.
 
-use candle_core::{Device, Result, Tensor};
 use disagg_engine::{Batch, KvTransport};
 
 use super::attention::PagedAttention;
 use super::linear::{linear, multiply};
-use super::rows::{RmsNorm, Rotary, RotaryTable, SiluMul, rotary_frequencies};
+use super::rows::{Heads, RotaryTable, add, rms_norm, rotary_frequencies, silu_mul};
 use super::simd::Isa;
-use super::tensors::with_rows;
-use crate::backend::pool::PagedPool;
+use crate::backend::pool::{PagedPool, Rows};
 use crate::model::weights::LayerWeights;
 use crate::model::{ModelConfig, Weights};
 
@@ -30,20 +28,21 @@ impl Decoder {
     }
 
     /// Computes the batch (`input_ids` are its tokens), stores its keys and values in the pool, and gives the logits
-    /// of the rows to be sampled: `[samples, vocab]`. `None` if there are none.
+    /// of the rows to be sampled: `[samples, vocab]`.
     pub(super) fn forward(
         &self,
         batch: &Batch<'_>,
         input_ids: &[u32],
         pool: &PagedPool,
         transport: &mut dyn KvTransport,
-    ) -> Result<Option<Tensor>> {
-        let mut hidden = self.weights.embedding.rows(input_ids)?;
+    ) -> Vec<f32> {
+        let mut hidden = self.weights.embedding.rows(input_ids);
         let rotary = RotaryTable::new(&self.frequencies, batch.positions);
+        let mut space = Activations::new(&self.config, input_ids.len());
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let index = index as u32;
-            let normed = self.norm(&hidden, &layer.input_norm)?;
-            let queries = self.project(layer, &normed, &rotary, index, batch, pool)?;
+            self.norm(&hidden, &layer.input_norm, &mut space.normed);
+            self.project(layer, &mut space, &rotary, index, batch, pool);
             if !batch.pushes.is_empty() {
                 transport.push_layer(index, batch.pushes);
             }
@@ -56,64 +55,103 @@ impl Decoder {
                 kv_heads: self.config.num_kv_heads,
                 block_size: pool.block_size(),
             };
-            let attended = queries.apply_op1_no_bwd(&attention)?;
-            hidden = (hidden + linear(self.isa, &attended, &layer.attention_output)?)?;
+            let q_size = self.config.q_size();
+            attention.apply(Rows::dense(&space.queries, q_size), &mut space.attended);
+            let attended = Rows::dense(&space.attended, q_size);
+            linear(self.isa, attended, &layer.attention_output, &mut space.output);
+            add(&mut hidden, &space.output);
 
-            let normed = self.norm(&hidden, &layer.mlp_norm)?;
-            let gate_up = linear(self.isa, &normed, &layer.gate_up)?;
-            let activated = gate_up.apply_op1_no_bwd(&SiluMul { isa: self.isa })?;
-            hidden = (hidden + linear(self.isa, &activated, &layer.down)?)?;
+            self.norm(&hidden, &layer.mlp_norm, &mut space.normed);
+            let (hidden_size, mlp_size) = (self.config.hidden_size, self.config.intermediate_size);
+            linear(self.isa, Rows::dense(&space.normed, hidden_size), &layer.gate_up, &mut space.gate_up);
+            silu_mul(self.isa, Rows::dense(&space.gate_up, 2 * mlp_size), &mut space.activated);
+            linear(self.isa, Rows::dense(&space.activated, mlp_size), &layer.down, &mut space.output);
+            add(&mut hidden, &space.output);
         }
         self.logits(batch, &hidden)
     }
 
-    /// Queries, keys and values of a layer; keys and values go to the pool.
+    /// Queries, keys and values of a layer, from what is normed; keys and values go to the pool.
     fn project(
         &self,
         layer: &LayerWeights,
-        normed: &Tensor,
+        space: &mut Activations,
         table: &RotaryTable,
         index: u32,
         batch: &Batch<'_>,
         pool: &PagedPool,
-    ) -> Result<Tensor> {
+    ) {
         let (q_size, kv_size) = (self.config.q_size(), self.config.kv_size());
-        let qkv = linear(self.isa, normed, &layer.qkv)?;
-        let part = |start, size, norm: &Option<Tensor>| -> Result<Tensor> {
-            let part = qkv.narrow(1, start, size)?;
-            let part = match norm {
-                Some(weight) => self.norm_heads(&part, weight)?,
-                None => part,
-            };
-            part.apply_op1_no_bwd(&Rotary { table })
-        };
-        let queries = part(0, q_size, &layer.q_norm)?;
-        let keys = part(q_size, kv_size, &layer.k_norm)?;
-        let values = qkv.narrow(1, q_size + kv_size, kv_size)?;
-        with_rows(&keys, &values, |keys, values| pool.store(index, batch.slot_mapping, keys, values))?;
-        Ok(queries)
+        let normed = Rows::dense(&space.normed, self.config.hidden_size);
+        linear(self.isa, normed, &layer.qkv, &mut space.qkv);
+        let stride = q_size + 2 * kv_size;
+        let part = |start, width| Rows { data: &space.qkv[start..], stride, width, count: normed.count };
+        let eps = self.config.rms_norm_eps;
+        let heads = |norm| Heads { norm, eps, table };
+        heads(layer.q_norm.as_deref()).apply(self.isa, part(0, q_size), &mut space.queries);
+        heads(layer.k_norm.as_deref()).apply(self.isa, part(q_size, kv_size), &mut space.keys);
+        let values = part(q_size + kv_size, kv_size);
+        pool.store(index, batch.slot_mapping, Rows::dense(&space.keys, kv_size), values);
     }
 
     /// Only the last tokens of the rows to be sampled go through the output matrix.
-    fn logits(&self, batch: &Batch<'_>, hidden: &Tensor) -> Result<Option<Tensor>> {
-        if batch.samples.is_empty() {
-            return Ok(None);
+    fn logits(&self, batch: &Batch<'_>, hidden: &[f32]) -> Vec<f32> {
+        let size = self.config.hidden_size;
+        let last = |row: u32| batch.cu_seqlens[row as usize + 1] as usize - 1;
+        let hidden: Vec<f32> = batch
+            .samples
+            .iter()
+            .flat_map(|sample| &hidden[last(sample.row) * size..][..size])
+            .copied()
+            .collect();
+        let mut normed = vec![0.0; hidden.len()];
+        self.norm(&hidden, &self.weights.final_norm, &mut normed);
+        let mut logits = vec![0.0; batch.samples.len() * self.config.vocab_size];
+        multiply(self.isa, Rows::dense(&normed, size), &self.weights.lm_head, &mut logits);
+        logits
+    }
+
+    /// Norms `[tokens, hidden]`.
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let x = Rows::dense(x, self.config.hidden_size);
+        rms_norm(self.isa, x, weight, self.config.rms_norm_eps, out);
+    }
+}
+
+/// What is between the operations of a layer, `[tokens, ...]` each; all layers of a step use the same memory. Taken anew for
+/// every operation, much of a step's time would go into getting pages from the system and giving them back.
+struct Activations {
+    /// `hidden`.
+    normed: Vec<f32>,
+    /// Queries, then keys, then values.
+    qkv: Vec<f32>,
+    /// `heads * head_dim`.
+    queries: Vec<f32>,
+    /// `kv_heads * head_dim`.
+    keys: Vec<f32>,
+    /// `heads * head_dim`.
+    attended: Vec<f32>,
+    /// `hidden`: what attention or MLP adds to the residual stream.
+    output: Vec<f32>,
+    /// Gate, then up.
+    gate_up: Vec<f32>,
+    /// Width of the MLP.
+    activated: Vec<f32>,
+}
+
+impl Activations {
+    fn new(config: &ModelConfig, tokens: usize) -> Self {
+        let (q_size, kv_size) = (config.q_size(), config.kv_size());
+        let space = |width: usize| vec![0.0; tokens * width];
+        Self {
+            normed: space(config.hidden_size),
+            qkv: space(q_size + 2 * kv_size),
+            queries: space(q_size),
+            keys: space(kv_size),
+            attended: space(q_size),
+            output: space(config.hidden_size),
+            gate_up: space(2 * config.intermediate_size),
+            activated: space(config.intermediate_size),
         }
-        let last: Vec<u32> =
-            batch.samples.iter().map(|sample| batch.cu_seqlens[sample.row as usize + 1] - 1).collect();
-        let hidden = hidden.index_select(&Tensor::new(last, &Device::Cpu)?, 0)?;
-        let hidden = self.norm(&hidden, &self.weights.final_norm)?;
-        multiply(self.isa, &hidden, &self.weights.lm_head).map(Some)
-    }
-
-    fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        x.apply_op2_no_bwd(weight, &RmsNorm { isa: self.isa, eps: self.config.rms_norm_eps })
-    }
-
-    /// `[tokens, heads * head_dim]`, each head by itself.
-    fn norm_heads(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let shape = x.shape();
-        let heads = x.contiguous()?.reshape(((), self.config.head_dim))?;
-        self.norm(&heads, weight)?.reshape(shape)
     }
 }

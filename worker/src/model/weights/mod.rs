@@ -7,7 +7,8 @@ mod expected;
 mod files;
 mod source;
 
-use candle_core::{Device, Tensor};
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 pub use digest::WeightsDigest;
@@ -28,24 +29,24 @@ pub struct Linear {
     /// `[out, in]`.
     pub weight: Matrix,
     /// `[out]`.
-    pub bias: Option<Tensor>,
+    pub bias: Option<Arc<[f32]>>,
 }
 
 /// One decoder layer.
 #[derive(Clone, Debug)]
 pub struct LayerWeights {
     /// `[hidden]`, before attention.
-    pub input_norm: Tensor,
+    pub input_norm: Arc<[f32]>,
     /// Rows of q, then k, then v.
     pub qkv: Linear,
     /// `[head_dim]`, for every head of q.
-    pub q_norm: Option<Tensor>,
+    pub q_norm: Option<Arc<[f32]>>,
     /// `[head_dim]`, for every head of k.
-    pub k_norm: Option<Tensor>,
+    pub k_norm: Option<Arc<[f32]>>,
     /// From the heads back to the residual stream.
     pub attention_output: Linear,
     /// `[hidden]`, before the MLP.
-    pub mlp_norm: Tensor,
+    pub mlp_norm: Arc<[f32]>,
     /// Rows of gate, then up.
     pub gate_up: Linear,
     /// Back to the residual stream.
@@ -60,7 +61,7 @@ pub struct Weights {
     /// In order.
     pub layers: Vec<LayerWeights>,
     /// `[hidden]`, after the last layer.
-    pub final_norm: Tensor,
+    pub final_norm: Arc<[f32]>,
     /// `[vocab, hidden]`; shares memory with the embedding when they are tied.
     pub lm_head: Matrix,
 }
@@ -79,7 +80,7 @@ impl Weights {
             .into_par_iter()
             .map(|layer| build_layer(config, source, layer))
             .collect::<Result<_, _>>()?;
-        let final_norm = stack(source, &[("model.norm.weight", &[hidden])])?;
+        let final_norm = stack(source, &[("model.norm.weight", hidden)])?;
         Ok(Self { embedding, layers, final_norm, lm_head })
     }
 }
@@ -92,7 +93,7 @@ fn build_layer(
     let hidden = config.hidden_size;
     let (q, kv, mlp) = (config.q_size(), config.kv_size(), config.intermediate_size);
     let norm =
-        |name: &str, size: usize| stack(source, &[(&format!("model.layers.{layer}.{name}.weight"), &[size])]);
+        |name: &str, size: usize| stack(source, &[(&format!("model.layers.{layer}.{name}.weight"), size)]);
     let linear = |parts: &[(&str, usize)], input: usize, bias: bool| -> Result<Linear, ModelError> {
         let names = |kind: &str| -> Vec<String> {
             parts.iter().map(|(name, _)| format!("model.layers.{layer}.{name}.{kind}")).collect()
@@ -104,12 +105,10 @@ fn build_layer(
             return Ok(Linear { weight, bias: None });
         }
         let biases = names("bias");
-        let shapes: Vec<[usize; 1]> = parts.iter().map(|&(_, rows)| [rows]).collect();
-        let biases: Vec<_> =
-            biases.iter().zip(&shapes).map(|(name, shape)| (name.as_str(), &shape[..])).collect();
+        let biases: Vec<_> = biases.iter().zip(parts).map(|(name, part)| (name.as_str(), part.1)).collect();
         Ok(Linear { weight, bias: Some(stack(source, &biases)?) })
     };
-    let head_norm = |name: &str| -> Result<Option<Tensor>, ModelError> {
+    let head_norm = |name: &str| -> Result<Option<Arc<[f32]>>, ModelError> {
         if config.qk_norm { norm(name, config.head_dim).map(Some) } else { Ok(None) }
     };
     Ok(LayerWeights {
@@ -128,16 +127,14 @@ fn build_layer(
     })
 }
 
-/// Tensors that differ in their first dimension at most, one below the other. Each is read to its place.
-fn stack(source: &dyn TensorSource, parts: &[(&str, &[usize])]) -> Result<Tensor, ModelError> {
-    let mut shape = parts[0].1.to_vec();
-    shape[0] = parts.iter().map(|(_, part)| part[0]).sum();
-    let mut data = vec![0.0; shape.iter().product()];
+/// Vectors, one behind the other. Each is read to its place.
+fn stack(source: &dyn TensorSource, parts: &[(&str, usize)]) -> Result<Arc<[f32]>, ModelError> {
+    let mut data = vec![0.0; parts.iter().map(|(_, size)| size).sum()];
     let mut rest = data.as_mut_slice();
-    for (name, part) in parts {
-        let (out, behind) = rest.split_at_mut(part.iter().product());
-        read_f32(source, name, part, out)?;
+    for &(name, size) in parts {
+        let (out, behind) = rest.split_at_mut(size);
+        read_f32(source, name, &[size], out)?;
         rest = behind;
     }
-    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+    Ok(data.into())
 }
