@@ -8,6 +8,8 @@
 //! that were detected. The register types are private, so the only way to run a kernel on them is [`Isa::run`].
 #![allow(unsafe_code)]
 
+use half::{bf16, f16};
+
 /// Lanes of a vector.
 pub(super) const LANES: usize = 16;
 
@@ -22,8 +24,18 @@ pub(super) trait Lanes: Copy {
     /// Lane by lane from memory.
     fn load(from: &[f32; LANES]) -> Self;
 
+    /// Lane by lane from memory, widened, which is exact.
+    fn load_bf16(from: &[bf16; LANES]) -> Self;
+
+    /// Lane by lane from memory, widened, which is exact.
+    fn load_f16(from: &[f16; LANES]) -> Self;
+
     /// Lane by lane to memory.
     fn store(self, to: &mut [f32; LANES]);
+
+    /// `self + other`, rounded once.
+    #[must_use]
+    fn add(self, other: Self) -> Self;
 
     /// `self + a * b`, rounded once.
     #[must_use]
@@ -62,7 +74,10 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") {
                 available.push(Self(Kind::Avx512));
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 available.push(Self(Kind::Avx2));
             }
         }
@@ -119,8 +134,26 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn load_bf16(from: &[bf16; LANES]) -> Self {
+        Self(from.map(bf16::to_f32))
+    }
+
+    #[inline(always)]
+    fn load_f16(from: &[f16; LANES]) -> Self {
+        Self(from.map(f16::to_f32))
+    }
+
+    #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
         *to = self.0;
+    }
+
+    #[inline(always)]
+    fn add(mut self, other: Self) -> Self {
+        for (sum, other) in self.0.iter_mut().zip(other.0) {
+            *sum += other;
+        }
+        self
     }
 
     #[inline(always)]
@@ -135,9 +168,14 @@ impl Lanes for Portable {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m128i, __m256, __m256i, __m512, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_slli_epi32, _mm512_add_ps,
+        _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_set1_ps,
+        _mm512_slli_epi32,
     };
+    use std::mem::transmute;
+
+    use half::{bf16, f16};
 
     use super::{Kernel, LANES, Lanes};
 
@@ -146,10 +184,13 @@ mod x86 {
         kernel.run::<Avx512>()
     }
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Avx2>()
     }
+
+    // Arrays become vectors by `transmute`: the intrinsics that load and store go through pointers, which builds with debug
+    // assertions check one by one, and that takes longer than the arithmetic.
 
     /// Only named in [`run_avx512`].
     #[derive(Clone, Copy)]
@@ -166,14 +207,35 @@ mod x86 {
 
         #[inline(always)]
         fn load(from: &[f32; LANES]) -> Self {
-            // SAFETY: as above; sixteen floats are read from a reference to sixteen, at any alignment.
-            Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+            // SAFETY: both are sixteen floats, of which every pattern of bits is one.
+            Self(unsafe { transmute::<[f32; LANES], __m512>(*from) })
+        }
+
+        #[inline(always)]
+        fn load_bf16(from: &[bf16; LANES]) -> Self {
+            // SAFETY: as above; both are 32 bytes. A bfloat16 is the upper half of the f32 that equals it.
+            unsafe {
+                let halves = transmute::<[bf16; LANES], __m256i>(*from);
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+            }
+        }
+
+        #[inline(always)]
+        fn load_f16(from: &[f16; LANES]) -> Self {
+            // SAFETY: as above; both are 32 bytes.
+            Self(unsafe { _mm512_cvtph_ps(transmute::<[f16; LANES], __m256i>(*from)) })
         }
 
         #[inline(always)]
         fn store(self, to: &mut [f32; LANES]) {
-            // SAFETY: as above; sixteen floats are written.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+            // SAFETY: both are sixteen floats.
+            *to = unsafe { transmute::<__m512, [f32; LANES]>(self.0) };
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: the type is only used where AVX-512 was detected.
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
         }
 
         #[inline(always)]
@@ -192,31 +254,53 @@ mod x86 {
 
         #[inline(always)]
         fn splat(value: f32) -> Self {
-            // SAFETY: the type is only used where AVX2 and FMA were detected.
+            // SAFETY: the type is only used where AVX2, FMA and F16C were detected.
             let half = unsafe { _mm256_set1_ps(value) };
             Self(half, half)
         }
 
         #[inline(always)]
         fn load(from: &[f32; LANES]) -> Self {
-            let (low, high) = from.split_at(LANES / 2);
-            // SAFETY: as above; eight floats are read from each half, at any alignment.
-            unsafe { Self(_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())) }
+            // SAFETY: both are sixteen floats, of which every pattern of bits is one.
+            let [low, high] = unsafe { transmute::<[f32; LANES], [__m256; 2]>(*from) };
+            Self(low, high)
         }
 
         #[inline(always)]
-        fn store(self, to: &mut [f32; LANES]) {
-            let (low, high) = to.split_at_mut(LANES / 2);
-            // SAFETY: as above; eight floats are written to each half.
+        fn load_bf16(from: &[bf16; LANES]) -> Self {
+            // SAFETY: as for `splat`; both are 32 bytes. A bfloat16 is the upper half of the f32 that equals it.
             unsafe {
-                _mm256_storeu_ps(low.as_mut_ptr(), self.0);
-                _mm256_storeu_ps(high.as_mut_ptr(), self.1);
+                let [low, high] = transmute::<[bf16; LANES], [__m128i; 2]>(*from);
+                let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(low));
+                let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(high));
+                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
             }
         }
 
         #[inline(always)]
+        fn load_f16(from: &[f16; LANES]) -> Self {
+            // SAFETY: as for `splat`; both are 32 bytes.
+            unsafe {
+                let [low, high] = transmute::<[f16; LANES], [__m128i; 2]>(*from);
+                Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+            }
+        }
+
+        #[inline(always)]
+        fn store(self, to: &mut [f32; LANES]) {
+            // SAFETY: both are sixteen floats.
+            *to = unsafe { transmute::<[__m256; 2], [f32; LANES]>([self.0, self.1]) };
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+        }
+
+        #[inline(always)]
         fn add_product(self, a: Self, b: Self) -> Self {
-            // SAFETY: as above.
+            // SAFETY: as for `splat`.
             unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
         }
     }

@@ -1,8 +1,10 @@
-//! Weights in main memory, in f32.
+//! Weights in main memory: matrices in the format of their files, vectors in f32.
 
-use candle_core::{Device, Tensor};
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
+use super::matrix::Matrix;
 use crate::model::load::{self, Experts, Product, Sink, Storage};
 use crate::model::weights::read_f32;
 use crate::model::{ExpertsSpec, LayerSpec, ModelError, ModelSpec, TensorSource, TensorSpec};
@@ -13,10 +15,10 @@ pub struct Cpu;
 
 impl Storage for Cpu {
     type Linear = Linear;
-    type Vector = Tensor;
-    type Table = Tensor;
+    type Vector = Arc<[f32]>;
+    type Table = Matrix;
     /// Shares memory with the embedding when they are tied.
-    type Head = Linear;
+    type Head = Matrix;
     type Experts = Experts<Self>;
 }
 
@@ -27,9 +29,9 @@ pub type Weights = load::Weights<Cpu>;
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// `[out, in]`.
-    pub weight: Tensor,
+    pub weight: Matrix,
     /// `[out]`.
-    pub bias: Option<Tensor>,
+    pub bias: Option<Arc<[f32]>>,
 }
 
 /// Reads every tensor of `spec`; layers in parallel.
@@ -37,24 +39,29 @@ pub fn load_weights(spec: &ModelSpec, source: &dyn TensorSource) -> Result<Weigh
     Weights::load(spec, &Reader { source })
 }
 
-/// Converts tensors to f32 as they are read.
+/// Packs matrices as they are read.
 struct Reader<'a> {
     source: &'a dyn TensorSource,
 }
 
 impl Reader<'_> {
-    /// Tensors that differ in their first dimension at most, one below the other. Each is read to its place.
-    fn stack(&self, parts: &[&TensorSpec]) -> Result<Tensor, ModelError> {
-        let mut shape = parts.first().map(|part| part.shape.clone()).unwrap_or_default();
-        shape[0] = parts.iter().map(|part| part.shape[0]).sum();
-        let mut data = vec![0.0; shape.iter().product()];
+    /// Matrices one below the other.
+    fn matrix(&self, parts: &[&TensorSpec]) -> Result<Matrix, ModelError> {
+        let inputs = parts.first().map_or(0, |part| part.shape[1]);
+        let parts: Vec<_> = parts.iter().map(|part| (part.name.as_str(), part.shape[0])).collect();
+        Matrix::read(self.source, inputs, &parts)
+    }
+
+    /// Vectors, one behind the other. Each is read to its place.
+    fn vectors(&self, parts: &[&TensorSpec]) -> Result<Arc<[f32]>, ModelError> {
+        let mut data = vec![0.0; parts.iter().map(|part| part.elements()).sum()];
         let mut rest = data.as_mut_slice();
         for part in parts {
             let (out, behind) = rest.split_at_mut(part.elements());
             read_f32(self.source, &part.name, &part.shape, out)?;
             rest = behind;
         }
-        Tensor::from_vec(data, shape, &Device::Cpu).map_err(|error| ModelError::Backend(error.to_string()))
+        Ok(data.into())
     }
 }
 
@@ -65,22 +72,21 @@ impl Sink for Reader<'_> {
     fn linear(&self, product: &Product<'_>) -> Result<Linear, ModelError> {
         let bias = match product.biases.as_slice() {
             [] => None,
-            biases => Some(self.stack(biases)?),
+            biases => Some(self.vectors(biases)?),
         };
-        Ok(Linear { weight: self.stack(&product.weights)?, bias })
+        Ok(Linear { weight: self.matrix(&product.weights)?, bias })
     }
 
-    fn vector(&self, tensor: &TensorSpec) -> Result<Tensor, ModelError> {
-        self.stack(&[tensor])
+    fn vector(&self, tensor: &TensorSpec) -> Result<Arc<[f32]>, ModelError> {
+        self.vectors(&[tensor])
     }
 
-    fn table(&self, tensor: &TensorSpec) -> Result<Tensor, ModelError> {
-        self.stack(&[tensor])
+    fn table(&self, tensor: &TensorSpec) -> Result<Matrix, ModelError> {
+        self.matrix(&[tensor])
     }
 
-    fn head(&self, tensor: Option<&TensorSpec>, embedding: &Tensor) -> Result<Linear, ModelError> {
-        let weight = tensor.map_or_else(|| Ok(embedding.clone()), |tensor| self.stack(&[tensor]))?;
-        Ok(Linear { weight, bias: None })
+    fn head(&self, tensor: Option<&TensorSpec>, embedding: &Matrix) -> Result<Matrix, ModelError> {
+        tensor.map_or_else(|| Ok(embedding.clone()), |tensor| self.matrix(&[tensor]))
     }
 
     fn experts(&self, layer: &LayerSpec, shape: ExpertsSpec) -> Result<Experts<Cpu>, ModelError> {
