@@ -104,6 +104,8 @@ decode = Module("attention_decode.cu")
 prefill = Module("attention_prefill.cu")
 prefill90 = Module("attention_prefill_sm90.cu")
 DECODE_SMEM = 4 * 3 * 2 * 16 * DIM * 2
+# Every query sees all tokens before it.
+NO_WINDOW = 0
 k_decode = decode.kernel("decode_attention", DECODE_SMEM)
 k_plan = decode.kernel("plan_decode")
 k_prefill = prefill.kernel("prefill_attention", 4 * 64 * DIM * 2)
@@ -136,7 +138,7 @@ def run_decode(lens, heads, kv_heads, pool, table, qkv, out, ws):
     rows_ = torch.arange(b, dtype=torch.int32, device=dev)
     KEEP.append(rows_)
     k_decode(CTAS // 2 if b <= 16 else CTAS, 128, out, qkv, pool, rows_, table, ctx, ends, partials, counters,
-             b, heads, kv_heads, qkv.shape[1], table.shape[1], F(scale))
+             b, heads, kv_heads, qkv.shape[1], table.shape[1], F(scale), NO_WINDOW)
 
 
 def decode_case(lens, heads=32, kv_heads=8):
@@ -150,7 +152,7 @@ def decode_case(lens, heads=32, kv_heads=8):
     ws = (torch.zeros(b, dtype=torch.int32, device=dev),
           torch.full((CTAS * 2 * 8 * (DIM + 4),), float("nan"), device=dev),
           torch.zeros(b * kv_heads, dtype=torch.int32, device=dev), ctx)
-    k_plan(1, 1024, ws[0], ctx, b, kv_heads)
+    k_plan(1, 1024, ws[0], ctx, b, kv_heads, NO_WINDOW)
     return lambda: run_decode(lens, heads, kv_heads, pool, table, qkv, out, ws)
 
 
@@ -178,10 +180,11 @@ def prefill_case(rows, heads=32, kv_heads=8):
 
     def plain():
         k_prefill((nt, heads), 256, out, qkv, pool, tiles, row_lens, table, heads, kv_heads, qkv.shape[1],
-                  table.shape[1], F(scale))
+                  table.shape[1], F(scale), NO_WINDOW)
 
     def fast():
-        k_prefill90((heads, nt), 384, out, mq, mkv, tiles, row_lens, table, heads, kv_heads, 0, table.shape[1], F(scale))
+        k_prefill90((heads, nt), 384, out, mq, mkv, tiles, row_lens, table, heads, kv_heads, 0, table.shape[1],
+                    F(scale), NO_WINDOW)
 
     return plain, fast
 

@@ -29,10 +29,10 @@ fn main() {
 
     let spec = ModelSpec::read(&folder).unwrap();
     let start = Instant::now();
-    let weights = load_weights(&spec, &SafetensorsFolder::open(&folder).unwrap()).unwrap();
+    let weights = Arc::new(load_weights(&spec, &SafetensorsFolder::open(&folder).unwrap()).unwrap());
     let layout = CandleBackend::layout_of(&spec, BLOCK_SIZE, KvDtype::F32);
     let blocks = (tokens + STEPS).div_ceil(BLOCK_SIZE);
-    let mut backend = CandleBackend::new(spec, Arc::new(weights), layout, blocks).unwrap();
+    let mut backend = CandleBackend::new(spec, weights, layout, blocks).unwrap();
     let load = start.elapsed().as_secs_f64();
     let (rss, peak) = (status_mib("VmRSS:"), status_mib("VmHWM:"));
 

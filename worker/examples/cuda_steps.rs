@@ -24,6 +24,7 @@ use disagg_worker::cuda::lists::Draw;
 use disagg_worker::cuda::step::Step;
 use disagg_worker::cuda::weights::{Origin, load_weights};
 use disagg_worker::model::{DummyWeights, ModelSpec};
+use serde_json::json;
 
 struct Inputs {
     words: Vec<u32>,

@@ -6,20 +6,18 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 use disagg_core::BlockId;
 use disagg_engine::Batch;
 use rayon::prelude::*;
 
 use super::kernels::{add_scaled_rows, exp, products, sum_lanes};
 use super::simd::{Isa, Kernel, LANES, Lanes};
-use super::tensors::rows;
 use crate::backend::pool::{PagedPool, Rows};
 
 /// Tokens of one sequence in one task: they share the keys and values while these are in the cache.
 const TASK_TOKENS: usize = 16;
 
-/// Queries `[tokens, heads * head_dim]` to the same shape. The batch's own keys and values are in the pool already.
+/// The attention of one layer to the contexts of a batch.
 pub(super) struct PagedAttention<'a> {
     pub(super) isa: Isa,
     pub(super) pool: &'a PagedPool,
@@ -34,29 +32,16 @@ pub(super) struct PagedAttention<'a> {
     pub(super) window: Option<u32>,
 }
 
-impl CustomOp1 for PagedAttention<'_> {
-    fn name(&self) -> &'static str {
-        "paged-attention"
-    }
-
-    fn cpu_fwd(&self, queries: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let queries = rows(queries, layout)?;
-        if queries.count != self.batch.positions.len()
-            || !queries.width.is_multiple_of(self.kv_heads * self.head_dim)
-        {
-            bail!("{}: {} queries of {} do not fit the batch", self.name(), queries.count, queries.width);
-        }
-        let mut out = vec![0.0; queries.count * queries.width];
-        let tasks = self.tasks(queries, &mut out);
-        tasks.into_par_iter().for_each(|task| self.isa.run(task));
-        Ok((CpuStorage::F32(out), (queries.count, queries.width).into()))
-    }
-}
-
 impl PagedAttention<'_> {
     /// The first position that a query sees.
     fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window as usize))
+    }
+
+    /// Queries `[tokens, heads * head_dim]` to the same shape. The batch's own keys and values are in the pool already.
+    pub(super) fn apply(&self, queries: Rows<'_>, out: &mut [f32]) {
+        let tasks = self.tasks(queries, out);
+        tasks.into_par_iter().for_each(|task| self.isa.run(task));
     }
 
     /// One task for every KV head of every few tokens of a sequence.
@@ -102,7 +87,7 @@ struct Task<'a> {
     positions: Vec<usize>,
     /// `[tokens * heads of the group, head_dim]`.
     queries: Vec<f32>,
-    /// For each token `[heads of the group, head_dim]`, zeros to begin with.
+    /// For each token `[heads of the group, head_dim]`.
     out: Vec<&'a mut [f32]>,
 }
 
@@ -119,6 +104,7 @@ impl Kernel for Task<'_> {
         let mut scores = vec![0.0; queries.count * padded];
         let mut softmax = vec![Softmax::new(); queries.count];
         let last = self.positions.iter().copied().max().unwrap_or(0);
+        self.out.iter_mut().for_each(|out| out.fill(0.0));
         let first = self.attention.first_seen(self.positions.iter().copied().min().unwrap_or(0));
 
         for block in first / block_size..=last / block_size {
@@ -146,7 +132,7 @@ impl Kernel for Task<'_> {
                     let query = token * group + head;
                     let scores = &mut scores[query * padded..][..padded];
                     softmax[query].add_block::<V>(scores, start..end, out);
-                    add_scaled_rows::<V>(out, &scores[start..end], values.from_row(start));
+                    add_scaled_rows::<V>(out, &scores[start..end], values.skip_rows(start));
                 }
             }
         }

@@ -3,10 +3,10 @@
 //! Shazeer et al., "Outrageously Large Neural Networks" (2017), with the softmax in front of the choice as in Qwen 3. A
 //! token's experts are summed in ascending order, so its bits do not depend on the tokens beside it.
 
-use candle_core::{Device, Result, Tensor};
-
 use super::kernels::exp;
 use super::weights::Cpu;
+use crate::backend::pool::Rows;
+use crate::model::ExpertsSpec;
 use crate::model::load::{Dense, Experts};
 
 /// An expert that a token goes through.
@@ -16,33 +16,33 @@ struct Choice {
     weight: f32,
 }
 
-/// Applies the experts to `x`, `[tokens, hidden]`. `scores`, `[tokens, experts]`, is what the router says, and `mlp` applies
-/// one expert to some rows.
+/// Applies the experts to `x`, `[tokens, hidden]`, into `out` of the same shape. `scores`, `[tokens, experts]`, is what the
+/// router says, and `mlp` applies one expert to some rows.
 pub(super) fn apply(
     experts: &Experts<Cpu>,
-    x: &Tensor,
-    scores: &Tensor,
-    mlp: impl Fn(&Dense<Cpu>, &Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let (tokens, hidden) = x.dims2()?;
-    let mut tokens_of: Vec<Vec<(u32, f32)>> = vec![Vec::new(); experts.experts.len()];
-    for (token, scores) in scores.to_vec2::<f32>()?.iter().enumerate() {
-        for Choice { expert, weight } in route(scores, experts.shape.per_token, experts.shape.normalized) {
-            tokens_of[expert].push((token as u32, weight));
+    x: Rows<'_>,
+    scores: &[f32],
+    out: &mut [f32],
+    mut mlp: impl FnMut(&Dense<Cpu>, Rows<'_>, &mut [f32]),
+) {
+    let ExpertsSpec { count, per_token, normalized, .. } = experts.shape;
+    let mut tokens_of: Vec<Vec<(usize, f32)>> = vec![Vec::new(); count];
+    for (token, scores) in scores.chunks_exact(count).enumerate() {
+        for Choice { expert, weight } in route(scores, per_token, normalized) {
+            tokens_of[expert].push((token, weight));
         }
     }
-    let mut out = vec![0.0; tokens * hidden];
+    out.fill(0.0);
     for (expert, chosen) in experts.experts.iter().zip(&tokens_of).filter(|(_, chosen)| !chosen.is_empty()) {
-        let ids: Vec<u32> = chosen.iter().map(|&(token, _)| token).collect();
-        let rows = x.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?;
-        let rows = mlp(expert, &rows)?.flatten_all()?.to_vec1::<f32>()?;
-        for (row, &(token, weight)) in rows.chunks_exact(hidden).zip(chosen) {
-            for (out, value) in out[token as usize * hidden..].iter_mut().zip(row) {
+        let rows: Vec<f32> = chosen.iter().flat_map(|&(token, _)| x.row(token)).copied().collect();
+        let mut given = vec![0.0; rows.len()];
+        mlp(expert, Rows::dense(&rows, x.width), &mut given);
+        for (given, &(token, weight)) in given.chunks_exact(x.width).zip(chosen) {
+            for (out, value) in out[token * x.width..].iter_mut().zip(given) {
                 *out += weight * value;
             }
         }
     }
-    Tensor::from_vec(out, (tokens, hidden), &Device::Cpu)
 }
 
 /// The `per_token` experts of the largest probabilities, which are the weights; scaled to sum to one if `normalized`. Of

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
 use disagg_engine::{Batch, KvTransport};
 
 use super::attention::PagedAttention;
 use super::experts;
 use super::linear::{linear, multiply};
-use super::rows::{RmsNorm, Rotary, RotaryTable, SiluMul};
+use super::rows::{Heads, RotaryTable, add, rms_norm, silu_mul};
 use super::simd::Isa;
-use super::tensors::with_rows;
 use super::weights::{Cpu, Weights};
-use crate::backend::pool::PagedPool;
+use crate::backend::pool::{PagedPool, Rows};
 use crate::model::ModelSpec;
 use crate::model::load::{Dense, Layer, Mlp};
 
@@ -35,20 +33,21 @@ impl Decoder {
     }
 
     /// Computes the batch (`input_ids` are its tokens), stores its keys and values in the pool, and gives the logits
-    /// of the rows to be sampled: `[samples, vocab]`. `None` if there are none.
+    /// of the rows to be sampled: `[samples, vocab]`.
     pub(super) fn forward(
         &self,
         batch: &Batch<'_>,
         input_ids: &[u32],
         pool: &PagedPool,
         transport: &mut dyn KvTransport,
-    ) -> Result<Option<Tensor>> {
-        let mut hidden = self.weights.embedding.rows(input_ids)?;
+    ) -> Vec<f32> {
+        let mut hidden = self.weights.embedding.rows(input_ids);
         let rotary = RotaryTable::new(&self.frequencies, batch.positions);
+        let mut space = Activations::new(&self.spec, input_ids.len());
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let index = index as u32;
-            let normed = self.norm(&hidden, &layer.input_norm)?;
-            let queries = self.project(layer, &normed, &rotary, index, batch, pool)?;
+            self.norm(&hidden, &layer.input_norm, &mut space.normed);
+            self.project(layer, &mut space, &rotary, index, batch, pool);
             if !batch.pushes.is_empty() {
                 transport.push_layer(index, batch.pushes);
             }
@@ -62,75 +61,132 @@ impl Decoder {
                 block_size: pool.block_size(),
                 window: self.spec.layers[index as usize].window,
             };
-            let attended = queries.apply_op1_no_bwd(&attention)?;
-            hidden = (hidden + linear(self.isa, &attended, &layer.attention_output)?)?;
+            let q_size = self.spec.q_size();
+            attention.apply(Rows::dense(&space.queries, q_size), &mut space.attended);
+            let attended = Rows::dense(&space.attended, q_size);
+            linear(self.isa, attended, &layer.attention_output, &mut space.output);
+            add(&mut hidden, &space.output);
 
-            let normed = self.norm(&hidden, &layer.mlp_norm)?;
-            let out = match &layer.mlp {
-                Mlp::Dense(mlp) => self.mlp(mlp, &normed)?,
-                Mlp::Experts(experts) => {
-                    let scores = linear(self.isa, &normed, &experts.router)?;
-                    experts::apply(experts, &normed, &scores, |mlp, rows| self.mlp(mlp, rows))?
-                }
-            };
-            hidden = (hidden + out)?;
+            self.norm(&hidden, &layer.mlp_norm, &mut space.normed);
+            self.mlp(&layer.mlp, &mut space);
+            add(&mut hidden, &space.output);
         }
         self.logits(batch, &hidden)
     }
 
-    fn mlp(&self, mlp: &Dense<Cpu>, normed: &Tensor) -> Result<Tensor> {
-        let gate_up = linear(self.isa, normed, &mlp.gate_up)?;
-        let activated = gate_up.apply_op1_no_bwd(&SiluMul { isa: self.isa })?;
-        linear(self.isa, &activated, &mlp.down)
+    /// What a layer's MLP adds to the residual stream, from what is normed.
+    fn mlp(&self, mlp: &Mlp<Cpu>, space: &mut Activations) {
+        let Activations { normed, gate_up, activated, output, .. } = space;
+        let normed = Rows::dense(normed, self.spec.hidden_size);
+        match mlp {
+            Mlp::Dense(dense) => self.gated(dense, normed, gate_up, activated, output),
+            Mlp::Experts(experts) => {
+                let mut scores = vec![0.0; normed.count * experts.shape.count];
+                linear(self.isa, normed, &experts.router, &mut scores);
+                experts::apply(experts, normed, &scores, output, |expert, rows, out| {
+                    self.gated(expert, rows, gate_up, activated, out);
+                });
+            }
+        }
     }
 
-    /// Queries, keys and values of a layer; keys and values go to the pool.
+    /// A gated MLP of some rows. `gate_up` and `activated` have room for what is between its products.
+    fn gated(
+        &self,
+        mlp: &Dense<Cpu>,
+        x: Rows<'_>,
+        gate_up: &mut [f32],
+        activated: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let width = mlp.down.weight.inputs();
+        let (gate_up, activated) = (&mut gate_up[..x.count * 2 * width], &mut activated[..x.count * width]);
+        linear(self.isa, x, &mlp.gate_up, gate_up);
+        silu_mul(self.isa, Rows::dense(gate_up, 2 * width), activated);
+        linear(self.isa, Rows::dense(activated, width), &mlp.down, out);
+    }
+
+    /// Queries, keys and values of a layer, from what is normed; keys and values go to the pool.
     fn project(
         &self,
         layer: &Layer<Cpu>,
-        normed: &Tensor,
+        space: &mut Activations,
         table: &RotaryTable,
         index: u32,
         batch: &Batch<'_>,
         pool: &PagedPool,
-    ) -> Result<Tensor> {
+    ) {
         let (q_size, kv_size) = (self.spec.q_size(), self.spec.kv_size());
-        let qkv = linear(self.isa, normed, &layer.qkv)?;
-        let part = |start, size, norm: &Option<Tensor>| -> Result<Tensor> {
-            let part = qkv.narrow(1, start, size)?;
-            let part = match norm {
-                Some(weight) => self.norm_heads(&part, weight)?,
-                None => part,
-            };
-            part.apply_op1_no_bwd(&Rotary { table })
-        };
-        let queries = part(0, q_size, &layer.q_norm)?;
-        let keys = part(q_size, kv_size, &layer.k_norm)?;
-        let values = qkv.narrow(1, q_size + kv_size, kv_size)?;
-        with_rows(&keys, &values, |keys, values| pool.store(index, batch.slot_mapping, keys, values))?;
-        Ok(queries)
+        let normed = Rows::dense(&space.normed, self.spec.hidden_size);
+        linear(self.isa, normed, &layer.qkv, &mut space.qkv);
+        let stride = q_size + 2 * kv_size;
+        let part = |start, width| Rows { data: &space.qkv[start..], stride, width, count: normed.count };
+        let eps = self.spec.rms_norm_eps;
+        let heads = |norm| Heads { norm, eps, table };
+        heads(layer.q_norm.as_deref()).apply(self.isa, part(0, q_size), &mut space.queries);
+        heads(layer.k_norm.as_deref()).apply(self.isa, part(q_size, kv_size), &mut space.keys);
+        let values = part(q_size + kv_size, kv_size);
+        pool.store(index, batch.slot_mapping, Rows::dense(&space.keys, kv_size), values);
     }
 
     /// Only the last tokens of the rows to be sampled go through the output matrix.
-    fn logits(&self, batch: &Batch<'_>, hidden: &Tensor) -> Result<Option<Tensor>> {
-        if batch.samples.is_empty() {
-            return Ok(None);
+    fn logits(&self, batch: &Batch<'_>, hidden: &[f32]) -> Vec<f32> {
+        let size = self.spec.hidden_size;
+        let last = |row: u32| batch.cu_seqlens[row as usize + 1] as usize - 1;
+        let hidden: Vec<f32> = batch
+            .samples
+            .iter()
+            .flat_map(|sample| &hidden[last(sample.row) * size..][..size])
+            .copied()
+            .collect();
+        let mut normed = vec![0.0; hidden.len()];
+        self.norm(&hidden, &self.weights.norm, &mut normed);
+        let mut logits = vec![0.0; batch.samples.len() * self.spec.vocab_size];
+        multiply(self.isa, Rows::dense(&normed, size), &self.weights.head, &mut logits);
+        logits
+    }
+
+    /// Norms `[tokens, hidden]`.
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let x = Rows::dense(x, self.spec.hidden_size);
+        rms_norm(self.isa, x, weight, self.spec.rms_norm_eps, out);
+    }
+}
+
+/// What is between the operations of a layer, `[tokens, ...]` each; all layers of a step use the same memory. Taken anew for
+/// every operation, much of a step's time would go into getting pages from the system and giving them back.
+struct Activations {
+    /// `hidden`.
+    normed: Vec<f32>,
+    /// Queries, then keys, then values.
+    qkv: Vec<f32>,
+    /// `heads * head_dim`.
+    queries: Vec<f32>,
+    /// `kv_heads * head_dim`.
+    keys: Vec<f32>,
+    /// `heads * head_dim`.
+    attended: Vec<f32>,
+    /// `hidden`: what attention or MLP adds to the residual stream.
+    output: Vec<f32>,
+    /// Gate, then up.
+    gate_up: Vec<f32>,
+    /// Width of the widest MLP.
+    activated: Vec<f32>,
+}
+
+impl Activations {
+    fn new(spec: &ModelSpec, tokens: usize) -> Self {
+        let (q_size, kv_size) = (spec.q_size(), spec.kv_size());
+        let space = |width: usize| vec![0.0; tokens * width];
+        Self {
+            normed: space(spec.hidden_size),
+            qkv: space(q_size + 2 * kv_size),
+            queries: space(q_size),
+            keys: space(kv_size),
+            attended: space(q_size),
+            output: space(spec.hidden_size),
+            gate_up: space(2 * spec.mlp_width()),
+            activated: space(spec.mlp_width()),
         }
-        let last: Vec<u32> =
-            batch.samples.iter().map(|sample| batch.cu_seqlens[sample.row as usize + 1] - 1).collect();
-        let hidden = hidden.index_select(&Tensor::new(last, &Device::Cpu)?, 0)?;
-        let hidden = self.norm(&hidden, &self.weights.norm)?;
-        multiply(self.isa, &hidden, &self.weights.head).map(Some)
-    }
-
-    fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        x.apply_op2_no_bwd(weight, &RmsNorm { isa: self.isa, eps: self.spec.rms_norm_eps })
-    }
-
-    /// `[tokens, heads * head_dim]`, each head by itself.
-    fn norm_heads(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let shape = x.shape();
-        let heads = x.contiguous()?.reshape(((), self.spec.head_dim))?;
-        self.norm(&heads, weight)?.reshape(shape)
     }
 }

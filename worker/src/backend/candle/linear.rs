@@ -1,12 +1,11 @@
 //! Products with weight matrices.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, Panels};
 use super::product::{CHUNK_ROWS, Part, Tiles, Weight};
+use super::rows::add_to_each_row;
 use super::simd::{Isa, Kernel, LANES, Lanes};
-use super::tensors::rows;
 use super::weights::Linear;
 use crate::backend::pool::Rows;
 
@@ -14,48 +13,20 @@ use crate::backend::pool::Rows;
 const TASK_WORK: usize = 1 << 17;
 
 /// Applies `linear` to `x`, `[tokens, in]` to `[tokens, out]`.
-pub(super) fn linear(isa: Isa, x: &Tensor, linear: &Linear) -> Result<Tensor> {
-    let y = multiply(isa, x, &linear.weight)?;
-    match &linear.bias {
-        Some(bias) => y.broadcast_add(bias),
-        None => Ok(y),
+pub(super) fn linear(isa: Isa, x: Rows<'_>, linear: &Linear, out: &mut [f32]) {
+    multiply(isa, x, &linear.weight, out);
+    if let Some(bias) = &linear.bias {
+        add_to_each_row(out, bias);
     }
 }
 
 /// `x` times the transpose of `matrix`: `[tokens, in]` to `[tokens, out]`.
-pub(super) fn multiply(isa: Isa, x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
-    x.apply_op1_no_bwd(&MatMul { isa, matrix })
-}
-
-/// The product as an operation on tensors.
 ///
 /// An element's bits depend on its row of the input and its row of the matrix alone. The general product of a tensor
 /// library chooses its order of summation by the number of rows; then a token computed in a batch, in a chunk, or on
 /// another worker would differ in the last bits, and greedy decoding would now and then take another turn.
-struct MatMul<'a> {
-    isa: Isa,
-    matrix: &'a Matrix,
-}
-
-impl CustomOp1 for MatMul<'_> {
-    fn name(&self) -> &'static str {
-        "batch-invariant-matmul"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = rows(x, layout)?;
-        let (inputs, outputs) = (self.matrix.inputs(), self.matrix.outputs());
-        if x.width != inputs {
-            bail!("{}: rows of {} elements and of {inputs}", self.name(), x.width);
-        }
-        let mut out = vec![0.0; x.count * outputs];
-        matmul(self.isa, x, self.matrix, &mut out);
-        Ok((CpuStorage::F32(out), (x.count, outputs).into()))
-    }
-}
-
-/// `out` is `[x.count, outputs]`, zeros to begin with.
-fn matmul(isa: Isa, x: Rows<'_>, matrix: &Matrix, out: &mut [f32]) {
+pub(super) fn multiply(isa: Isa, x: Rows<'_>, matrix: &Matrix, out: &mut [f32]) {
+    assert_eq!((x.width, x.count * matrix.outputs()), (matrix.inputs(), out.len()), "{matrix:?}");
     if out.is_empty() {
         return;
     }
@@ -175,8 +146,8 @@ mod tests {
     }
 
     fn product(isa: Isa, x: Rows<'_>, matrix: &Matrix) -> Vec<f32> {
-        let mut out = vec![0.0; x.count * matrix.outputs()];
-        matmul(isa, x, matrix, &mut out);
+        let mut out = vec![f32::NAN; x.count * matrix.outputs()];
+        multiply(isa, x, matrix, &mut out);
         out
     }
 

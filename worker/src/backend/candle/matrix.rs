@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -41,9 +40,9 @@ impl Matrix {
         source: &dyn TensorSource,
         inputs: usize,
         parts: &[(&str, usize)],
-    ) -> std::result::Result<Self, ModelError> {
+    ) -> Result<Self, ModelError> {
         let formats = parts.iter().map(|&(name, rows)| source.format(name, &[rows, inputs]));
-        let formats = formats.collect::<std::result::Result<Vec<_>, _>>()?;
+        let formats = formats.collect::<Result<Vec<_>, _>>()?;
         let outputs = parts.iter().map(|(_, rows)| rows).sum();
         let parts: Vec<Part<'_>> = parts
             .iter()
@@ -79,13 +78,12 @@ impl Matrix {
     }
 
     /// The rows of some outputs as f32, `[indices, inputs]`: what an embedding is for.
-    pub(super) fn rows(&self, indices: &[u32]) -> Result<Tensor> {
-        let rows = match self.storage() {
+    pub(super) fn rows(&self, indices: &[u32]) -> Vec<f32> {
+        match self.storage() {
             Panels::F32(panels) => self.gather(panels, indices, |weight| weight),
             Panels::Bf16(panels) => self.gather(panels, indices, bf16::to_f32),
             Panels::F16(panels) => self.gather(panels, indices, f16::to_f32),
-        };
-        Tensor::from_vec(rows, (indices.len(), self.inputs), &Device::Cpu)
+        }
     }
 
     fn gather<W: Copy>(&self, panels: &[W], indices: &[u32], widen: impl Fn(W) -> f32) -> Vec<f32> {
@@ -133,7 +131,7 @@ fn pack<W: Copy + Default + Send>(
     outputs: usize,
     inputs: usize,
     element: impl Fn(WeightFormat, &[u8]) -> W + Sync,
-) -> std::result::Result<Vec<W>, ModelError> {
+) -> Result<Vec<W>, ModelError> {
     let mut panels = vec![W::default(); outputs.div_ceil(LANES) * inputs * LANES];
     let rows_at_once = (TASK_BYTES / (inputs * size_of::<W>()).max(1)).max(LANES) / LANES * LANES;
     panels.par_chunks_mut((rows_at_once * inputs).max(1)).enumerate().try_for_each_init(
@@ -195,11 +193,11 @@ pub(super) mod tests {
     }
 
     impl<F: Fn(usize, usize) -> f32 + Sync> TensorSource for Halves<F> {
-        fn format(&self, name: &str, _: &[usize]) -> std::result::Result<WeightFormat, ModelError> {
+        fn format(&self, name: &str, _: &[usize]) -> Result<WeightFormat, ModelError> {
             Ok(self.formats[usize::from(name == "second")])
         }
 
-        fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> std::result::Result<(), ModelError> {
+        fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), ModelError> {
             let format = self.format(name, &[])?;
             let first = offset / format.bytes();
             for (index, out) in out.chunks_exact_mut(format.bytes()).enumerate() {
@@ -234,10 +232,9 @@ pub(super) mod tests {
                 };
                 assert_eq!(kept, if formats[0] == formats[1] { formats[0] } else { F32 });
                 let all: Vec<u32> = (0..outputs as u32).collect();
-                let rows: Vec<Vec<f32>> = matrix.rows(&all).expect("within").to_vec2().expect("f32");
-                for (row, values) in rows.iter().enumerate() {
+                for (row, values) in matrix.rows(&all).chunks(inputs).enumerate() {
                     let want: Vec<f32> = (0..inputs).map(|column| element(row, column)).collect();
-                    assert_eq!(values, &want, "row {row} of {outputs}, {formats:?}");
+                    assert_eq!(values, want, "row {row} of {outputs}, {formats:?}");
                 }
                 assert_eq!(matrix.outputs(), outputs);
             }

@@ -1,4 +1,4 @@
-//! The CPU backend: candle tensors, with operations of our own wherever the order of a sum matters.
+//! The CPU backend: operations of our own, each with a fixed order of its sums.
 //!
 //! It is the reference that other backends are tested against, and it is **batch-invariant**: the logits of a token
 //! have the same bits whatever else is in the batch, however its prompt was cut into chunks, and whether its context
@@ -14,7 +14,6 @@ mod matrix;
 mod product;
 mod rows;
 mod simd;
-mod tensors;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -22,7 +21,6 @@ mod weights;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use disagg_engine::{Backend, BackendError, Batch, KvDtype, KvLayout, KvMemory, KvTransport, StepTokens};
 
 use super::batch;
@@ -103,11 +101,8 @@ impl Backend for CandleBackend {
             batch::checked(batch, &self.pool.layout(), self.pool.num_blocks(), vocab).map_err(error)?;
         // Within the pool of threads, so that each operation hands out its work without waking this thread between.
         let logits = rayon::scope(|_| self.decoder.forward(batch, &input_ids, &self.pool, transport));
-        let logits = logits.map_err(|source| error(source.to_string()))?;
-        let tokens = match logits {
-            Some(logits) => sample(batch, &logits).map_err(|source| error(source.to_string()))?,
-            None => Vec::new(),
-        };
+        let rows = logits.chunks_exact(vocab).zip(batch.samples);
+        let tokens = rows.map(|(logits, row)| batch::draw(logits, row)).collect();
         self.done.push_back(tokens);
         Ok(())
     }
@@ -115,13 +110,6 @@ impl Backend for CandleBackend {
     fn collect(&mut self, _transport: &mut dyn KvTransport) -> Result<StepTokens, BackendError> {
         self.done.pop_front().ok_or_else(|| error("no step is under way".to_owned()))
     }
-}
-
-/// Draws every sampled row's choices from its logits.
-fn sample(batch: &Batch<'_>, logits: &Tensor) -> candle_core::Result<StepTokens> {
-    let vocab = logits.dim(1)?;
-    let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-    Ok(logits.chunks_exact(vocab).zip(batch.samples).map(|(logits, row)| batch::draw(logits, row)).collect())
 }
 
 fn error(message: String) -> BackendError {

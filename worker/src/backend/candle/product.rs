@@ -175,7 +175,7 @@ pub(super) struct Part<'a, W> {
     pub(super) rows: Range<usize>,
     /// `[panels][inputs][LANES]`.
     pub(super) panels: &'a Panel<W>,
-    /// For each row its outputs from these panels; the last panel may have fewer than [`LANES`]. Zeros to begin with.
+    /// For each row its outputs from these panels; the last panel may have fewer than [`LANES`].
     pub(super) out: Vec<&'a mut [f32]>,
 }
 
@@ -225,7 +225,7 @@ impl<W: Weight> Part<'_, W> {
         }
         for &tile in tiles {
             match tile.rows {
-                12 => self.add::<V, f32, 12, P>(tile, panel, inputs, panels),
+                12 if V::MANY_REGISTERS => self.add::<V, f32, 12, P>(tile, panel, inputs, panels),
                 6 => self.add::<V, f32, 6, P>(tile, panel, inputs, panels),
                 5 => self.add::<V, f32, 5, P>(tile, panel, inputs, panels),
                 4 => self.add::<V, f32, 4, P>(tile, panel, inputs, panels),
@@ -285,7 +285,7 @@ impl<W: Weight> Part<'_, W> {
         &self.panels[panel * self.x.inputs + inputs.start..][..inputs.len()]
     }
 
-    /// Adds a block's sums of a tile of `M` rows and `P` panels from `panel` on.
+    /// Adds a block's sums to a tile of `M` rows and `P` panels from `panel` on; the first block's to zero.
     #[inline(always)]
     fn add<V: Lanes, B: Weight, const M: usize, const P: usize>(
         &mut self,
@@ -300,12 +300,15 @@ impl<W: Weight> Part<'_, W> {
             for (p, sum) in sums.into_iter().enumerate() {
                 let out = &mut out[(panel + p) * LANES..];
                 if let Some(out) = out.first_chunk_mut() {
-                    V::load(out).add(sum).store(out);
+                    let total = if inputs.start == 0 { V::splat(0.0) } else { V::load(out) };
+                    total.add(sum).store(out);
                 } else {
                     // The last panel may have fewer outputs.
                     let mut lanes = [0.0; LANES];
                     sum.store(&mut lanes);
-                    out.iter_mut().zip(lanes).for_each(|(out, lane)| *out += lane);
+                    for (out, lane) in out.iter_mut().zip(lanes) {
+                        *out = if inputs.start == 0 { 0.0 } else { *out } + lane;
+                    }
                 }
             }
         }

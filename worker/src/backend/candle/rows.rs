@@ -1,11 +1,9 @@
-//! Operations on each row (token) by itself: norms, rotary embedding, the MLP's activation.
+//! Operations on each row (token) by itself: norms, rotary embedding, the MLP's activation, sums with vectors.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};
 use rayon::prelude::*;
 
 use super::kernels::{exp, sum_of_squares};
 use super::simd::{Isa, Kernel, Lanes};
-use super::tensors::rows;
 use crate::backend::pool::Rows;
 
 /// Elements that are worth a task of their own.
@@ -32,36 +30,22 @@ fn for_each_row(
     }
 }
 
-/// RMS norm: `[rows, width]` and weights `[width]` to `[rows, width]`.
-pub(super) struct RmsNorm {
-    pub(super) isa: Isa,
-    pub(super) eps: f32,
+/// `to += from`, element by element.
+pub(super) fn add(to: &mut [f32], from: &[f32]) {
+    let parts = to.par_chunks_mut(TASK_ELEMENTS).zip(from.par_chunks(TASK_ELEMENTS));
+    parts.for_each(|(to, from)| to.iter_mut().zip(from).for_each(|(to, from)| *to += from));
 }
 
-impl CustomOp2 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms-norm"
-    }
+/// Adds `[width]` to every row of `[rows, width]`.
+pub(super) fn add_to_each_row(to: &mut [f32], row: &[f32]) {
+    to.par_chunks_mut(row.len()).with_min_len((TASK_ELEMENTS / row.len()).max(1)).for_each(|to| {
+        to.iter_mut().zip(row).for_each(|(to, from)| *to += from);
+    });
+}
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = rows(x, lx)?;
-        let Some((start, end)) = lw.contiguous_offsets() else { bail!("{}: weights in pieces", self.name()) };
-        let weight = &w.as_slice::<f32>()?[start..end];
-        if weight.len() != x.width {
-            bail!("{}: {} weights for rows of {}", self.name(), weight.len(), x.width);
-        }
-        let mut out = vec![0.0; x.count * x.width];
-        for_each_row(x, &mut out, x.width, |_, row, out| {
-            self.isa.run(NormRow { row, weight, eps: self.eps, out });
-        });
-        Ok((CpuStorage::F32(out), (x.count, x.width).into()))
-    }
+/// RMS norm: `[rows, width]` and weights `[width]` to `[rows, width]`.
+pub(super) fn rms_norm(isa: Isa, x: Rows<'_>, weight: &[f32], eps: f32, out: &mut [f32]) {
+    for_each_row(x, out, x.width, |_, row, out| isa.run(NormRow { row, weight, eps, out }));
 }
 
 struct NormRow<'a> {
@@ -85,25 +69,12 @@ impl Kernel for NormRow<'_> {
 }
 
 /// The gated activation of the MLP: rows of gate, then up, `[rows, 2 * width]` to `silu(gate) * up`, `[rows, width]`.
-pub(super) struct SiluMul {
-    pub(super) isa: Isa,
-}
-
-impl CustomOp1 for SiluMul {
-    fn name(&self) -> &'static str {
-        "silu-mul"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = rows(x, layout)?;
-        let width = x.width / 2;
-        let mut out = vec![0.0; x.count * width];
-        for_each_row(x, &mut out, width, |_, row, out| {
-            let (gate, up) = row.split_at(width);
-            self.isa.run(SiluMulRow { gate, up, out });
-        });
-        Ok((CpuStorage::F32(out), (x.count, width).into()))
-    }
+pub(super) fn silu_mul(isa: Isa, x: Rows<'_>, out: &mut [f32]) {
+    let width = x.width / 2;
+    for_each_row(x, out, width, |_, row, out| {
+        let (gate, up) = row.split_at(width);
+        isa.run(SiluMulRow { gate, up, out });
+    });
 }
 
 struct SiluMulRow<'a> {
@@ -146,35 +117,56 @@ impl RotaryTable {
     }
 }
 
-/// Rotary embedding of every head, `[tokens, heads * head_dim]`. Element `i` of a head pairs with `i + head_dim / 2`,
-/// as in Hugging Face's weights.
-pub(super) struct Rotary<'a> {
+/// What becomes of the heads of queries or keys before they meet.
+#[derive(Clone, Copy)]
+pub(super) struct Heads<'a> {
+    /// Weights of an RMS norm of every head, `[head_dim]`.
+    pub(super) norm: Option<&'a [f32]>,
+    pub(super) eps: f32,
+    /// For the tokens of the batch.
     pub(super) table: &'a RotaryTable,
 }
 
-impl CustomOp1 for Rotary<'_> {
-    fn name(&self) -> &'static str {
-        "rotary"
+impl Heads<'_> {
+    /// Norms and turns every head, `[tokens, heads * head_dim]`.
+    pub(super) fn apply(self, isa: Isa, x: Rows<'_>, out: &mut [f32]) {
+        for_each_row(x, out, x.width, |token, row, out| isa.run(HeadsRow { heads: self, token, row, out }));
     }
+}
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = rows(x, layout)?;
-        let half = self.table.half;
-        if x.count * 2 * half != self.table.values.len() || !x.width.is_multiple_of(2 * half) {
-            bail!("{}: {} rows of {} do not fit the table", self.name(), x.count, x.width);
-        }
-        let mut out = vec![0.0; x.count * x.width];
-        for_each_row(x, &mut out, x.width, |token, row, out| {
-            let (cos, sin) = self.table.values[token * 2 * half..][..2 * half].split_at(half);
-            for (head, out) in row.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
-                let (a, b) = head.split_at(half);
-                let (out_a, out_b) = out.split_at_mut(half);
-                for i in 0..half {
-                    out_a[i] = a[i] * cos[i] - b[i] * sin[i];
-                    out_b[i] = b[i] * cos[i] + a[i] * sin[i];
-                }
+/// The heads of one token.
+struct HeadsRow<'a> {
+    heads: Heads<'a>,
+    token: usize,
+    row: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for HeadsRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Heads { norm, eps, table } = self.heads;
+        let half = table.half;
+        let (cos, sin) = table.values[self.token * 2 * half..][..2 * half].split_at(half);
+        for (row, out) in self.row.chunks_exact(2 * half).zip(self.out.chunks_exact_mut(2 * half)) {
+            match norm {
+                Some(weight) => NormRow { row, weight, eps, out }.run::<V>(),
+                None => out.copy_from_slice(row),
             }
-        });
-        Ok((CpuStorage::F32(out), (x.count, x.width).into()))
+            rotate(out, cos, sin);
+        }
+    }
+}
+
+/// Rotary embedding of a head. Element `i` pairs with `i + head_dim / 2`, as in Hugging Face's weights.
+#[inline(always)]
+fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for i in 0..cos.len() {
+        let (a, b) = (first[i], second[i]);
+        first[i] = a * cos[i] - b * sin[i];
+        second[i] = b * cos[i] + a * sin[i];
     }
 }

@@ -1,6 +1,7 @@
-//! Weights in main memory: matrices in the format of their files, vectors as f32.
+//! Weights in main memory: matrices in the format of their files, vectors in f32.
 
-use candle_core::{Device, Tensor};
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::matrix::Matrix;
@@ -14,7 +15,7 @@ pub struct Cpu;
 
 impl Storage for Cpu {
     type Linear = Linear;
-    type Vector = Tensor;
+    type Vector = Arc<[f32]>;
     type Table = Matrix;
     /// Shares memory with the embedding when they are tied.
     type Head = Matrix;
@@ -30,7 +31,7 @@ pub struct Linear {
     /// `[out, in]`.
     pub weight: Matrix,
     /// `[out]`.
-    pub bias: Option<Tensor>,
+    pub bias: Option<Arc<[f32]>>,
 }
 
 /// Reads every tensor of `spec`; layers in parallel.
@@ -38,30 +39,29 @@ pub fn load_weights(spec: &ModelSpec, source: &dyn TensorSource) -> Result<Weigh
     Weights::load(spec, &Reader { source })
 }
 
-/// Puts tensors where products want them as they are read.
+/// Packs matrices as they are read.
 struct Reader<'a> {
     source: &'a dyn TensorSource,
 }
 
 impl Reader<'_> {
-    /// Matrices with rows of one length, one below the other.
+    /// Matrices one below the other.
     fn matrix(&self, parts: &[&TensorSpec]) -> Result<Matrix, ModelError> {
         let inputs = parts.first().map_or(0, |part| part.shape[1]);
-        let rows: Vec<(&str, usize)> = parts.iter().map(|part| (part.name.as_str(), part.shape[0])).collect();
-        Matrix::read(self.source, inputs, &rows)
+        let parts: Vec<_> = parts.iter().map(|part| (part.name.as_str(), part.shape[0])).collect();
+        Matrix::read(self.source, inputs, &parts)
     }
 
-    /// Vectors, one behind the other, as f32. Each is read to its place.
-    fn join(&self, parts: &[&TensorSpec]) -> Result<Tensor, ModelError> {
-        let length: usize = parts.iter().map(|part| part.elements()).sum();
-        let mut data = vec![0.0; length];
+    /// Vectors, one behind the other. Each is read to its place.
+    fn vectors(&self, parts: &[&TensorSpec]) -> Result<Arc<[f32]>, ModelError> {
+        let mut data = vec![0.0; parts.iter().map(|part| part.elements()).sum()];
         let mut rest = data.as_mut_slice();
         for part in parts {
             let (out, behind) = rest.split_at_mut(part.elements());
             read_f32(self.source, &part.name, &part.shape, out)?;
             rest = behind;
         }
-        Tensor::from_vec(data, length, &Device::Cpu).map_err(|error| ModelError::Backend(error.to_string()))
+        Ok(data.into())
     }
 }
 
@@ -72,13 +72,13 @@ impl Sink for Reader<'_> {
     fn linear(&self, product: &Product<'_>) -> Result<Linear, ModelError> {
         let bias = match product.biases.as_slice() {
             [] => None,
-            biases => Some(self.join(biases)?),
+            biases => Some(self.vectors(biases)?),
         };
         Ok(Linear { weight: self.matrix(&product.weights)?, bias })
     }
 
-    fn vector(&self, tensor: &TensorSpec) -> Result<Tensor, ModelError> {
-        self.join(&[tensor])
+    fn vector(&self, tensor: &TensorSpec) -> Result<Arc<[f32]>, ModelError> {
+        self.vectors(&[tensor])
     }
 
     fn table(&self, tensor: &TensorSpec) -> Result<Matrix, ModelError> {
