@@ -26,7 +26,7 @@ fn comment(message: &str, field: &str) -> String {
 }
 
 /// Whether the number is a word of the text.
-fn states(text: &str, number: impl ToString) -> bool {
+fn states(text: &str, number: &impl ToString) -> bool {
     let number = number.to_string();
     let mut words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '.');
     words.any(|word| word.trim_end_matches('.') == number)
@@ -36,7 +36,7 @@ fn states(text: &str, number: impl ToString) -> bool {
 fn every_bound_is_stated_where_its_field_is_declared() {
     for (message, field, max) in REPEATED {
         let comment = comment(message, field);
-        assert!(states(&comment, max), "{message}.{field} has at most {max} entries, and it says:{comment}");
+        assert!(states(&comment, &max), "{message}.{field} has at most {max} entries, and it says:{comment}");
     }
     let (lease_min, lease_max) = LEASE_MS.into_inner();
     let bounds: &[(&str, &str, u64)] = &[
@@ -62,7 +62,7 @@ fn every_bound_is_stated_where_its_field_is_declared() {
         let comment = comment(message, field);
         assert!(states(&comment, bound), "{message}.{field} is bounded by {bound}, and it says:{comment}");
     }
-    assert!(states(FILES[3], PUSH_MESSAGE_BYTES_MAX));
+    assert!(states(FILES[3], &PUSH_MESSAGE_BYTES_MAX));
     for file in [FILES[1], FILES[3]] {
         assert!(file.contains(&format!("{} MiB", CHUNK_BYTES_MAX >> 20)));
     }

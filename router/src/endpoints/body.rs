@@ -187,8 +187,8 @@ mod tests {
         (refused.body.code.unwrap().to_owned(), began.elapsed())
     }
 
-    fn peer(last: u8) -> Option<Peer> {
-        Some(std::net::IpAddr::from([10, 0, 0, last]).into())
+    fn peer(last: u8) -> Peer {
+        std::net::IpAddr::from([10, 0, 0, last]).into()
     }
 
     #[tokio::test(start_paused = true)]
@@ -206,31 +206,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_oldest_makes_room() {
         let bodies = Bodies::default();
-        let first = bodies.enter(peer(1), 2).unwrap();
+        let first = bodies.enter(Some(peer(1)), 2).unwrap();
         tokio::time::advance(UNDISTURBED).await;
-        let second = bodies.enter(peer(1), 2).unwrap();
-        let third = bodies.enter(peer(1), 2).unwrap();
+        let second = bodies.enter(Some(peer(1)), 2).unwrap();
+        let third = bodies.enter(Some(peer(1)), 2).unwrap();
         assert!(first.displaced.is_cancelled() && !second.displaced.is_cancelled());
         // The others have only just come.
-        assert_eq!(bodies.enter(peer(1), 2).err().unwrap().status, 429);
+        assert_eq!(bodies.enter(Some(peer(1)), 2).err().unwrap().status, 429);
         drop((first, third));
         assert_eq!(bodies.open(), 1);
-        assert!(bodies.enter(peer(1), 2).is_ok() && !second.displaced.is_cancelled());
+        assert!(bodies.enter(Some(peer(1)), 2).is_ok() && !second.displaced.is_cancelled());
     }
 
     /// However many one client has, and however young they are, others are read; and a client with few loses none.
     #[tokio::test(start_paused = true)]
     async fn the_client_with_most_makes_room() {
         let bodies = Bodies::default();
-        let few = bodies.enter(peer(2), 4).unwrap();
-        let many: Vec<_> = (0..3).map(|_| bodies.enter(peer(1), 4).unwrap()).collect();
-        let another = bodies.enter(peer(3), 4).unwrap();
+        let few = bodies.enter(Some(peer(2)), 4).unwrap();
+        let many: Vec<_> = (0..3).map(|_| bodies.enter(Some(peer(1)), 4).unwrap()).collect();
+        let another = bodies.enter(Some(peer(3)), 4).unwrap();
         assert!(many[0].displaced.is_cancelled(), "the oldest of the client with most");
         assert!(!few.displaced.is_cancelled(), "though it is older");
-        let _second = bodies.enter(peer(2), 4).unwrap();
+        let _second = bodies.enter(Some(peer(2)), 4).unwrap();
         assert!(many[1].displaced.is_cancelled());
         // Now nobody has more than this client, whose own have only just come.
-        assert_eq!(bodies.enter(peer(2), 4).err().unwrap().status, 429);
+        assert_eq!(bodies.enter(Some(peer(2)), 4).err().unwrap().status, 429);
         assert!(!few.displaced.is_cancelled() && !many[2].displaced.is_cancelled());
         assert!(!another.displaced.is_cancelled());
     }

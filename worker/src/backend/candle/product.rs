@@ -108,7 +108,7 @@ fn tiles(rows: usize, many_registers: bool) -> Vec<Tile> {
 pub(super) struct Tiles {
     /// For each tile `[inputs][rows of the tile]`.
     values: Vec<f32>,
-    tiles: Vec<Tile>,
+    bounds: Vec<Tile>,
     inputs: usize,
 }
 
@@ -136,7 +136,7 @@ impl Tiles {
                 }
             }
         });
-        Self { values, tiles, inputs: x.width }
+        Self { values, bounds: tiles, inputs: x.width }
     }
 
     /// Length of a row.
@@ -146,9 +146,9 @@ impl Tiles {
 
     /// The tiles of some rows, which begin and end where tiles do.
     fn of_rows(&self, rows: &Range<usize>) -> &[Tile] {
-        let from = self.tiles.partition_point(|tile| tile.first < rows.start);
-        let to = self.tiles.partition_point(|tile| tile.first < rows.end);
-        &self.tiles[from..to]
+        let from = self.bounds.partition_point(|tile| tile.first < rows.start);
+        let to = self.bounds.partition_point(|tile| tile.first < rows.end);
+        &self.bounds[from..to]
     }
 
     /// Some inputs of a tile of `M` rows.
