@@ -23,7 +23,9 @@ WITHOUT = {
     "disagg-worker": (r"kube.*|k8s-openapi", "a worker knows no cluster"),
     "disagg-operator": (r"disagg-(router|worker|engine|proto)|tonic|candle.*|cudarc", "the operator agrees with router and worker through disagg-api"),
     "disagg-proto": (r"disagg-.*", "the contract knows none of its users"),
-    "disagg-process": (r"disagg-.*|tonic|kube.*", "it knows nothing of what the processes do"),
+    "disagg-files": (r"disagg-.*|tokio|tonic|hyper", "a file is a file, whoever reads it"),
+    "disagg-model": (r"disagg-(proto|process|api)|tokio|tonic|hyper|reqwest|kube.*|candle.*|cudarc", "it knows no backend, no network and no async runtime"),
+    "disagg-process": (r"disagg-(?!files).*|tonic|kube.*", "it knows nothing of what the processes do"),
 }
 # Where the types of the wire contract may be named: where messages are made and read. The rest has types of its own.
 WIRE = {
