@@ -200,8 +200,9 @@ fn cpu_backend(
     let block_bytes = CandleBackend::block_bytes(&layout);
     let blocks = cpu_blocks(config.pool, block_bytes)?;
     let kv_bytes = u64::from(blocks).saturating_mul(block_bytes as u64);
-    memory::check_fits(&spec, folder, kv_bytes, memory::available())?;
-    let weights = candle::load_weights(&spec, weights.tensors())?;
+    let weights = weights.tensors();
+    memory::check_fits(&spec, weights, folder, kv_bytes, memory::available())?;
+    let weights = candle::load_weights(&spec, weights)?;
     Ok(CandleBackend::new(spec, Arc::new(weights), layout, blocks)?)
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::config::CONFIG_FILE;
 use crate::error::ModelError;
 use crate::spec::ModelSpec;
+use crate::weights::TensorSource;
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -39,15 +40,28 @@ fn left_in(group: &Path) -> Option<u64> {
     Some(limit.saturating_sub(used.saturating_sub(pages.unwrap_or(0))))
 }
 
+/// Bytes of the weights as the CPU backend keeps them: matrices in the format of `source`, vectors as f32.
+fn weights_bytes(spec: &ModelSpec, source: &dyn TensorSource) -> Result<u64, ModelError> {
+    spec.tensors().try_fold(0_u64, |sum, tensor| {
+        let element = if tensor.is_matrix() {
+            source.format(&tensor.name, &tensor.shape)?.bytes()
+        } else {
+            size_of::<f32>()
+        };
+        Ok(sum.saturating_add((tensor.elements() as u64).saturating_mul(element as u64)))
+    })
+}
+
 /// Refuses a model whose weights, as the CPU backend keeps them, and KV pool are more than `available` bytes.
 pub fn check_fits(
     spec: &ModelSpec,
+    source: &dyn TensorSource,
     folder: &Path,
     kv_bytes: u64,
     available: Option<u64>,
 ) -> Result<(), ModelError> {
     let parameters = spec.parameters();
-    let weights = parameters.saturating_mul(size_of::<f32>() as u64);
+    let weights = weights_bytes(spec, source)?;
     let Some(available) = available.filter(|&available| weights.saturating_add(kv_bytes) > available) else {
         return Ok(());
     };
@@ -56,7 +70,7 @@ pub fn check_fits(
         path: folder.join(CONFIG_FILE),
         key: "num_hidden_layers, hidden_size, intermediate_size and vocab_size".to_owned(),
         message: format!(
-            "{:.1} billion parameters take {:.1} GiB as f32 on a CPU, and the KV pool {:.1} GiB, but {:.1} GiB of \
+            "{:.1} billion parameters take {:.1} GiB, and the KV pool {:.1} GiB, but {:.1} GiB of \
              memory are available; use a smaller model, a GPU, or a smaller --kv-cache-bytes",
             parameters as f64 / 1e9,
             gib(weights),
@@ -69,6 +83,20 @@ pub fn check_fits(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::WeightFormat;
+
+    /// Files whose tensors all have one format.
+    struct Of(WeightFormat);
+
+    impl TensorSource for Of {
+        fn format(&self, _: &str, _: &[usize]) -> Result<WeightFormat, ModelError> {
+            Ok(self.0)
+        }
+
+        fn read(&self, _: &str, _: usize, _: &mut [u8]) -> Result<(), ModelError> {
+            unreachable!("nothing is read before it fits")
+        }
+    }
 
     #[test]
     fn the_kernels_account_is_read() {
@@ -100,9 +128,13 @@ mod tests {
         let spec = ModelSpec::parse(folder, text).expect("valid");
         // Embedding and output 160; q and o 128, k and v 64, MLP 384, three norms 24.
         assert_eq!(spec.parameters(), 160 + 128 + 64 + 384 + 24);
-        check_fits(&spec, folder, 100, Some(760 * 4 + 100)).expect("it fits");
-        check_fits(&spec, folder, 100, None).expect("nobody knows");
-        let error = check_fits(&spec, folder, 100, Some(760 * 4 + 99)).expect_err("a byte short").to_string();
-        assert!(error.starts_with("/m/config.json: num_hidden_layers, hidden_size"), "{error}");
+        // Norms are kept as f32 whatever the files have.
+        for (format, bytes) in [(WeightFormat::F32, 760 * 4), (WeightFormat::Bf16, 736 * 2 + 24 * 4)] {
+            let check = |available| check_fits(&spec, &Of(format), folder, 100, available);
+            check(Some(bytes + 100)).expect("it fits");
+            check(None).expect("nobody knows");
+            let error = check(Some(bytes + 99)).expect_err("a byte short").to_string();
+            assert!(error.starts_with("/m/config.json: num_hidden_layers, hidden_size"), "{error}");
+        }
     }
 }

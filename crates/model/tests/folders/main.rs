@@ -469,9 +469,10 @@ fn a_model_too_large_for_this_machine_is_refused_before_it_is_loaded() {
     // With dummy weights nothing but the machine is in the way.
     let source = ModelSource { weights: WeightsChoice::Dummy { seed: 0 }, ..source(folder.path()) };
     let model = OpenModel::open(&source).unwrap();
-    let error = memory::check_fits(&model.spec, folder.path(), 0, Some(available)).unwrap_err().to_string();
+    let fits = memory::check_fits(&model.spec, model.weights.tensors(), folder.path(), 0, Some(available));
+    let error = fits.unwrap_err().to_string();
     assert!(
-        error.contains("config.json: num_hidden_layers, hidden_size") && error.contains("GiB as f32"),
+        error.contains("config.json: num_hidden_layers, hidden_size") && error.contains("billion parameters take"),
         "{error}"
     );
 }
