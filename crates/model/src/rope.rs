@@ -99,13 +99,11 @@ pub(crate) fn read(
         }
         found = Some((key, read));
     }
-    match found {
-        Some((_, read)) => Ok(read),
-        None => {
-            let theta = checker.positive("rope_theta", theta.or(Some(THETA_DEFAULT)))?;
-            Ok(Rope { theta, scaling: RopeScaling::None })
-        }
+    if let Some((_, read)) = found {
+        return Ok(read);
     }
+    let theta = checker.positive("rope_theta", theta.or(Some(THETA_DEFAULT)))?;
+    Ok(Rope { theta, scaling: RopeScaling::None })
 }
 
 impl RawRope {

@@ -31,10 +31,10 @@ impl<'a> Rows<'a> {
         &self.data[index * self.stride..][..self.width]
     }
 
-    /// The rows from `first` on.
+    /// All but the first rows.
     #[allow(clippy::inline_always)]
     #[inline(always)]
-    pub(super) fn from_row(self, first: usize) -> Self {
+    pub(super) fn skip_rows(self, first: usize) -> Self {
         Self { data: &self.data[first * self.stride..], count: self.count - first, ..self }
     }
 }

@@ -132,7 +132,7 @@ impl Kernel for Task<'_> {
                     let query = token * group + head;
                     let scores = &mut scores[query * padded..][..padded];
                     softmax[query].add_block::<V>(scores, start..end, out);
-                    add_scaled_rows::<V>(out, &scores[start..end], values.from_row(start));
+                    add_scaled_rows::<V>(out, &scores[start..end], values.skip_rows(start));
                 }
             }
         }
