@@ -1,8 +1,9 @@
 //! Clients that ask and do not read: streams, and whole answers that are long.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use disagg_e2e::deployment::MODEL;
+use disagg_proto::v1::{self, worker_client::WorkerClient};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -20,8 +21,11 @@ const STREAM_COUNT: usize = 160;
 
 const ANSWER_COUNT: usize = 12;
 
-/// Time for the buffers of streams to fill.
-const FILLING: Duration = Duration::from_secs(3);
+/// The buffers of streams that nobody reads are full within this time, and nothing is computed for them any more.
+const FULL_WITHIN: Duration = Duration::from_secs(20);
+
+/// Between two looks at whether they are.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The kernel keeps at least twice so much.
 const RECEIVE_BUFFER: u32 = 4096;
@@ -33,10 +37,32 @@ async fn streams(attackers: Attackers) -> Result<String, String> {
         "stream": true, "logprobs": true, "top_logprobs": 20,
     });
     let open = ask_all(&attackers, STREAM_COUNT, "/v1/chat/completions", &body).await;
-    tokio::time::sleep(FILLING).await;
+    let begun = Instant::now();
+    // Until then they are requests like others, and more than there are slots for.
+    let paused = async {
+        while running_on(&attackers.target.decode).await? > 0 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok::<(), tonic::Status>(())
+    };
+    let paused = tokio::time::timeout(FULL_WITHIN, paused).await;
+    paused.map_err(|_| "unread streams run on".to_owned())?.map_err(|status| status.to_string())?;
+    let full = begun.elapsed();
     attackers.in_place();
     attackers.stopped().await;
-    Ok(format!("{} streams that nobody reads", open.len()))
+    Ok(format!("{} streams that nobody reads, paused after {full:.1?}", open.len()))
+}
+
+/// Sequences that hold a slot of one of these workers.
+async fn running_on(workers: &[String]) -> Result<u32, tonic::Status> {
+    let mut running = 0;
+    for worker in workers {
+        let client = WorkerClient::connect(format!("http://{worker}")).await;
+        let mut client = client.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        let mut reports = client.watch_load(v1::WatchLoadRequest {}).await?.into_inner();
+        running += reports.message().await?.map_or(0, |report| report.running);
+    }
+    Ok(running)
 }
 
 async fn answers(attackers: Attackers) -> Result<String, String> {
