@@ -87,7 +87,7 @@ pub struct BackendError {
 /// A step is `launch`, then `collect`; at most [`Self::pipeline_depth`] steps are launched and not yet collected, and
 /// they are collected in order. A backend of depth 2 lets the engine schedule the next step while one runs.
 pub trait Backend: Send {
-    /// Name in errors and status, for example `candle-cpu`.
+    /// Name in errors and status, for example `cpu`.
     fn name(&self) -> &'static str;
 
     /// What computes, for people: the name, and on a GPU which one.

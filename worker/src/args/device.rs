@@ -11,7 +11,7 @@ pub enum Device {
     /// The first GPU if there is one, otherwise the CPU.
     #[default]
     Auto,
-    /// The CPU backend (candle).
+    /// The CPU backend.
     Cpu,
     /// This GPU, as CUDA numbers those that it is shown.
     Cuda(usize),

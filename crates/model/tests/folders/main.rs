@@ -472,7 +472,8 @@ fn a_model_too_large_for_this_machine_is_refused_before_it_is_loaded() {
     let fits = memory::check_fits(&model.spec, model.weights.tensors(), folder.path(), 0, Some(available));
     let error = fits.unwrap_err().to_string();
     assert!(
-        error.contains("config.json: num_hidden_layers, hidden_size") && error.contains("billion parameters take"),
+        error.contains("config.json: num_hidden_layers, hidden_size")
+            && error.contains("billion parameters take"),
         "{error}"
     );
 }

@@ -12,6 +12,8 @@ mod kernels;
 mod linear;
 mod matrix;
 mod product;
+#[cfg(test)]
+mod reference;
 mod rows;
 mod simd;
 #[cfg(test)]
@@ -31,7 +33,7 @@ pub use matrix::Matrix;
 use simd::Isa;
 pub use weights::{Cpu, Linear, Weights, load_weights};
 
-const NAME: &str = "candle-cpu";
+const NAME: &str = "cpu";
 
 /// Longest block, in tokens.
 const BLOCK_SIZE_MAX: u32 = 1024;

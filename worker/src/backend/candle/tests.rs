@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::forward::Decoder;
+use super::reference::Reference;
 use super::simd::Isa;
 use super::{CandleBackend, error, load_weights};
 use crate::backend::pool::PagedPool;
@@ -25,9 +26,12 @@ fn spec(family: &str, head_dim: usize, num_kv_heads: usize, window: Option<u32>)
     ModelSpec::parse(Path::new("config.json"), config.to_string().as_bytes()).expect("valid")
 }
 
+fn weights() -> DummyWeights {
+    DummyWeights::new(5).with_standard_deviation(0.3)
+}
+
 fn decoder(spec: &ModelSpec, isa: Isa) -> Decoder {
-    let source = DummyWeights::new(5).with_standard_deviation(0.3);
-    Decoder::new(spec.clone(), Arc::new(load_weights(spec, &source).expect("never fails")), isa)
+    Decoder::new(spec.clone(), Arc::new(load_weights(spec, &weights()).expect("never fails")), isa)
 }
 
 /// A sequence on its way through steps.
@@ -106,6 +110,33 @@ fn step(
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// f32 against candle's f64, at every position: of the largest logit, a hundred thousandth.
+    #[test]
+    fn logits_are_those_of_plain_candle_operations(
+        tokens in prop::collection::vec(0_u32..40, 1..90),
+        block_size in 1_u32..24,
+        family in prop::sample::select(vec!["LlamaForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"]),
+        window in 1_u32..60,
+        head_dim in prop::sample::select(vec![6_usize, 16, 34, 80]),
+        kv_heads in prop::sample::select(vec![1_usize, 2, 4]),
+    ) {
+        let spec = spec(family, head_dim, kv_heads, Some(window));
+        let want = Reference { spec: &spec, source: &weights() }.logits(&tokens).expect("candle computes it");
+        let decoder = decoder(&spec, Isa::best());
+        let (mut alone, blocks) = sequences(std::slice::from_ref(&tokens), block_size as usize, 0);
+        let pool = PagedPool::new(CandleBackend::layout_of(&spec, block_size, KvDtype::F32), blocks);
+        for (position, want) in want.iter().enumerate() {
+            let (_, logits) = step(&decoder, &pool, &mut alone, &[1]).remove(0);
+            let largest = want.iter().fold(0.0_f64, |max, logit| max.max(logit.abs()));
+            for (logit, want) in logits.into_iter().map(f32::from_bits).zip(want) {
+                prop_assert!(
+                    (f64::from(logit) - want).abs() <= 1e-5 * largest,
+                    "position {position}: {logit}, not {want}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn however_tokens_are_cut_into_steps_logits_have_equal_bits(
