@@ -78,9 +78,12 @@ impl ProcessInfo {
         Duration::from_millis(now_ms.saturating_sub(self.start_ticks * 10))
     }
 
-    /// Whether its arguments have this one.
+    /// Whether its arguments have this one, by itself or as the value of a flag: `--flag=argument`.
     pub fn has_argument(&self, argument: &str) -> bool {
-        self.arguments.iter().any(|a| a == argument)
+        let is_value = |a: &str| {
+            a.strip_prefix("--").and_then(|flag| flag.split_once('=')).is_some_and(|(_, value)| value == argument)
+        };
+        self.arguments.iter().any(|a| a == argument || is_value(a))
     }
 }
 
