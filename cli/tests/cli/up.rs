@@ -143,8 +143,8 @@ async fn a_worker_whose_port_is_taken_meanwhile_takes_another() {
     let mut up = Up::start(&[]);
     up.ready().await;
     let decode = child(&up, "decode-0").await;
-    let listen = decode.arguments.iter().position(|argument| argument == "--listen").unwrap();
-    let address = decode.arguments[listen + 1].clone();
+    let address =
+        decode.arguments.iter().find_map(|argument| argument.strip_prefix("--listen=")).unwrap().to_owned();
     procfs::kill_9(decode.pid);
     // Before it is started again.
     let _taken = eventually("the port to be free", DONE, async || {

@@ -97,19 +97,21 @@ async fn many_choices_leave_room() {
     let worker = FakeWorker::decode("d0", vec![open(12), open(12), open(8), open(8)]);
     let router = TestRouter::start(&[&worker], &["--max-in-flight", "40"]).await;
     let with = |n: u32| json!({ "model": "tiny", "prompt": "p", "n": n });
-    let mut held = vec![router.spawn_complete(with(12))];
-    router.until_metric("disagg_router_choices_in_flight 12").await;
-    held.push(router.spawn_complete(with(12)));
-    router.until_metric("disagg_router_choices_in_flight 24").await;
-    // The third would leave 4 of 40.
-    let refused = router.post("/v1/completions", &with(12)).await;
-    assert_eq!((refused.status, refused.header("retry-after")), (429, "1"));
-    // Requests with few choices take all there is.
-    held.push(router.spawn_complete(with(8)));
-    router.until_metric("disagg_router_choices_in_flight 32").await;
-    held.push(router.spawn_complete(with(8)));
-    router.until_metric("disagg_router_choices_in_flight 40").await;
-    worker.until("asked", |seen| seen.requests.len() == 4).await;
+    let mut held = Vec::new();
+    let mut in_flight = 0;
+    // The third of 12 would leave 4 of 40.
+    for (choices, fits) in [(12, true), (12, true), (12, false), (8, true), (8, true)] {
+        if !fits {
+            let refused = router.post("/v1/completions", &with(choices)).await;
+            assert_eq!((refused.status, refused.header("retry-after")), (429, "1"));
+            continue;
+        }
+        held.push(router.spawn_complete(with(choices)));
+        in_flight += choices;
+        router.until_metric(&format!("disagg_router_choices_in_flight {in_flight}")).await;
+        // The worker answers in the order in which it is asked.
+        worker.until("asked", |seen| seen.requests.len() == held.len()).await;
+    }
     worker.open_gate();
     for answer in held {
         assert_eq!(answer.await.unwrap().status, 200);

@@ -81,7 +81,9 @@ impl ProcessInfo {
     /// Whether its arguments have this one, by itself or as the value of a flag: `--flag=argument`.
     pub fn has_argument(&self, argument: &str) -> bool {
         let is_value = |a: &str| {
-            a.strip_prefix("--").and_then(|flag| flag.split_once('=')).is_some_and(|(_, value)| value == argument)
+            a.strip_prefix("--")
+                .and_then(|flag| flag.split_once('='))
+                .is_some_and(|(_, value)| value == argument)
         };
         self.arguments.iter().any(|a| a == argument || is_value(a))
     }
