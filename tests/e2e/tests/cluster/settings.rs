@@ -21,7 +21,8 @@ use crate::session::operator;
 
 const NAME: &str = "tuned";
 
-/// The port of a router's container.
+/// Ports of a router's container: for clients, and for whoever runs it.
+const API_PORT: u16 = 8181;
 const ADMIN_PORT: u16 = 8182;
 
 /// Longest wait for an edit to be in force. What it took is printed; a second is the aim, on a machine that does little
@@ -31,7 +32,13 @@ const IN_FORCE: Duration = Duration::from_secs(20);
 struct Tuned {
     namespace: Namespace,
     /// By name of the pod.
-    routers: BTreeMap<String, Forward>,
+    routers: BTreeMap<String, Ports>,
+}
+
+/// Port-forwards to a router.
+struct Ports {
+    api: Forward,
+    admin: Forward,
 }
 
 impl Tuned {
@@ -48,16 +55,18 @@ impl Tuned {
     async fn reach_routers(&mut self) {
         self.routers.clear();
         for pod in self.namespace.ready_pods(&part(NAME, "router"), 2, CONVERGE).await {
-            let forward = self.namespace.forward_pod(&pod.name_any(), ADMIN_PORT).await;
-            self.routers.insert(pod.name_any(), forward);
+            let name = pod.name_any();
+            let api = self.namespace.forward_pod(&name, API_PORT).await;
+            let admin = self.namespace.forward_pod(&name, ADMIN_PORT).await;
+            self.routers.insert(name, Ports { api, admin });
         }
     }
 
     /// What each router says of its settings.
     async fn reports(&self) -> Result<Vec<Value>, String> {
         let mut reports = Vec::new();
-        for forward in self.routers.values() {
-            let url = format!("{}/internal/settings", forward.url());
+        for router in self.routers.values() {
+            let url = format!("{}/internal/settings", router.admin.url());
             let answer = http_client().get(url).send().await.map_err(|error| error.to_string())?;
             reports.push(answer.json().await.map_err(|error| error.to_string())?);
         }
@@ -107,12 +116,12 @@ impl Tuned {
     /// Asks each router for a completion of so many tokens that are nowhere cached, and gives which were placed remotely.
     async fn placements(&self, tokens: u32, salt: impl Debug) -> Vec<bool> {
         let mut remote = Vec::new();
-        for (pod, forward) in &self.routers {
+        for (pod, router) in &self.routers {
             let request = json!({
                 "model": "small", "max_tokens": 2, "temperature": 0, "cache_salt": format!("{salt:?}-{pod}"),
                 "prompt": (0..tokens).map(|at| 3 + at * 7 % 250).collect::<Vec<_>>(),
             });
-            let url = format!("{}/v1/completions", forward.url());
+            let url = format!("{}/v1/completions", router.api.url());
             let answer = http_client().post(url).json(&request).send().await.expect("an answer");
             remote.push(openai::completion(answer).await.placement.remote);
         }
