@@ -22,7 +22,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Every format.
+    /// Every format, the default first.
     pub const ALL: [Self; 4] = [Self::Auto, Self::Float32, Self::Bfloat16, Self::Float16];
 
     /// The name used in flags and resources.
@@ -70,7 +70,7 @@ pub enum LoadFormat {
 }
 
 impl LoadFormat {
-    /// Every format.
+    /// Every way to load weights, the default first.
     pub const ALL: [Self; 2] = [Self::Auto, Self::Dummy];
 
     /// The name used in flags and resources.

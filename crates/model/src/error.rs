@@ -70,9 +70,6 @@ pub enum ModelError {
         /// What is wrong with it.
         message: String,
     },
-    /// A backend cannot keep a tensor.
-    #[error("weights cannot be kept: {0}")]
-    Backend(String),
     /// The small model's tokenizer could not be built.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -90,7 +87,7 @@ impl ModelError {
         match self {
             Self::File(error) => error.is_final(),
             // Reading what was there a moment ago; memory or a disk.
-            Self::Io { .. } | Self::Backend(_) => false,
+            Self::Io { .. } => false,
             Self::Missing { .. }
             | Self::Json { .. }
             | Self::Config { .. }

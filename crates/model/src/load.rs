@@ -79,7 +79,7 @@ impl Product<'_> {
 pub struct Weights<S: Storage> {
     /// Rows for tokens.
     pub embedding: S::Table,
-    /// In order.
+    /// From the one behind the embedding to the one before the last norm.
     pub layers: Vec<Layer<S>>,
     /// `[hidden]`, after the last layer.
     pub norm: S::Vector,
@@ -171,7 +171,7 @@ pub struct Experts<S: Storage> {
     pub shape: ExpertsSpec,
     /// From the residual stream to a score for each expert.
     pub router: S::Linear,
-    /// In order.
+    /// By their index among the router's scores.
     pub experts: Vec<Dense<S>>,
 }
 

@@ -33,7 +33,7 @@ pub struct ModelSpec {
     pub weight_format: WeightFormat,
     /// `[vocab, hidden]`.
     pub embedding: TensorSpec,
-    /// In order.
+    /// From the one behind the embedding to the one before the last norm.
     pub layers: Vec<LayerSpec>,
     /// `[hidden]`, after the last layer.
     pub norm: TensorSpec,

@@ -12,27 +12,23 @@ use super::Definition;
 use super::table::Table;
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::spec::{LayerSpec, MlpSpec, Slot};
+use crate::spec::{LayerSpec, Slot};
 
 pub(super) const LLAMA: Definition =
     Definition { architecture: "LlamaForCausalLM", model_type: "llama", head_dim: None, layer };
 
 fn layer(config: &Config<'_>, index: usize) -> Result<LayerSpec, ModelError> {
-    let (hidden, mlp) = (config.hidden_size, config.intermediate_size()?);
-    let (q, kv) = (config.q_size(), config.kv_size());
+    let hidden = config.hidden_size;
+    let q = config.q_size();
     // On all four projections of the attention, and on all three of the MLP.
     let attention_bias = config.raw.attention_bias.unwrap_or(false);
     let mlp_bias = config.raw.mlp_bias.unwrap_or(false);
 
     let mut table = Table::of_layer(index);
     table.norm(Slot::InputNorm, "input_layernorm", hidden);
-    table.linear(Slot::Qkv, "self_attn.q_proj", [q, hidden], attention_bias);
-    table.linear(Slot::Qkv, "self_attn.k_proj", [kv, hidden], attention_bias);
-    table.linear(Slot::Qkv, "self_attn.v_proj", [kv, hidden], attention_bias);
+    table.qkv(config, attention_bias);
     table.linear(Slot::AttentionOutput, "self_attn.o_proj", [hidden, q], attention_bias);
     table.norm(Slot::MlpNorm, "post_attention_layernorm", hidden);
-    table.linear(Slot::GateUp, "mlp.gate_proj", [mlp, hidden], mlp_bias);
-    table.linear(Slot::GateUp, "mlp.up_proj", [mlp, hidden], mlp_bias);
-    table.linear(Slot::Down, "mlp.down_proj", [hidden, mlp], mlp_bias);
-    Ok(LayerSpec { window: None, mlp: MlpSpec::Dense { width: mlp }, tensors: table.finish() })
+    let mlp = table.gated_mlp(config, config.intermediate_size()?, mlp_bias);
+    Ok(LayerSpec { window: None, mlp, tensors: table.finish() })
 }

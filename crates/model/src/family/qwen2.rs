@@ -7,28 +7,20 @@ use super::table::Table;
 use super::{Definition, window};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::spec::{LayerSpec, MlpSpec, Slot};
+use crate::spec::{LayerSpec, Slot};
 
 pub(super) const QWEN2: Definition =
     Definition { architecture: "Qwen2ForCausalLM", model_type: "qwen2", head_dim: None, layer };
 
 fn layer(config: &Config<'_>, index: usize) -> Result<LayerSpec, ModelError> {
-    let (hidden, mlp) = (config.hidden_size, config.intermediate_size()?);
-    let (q, kv) = (config.q_size(), config.kv_size());
+    let hidden = config.hidden_size;
+    let q = config.q_size();
 
     let mut table = Table::of_layer(index);
     table.norm(Slot::InputNorm, "input_layernorm", hidden);
-    table.linear(Slot::Qkv, "self_attn.q_proj", [q, hidden], true);
-    table.linear(Slot::Qkv, "self_attn.k_proj", [kv, hidden], true);
-    table.linear(Slot::Qkv, "self_attn.v_proj", [kv, hidden], true);
+    table.qkv(config, true);
     table.linear(Slot::AttentionOutput, "self_attn.o_proj", [hidden, q], false);
     table.norm(Slot::MlpNorm, "post_attention_layernorm", hidden);
-    table.linear(Slot::GateUp, "mlp.gate_proj", [mlp, hidden], false);
-    table.linear(Slot::GateUp, "mlp.up_proj", [mlp, hidden], false);
-    table.linear(Slot::Down, "mlp.down_proj", [hidden, mlp], false);
-    Ok(LayerSpec {
-        window: window::of_layer(config, index)?,
-        mlp: MlpSpec::Dense { width: mlp },
-        tensors: table.finish(),
-    })
+    let mlp = table.gated_mlp(config, config.intermediate_size()?, false);
+    Ok(LayerSpec { window: window::of_layer(config, index)?, mlp, tensors: table.finish() })
 }

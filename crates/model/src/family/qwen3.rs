@@ -7,7 +7,7 @@ use super::table::Table;
 use super::{Definition, window};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::spec::{LayerSpec, MlpSpec, Slot};
+use crate::spec::{LayerSpec, Slot};
 
 pub(super) const QWEN3: Definition =
     Definition { architecture: "Qwen3ForCausalLM", model_type: "qwen3", head_dim: Some(HEAD_DIM), layer };
@@ -16,30 +16,22 @@ pub(super) const QWEN3: Definition =
 const HEAD_DIM: u64 = 128;
 
 fn layer(config: &Config<'_>, index: usize) -> Result<LayerSpec, ModelError> {
-    let (hidden, mlp) = (config.hidden_size, config.intermediate_size()?);
+    let hidden = config.hidden_size;
 
     let mut table = Table::of_layer(index);
     attention(config, &mut table);
     table.norm(Slot::MlpNorm, "post_attention_layernorm", hidden);
-    table.linear(Slot::GateUp, "mlp.gate_proj", [mlp, hidden], false);
-    table.linear(Slot::GateUp, "mlp.up_proj", [mlp, hidden], false);
-    table.linear(Slot::Down, "mlp.down_proj", [hidden, mlp], false);
-    Ok(LayerSpec {
-        window: window::of_layer(config, index)?,
-        mlp: MlpSpec::Dense { width: mlp },
-        tensors: table.finish(),
-    })
+    let mlp = table.gated_mlp(config, config.intermediate_size()?, false);
+    Ok(LayerSpec { window: window::of_layer(config, index)?, mlp, tensors: table.finish() })
 }
 
 /// The attention's tensors, which the mixtures of experts have too.
 pub(super) fn attention(config: &Config<'_>, table: &mut Table) {
     let (hidden, head_dim) = (config.hidden_size, config.head_dim);
-    let (q, kv) = (config.q_size(), config.kv_size());
+    let q = config.q_size();
     let bias = config.raw.attention_bias.unwrap_or(false);
     table.norm(Slot::InputNorm, "input_layernorm", hidden);
-    table.linear(Slot::Qkv, "self_attn.q_proj", [q, hidden], bias);
-    table.linear(Slot::Qkv, "self_attn.k_proj", [kv, hidden], bias);
-    table.linear(Slot::Qkv, "self_attn.v_proj", [kv, hidden], bias);
+    table.qkv(config, bias);
     table.norm(Slot::QNorm, "self_attn.q_norm", head_dim);
     table.norm(Slot::KNorm, "self_attn.k_norm", head_dim);
     table.linear(Slot::AttentionOutput, "self_attn.o_proj", [hidden, q], bias);

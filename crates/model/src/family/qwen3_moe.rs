@@ -25,11 +25,7 @@ fn layer(config: &Config<'_>, index: usize) -> Result<LayerSpec, ModelError> {
     attention(config, &mut table);
     table.norm(Slot::MlpNorm, "post_attention_layernorm", hidden);
     let mlp = if is_dense {
-        let mlp = config.intermediate_size()?;
-        table.linear(Slot::GateUp, "mlp.gate_proj", [mlp, hidden], false);
-        table.linear(Slot::GateUp, "mlp.up_proj", [mlp, hidden], false);
-        table.linear(Slot::Down, "mlp.down_proj", [hidden, mlp], false);
-        MlpSpec::Dense { width: mlp }
+        table.gated_mlp(config, config.intermediate_size()?, false)
     } else {
         let experts = experts(config)?;
         table.linear(Slot::Router, "mlp.gate", [experts.count, hidden], false);
